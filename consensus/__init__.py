@@ -1,0 +1,1 @@
+"""Generic replication: knows bytes and never tensors, and imports nothing of paramserver or worker."""

@@ -1,0 +1,1 @@
+"""Consensus protocols without IO: no clock, threads, randomness, files or network."""

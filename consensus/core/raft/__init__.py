@@ -1,0 +1,1 @@
+"""The Raft state machine, one concern a file."""

@@ -1,0 +1,1 @@
+"""Virtual clock, network and disks; fault schedules and checks after every event."""

@@ -1,0 +1,1 @@
+"""The shared write-ahead log, snapshots and the filesystem seam."""

@@ -1,0 +1,1 @@
+"""The state machine of group 0: models, placement, workers, leases."""

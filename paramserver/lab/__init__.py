@@ -1,0 +1,1 @@
+"""The local cluster of processes that demo, tests and benchmarks share."""

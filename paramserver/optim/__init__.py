@@ -1,0 +1,1 @@
+"""Optimizers: pure functions on blocks of weights, slots and gradient."""

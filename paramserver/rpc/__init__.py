@@ -1,0 +1,1 @@
+"""Servicers and interceptors; translation between proto and domain; error mapping."""

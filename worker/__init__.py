@@ -1,0 +1,1 @@
+"""What training code runs; also reachable as paramserver.connect."""

@@ -1,0 +1,1 @@
+"""The array namespace: NumPy or CuPy."""

@@ -1,0 +1,1 @@
+"""The bundled training loop and models."""
