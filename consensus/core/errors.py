@@ -1,0 +1,35 @@
+"""Errors of the consensus core.
+
+ConsensusError
+├── NotLeader          operating error: propose elsewhere (`leader` may be 0: unknown)
+├── Busy               operating error: uncommitted bytes are at their bound, try again later
+└── InvariantViolated  a bug: the process must end
+"""
+
+from __future__ import annotations
+
+
+class ConsensusError(Exception):
+    """Root of the tree."""
+
+
+class NotLeader(ConsensusError):
+    """This replica does not lead; `leader` is the replica it follows, 0 when unknown. Safe to retry there."""
+
+    def __init__(self, leader: int, term: int) -> None:
+        super().__init__(f"not the leader in term {term}; leader is {leader or 'unknown'}")
+        self.leader = leader
+        self.term = term
+
+
+class Busy(ConsensusError):
+    """The uncommitted tail of the log is at its bound. Nothing was appended; safe to retry later."""
+
+    def __init__(self, uncommitted_bytes: int, uncommitted_bytes_max: int) -> None:
+        super().__init__(f"uncommitted log holds {uncommitted_bytes} bytes, bound is {uncommitted_bytes_max}")
+        self.uncommitted_bytes = uncommitted_bytes
+        self.uncommitted_bytes_max = uncommitted_bytes_max
+
+
+class InvariantViolated(ConsensusError):
+    """Something that can never be true was true. Going on would risk data, so the process ends."""

@@ -1,0 +1,252 @@
+"""What every consensus protocol of ours shares with its host: the values that cross the border.
+
+Owns the vocabulary (entries, messages, `Ready`). Invariants: every value here is immutable; payloads are opaque
+buffers that are passed on by reference and never copied. Must not know: tensors, disks, sockets, clocks, threads.
+
+The contract between core and host (DESIGN section 5):
+
+* the host feeds inputs: `step(message)`, `tick(elapsed_ms)`, `propose(payload, crc)`, `connection(replica, closed)`;
+* after any input it drains `ready()` while `has_ready()`; each `Ready` says what to persist, what to send now, what
+  to apply;
+* a `Ready` that has something to persist carries a `persist_number` > 0; once hard state and entries of that batch are
+  durable the host calls `persisted(number)`. Batches are made durable in the order in which they were issued: hard
+  state and entries are one ordered stream (HAZARDS 7). Answers which speak of unsynced things are held back by the
+  core itself, and come out in a later `Ready.messages`;
+* committed entries are only handed out once they are durable on this replica (RULES S3); the host applies them in order
+  and reports `applied(index)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol, TypeAlias
+
+GroupId: TypeAlias = int
+"""A consensus group; 0 is the catalogue."""
+ReplicaId: TypeAlias = int
+"""A member of one group, never reused; 0 means nobody. Bootstrap replicas carry their node's id."""
+NodeId: TypeAlias = int
+"""A server process, 1..2**16-1."""
+Payload: TypeAlias = bytes | memoryview
+
+
+class EntryKind(IntEnum):
+    NORMAL = 1
+    NOOP = 2
+    CONFIGURATION = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One log entry. `crc` is the CRC32C of `payload`, made when the command was encoded; it travels with the entry
+    through network, WAL and apply and is checked at each (RULES W1)."""
+
+    term: int
+    index: int
+    kind: EntryKind
+    payload: Payload
+    crc: int
+
+
+@dataclass(frozen=True, slots=True)
+class HardState:
+    """What must be durable before a replica speaks of it. `commit` is a hint: it may lag behind."""
+
+    term: int = 0
+    vote: ReplicaId = 0
+    commit: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """Members of a group. The order of `voters` is their place: preferred leader first (RULES C2, C6)."""
+
+    voters: tuple[ReplicaId, ...]
+    learners: tuple[ReplicaId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotMeta:
+    """A snapshot holds everything up to and including `index`. `snapshot_id` names its file; `bytes` is its size."""
+
+    index: int
+    term: int
+    configuration: Configuration
+    snapshot_id: str
+    size_bytes: int = 0
+
+
+# --- messages between replicas of one group -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """`incarnation` is the sender's durable start counter (RULES C4)."""
+
+    sender: ReplicaId
+    to: ReplicaId
+    term: int
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VoteRequest(Message):
+    """`pre` marks a pre-vote: then `term` is the term the candidate *would* campaign in."""
+
+    pre: bool
+    last_index: int
+    last_term: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VoteResponse(Message):
+    """A refused pre-vote carries the refuser's own term, which may be higher (HAZARDS 11)."""
+
+    pre: bool
+    granted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppendRequest(Message):
+    """Entries follow (previous_index, previous_term). Without entries it is a probe or a commit announcement."""
+
+    previous_index: int
+    previous_term: int
+    commit: int
+    entries: tuple[Entry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppendResponse(Message):
+    """Success: `match_index` is durable on the sender and equal to the leader's log (flushed cursor, HAZARDS 4).
+    Rejection: (`conflict_index`, `conflict_term`) tell where to try next (Raft section 5.3, fast back-off)."""
+
+    rejected: bool
+    match_index: int
+    conflict_index: int = 0
+    conflict_term: int = 0
+    last_index: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat(Message):
+    """Never carries entries and never rides behind them. `commit` is at most the receiver's match index.
+    `round` numbers the leader's heartbeat rounds within its term."""
+
+    commit: int
+    round: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeartbeatResponse(Message):
+    round: int
+    match_index: int
+    """Flushed and known equal to this leader's log in this term; 0 when unknown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotOffer(Message):
+    """Handed to the receiving core by its host when a whole snapshot of the leader (`sender`, `term`) arrived and was
+    verified. The core answers by a `Ready.install` or ignores it."""
+
+    meta: SnapshotMeta
+
+
+AnyMessage: TypeAlias = (
+    VoteRequest | VoteResponse | AppendRequest | AppendResponse | Heartbeat | HeartbeatResponse | SnapshotOffer
+)
+
+
+# --- what the core asks of its host ---------------------------------------------------------------------------------
+
+
+class Role(IntEnum):
+    FOLLOWER = 1
+    PRE_CANDIDATE = 2
+    CANDIDATE = 3
+    LEADER = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """One batch of work for the host.
+
+    `persist_number` > 0: write `install` (a snapshot record), then `hard_state`, then `entries`, to the one ordered
+    stream, and call `persisted(persist_number)` when they are durable. `entries` supersede everything at or above
+    the first one's index.
+    `messages`: may be sent at once (before, or while, the batch is being written).
+    `committed`: committed and durable here, in order, to be applied.
+    `send_snapshot`: peers whose next entry is compacted away; the host streams its newest snapshot to them and reports
+    `snapshot_sent(replica, meta, ok)`.
+    `install`: a snapshot that the host holds as a verified file: make its record durable, load it into the state machine,
+    then report `persisted(number)` and `installed(meta)`.
+    """
+
+    persist_number: int = 0
+    hard_state: HardState | None = None
+    entries: tuple[Entry, ...] = ()
+    install: SnapshotMeta | None = None
+    messages: tuple[AnyMessage, ...] = ()
+    committed: tuple[Entry, ...] = ()
+    send_snapshot: tuple[ReplicaId, ...] = ()
+
+
+class Randomness(Protocol):
+    """The injected source of randomness, `random.Random` by shape."""
+
+    def randrange(self, start: int, stop: int) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A picture of a replica for people and checks."""
+
+    role: Role
+    term: int
+    leader: ReplicaId
+    vote: ReplicaId
+    first_index: int
+    last_index: int
+    last_term: int
+    flushed_index: int
+    commit_index: int
+    applied_index: int
+    snapshot_index: int
+    ready_to_serve: bool
+    """Leader whose no-op of this term is applied (RULES S2)."""
+    match: dict[ReplicaId, int] = field(default_factory=dict)
+
+
+class Core(Protocol):
+    """One replica of one group as a pure state machine. `consensus.core.raft.RaftCore` is one."""
+
+    def step(self, message: AnyMessage) -> None:
+        """Take a message from a peer. Malformed or foreign ones are counted and dropped, never raise."""
+
+    def tick(self, elapsed_ms: int) -> None:
+        """Time passed. After a stall the host caps `elapsed_ms` at one election timeout (RULES C1)."""
+
+    def propose(self, payload: Payload, crc: int, kind: EntryKind = EntryKind.NORMAL) -> tuple[int, int]:
+        """Append a command and return its (term, index). Raises `NotLeader` (with the known leader) or `Busy`
+        (uncommitted bytes above the bound)."""
+
+    def connection(self, replica: ReplicaId, *, closed: bool) -> None:
+        """The control connection to that replica closed or stands again: a hint, never a proof (RULES C2)."""
+
+    def persisted(self, number: int) -> None: ...
+
+    def applied(self, index: int) -> None: ...
+
+    def installed(self, meta: SnapshotMeta) -> None: ...
+
+    def snapshot_sent(self, replica: ReplicaId, meta: SnapshotMeta | None, *, ok: bool) -> None: ...
+
+    def compact(self, meta: SnapshotMeta, *, keep_from: int) -> None:
+        """The host holds a durable snapshot `meta`; entries below `keep_from` (<= meta.index + 1) are released."""
+
+    def has_ready(self) -> bool: ...
+
+    def ready(self) -> Ready: ...
+
+    def status(self) -> Status: ...

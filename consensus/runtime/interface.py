@@ -1,0 +1,118 @@
+"""What the runtime asks of those above (state machine, listener) and beside it (clock, lanes, log writer).
+
+Owns the seams that let the same runtime run on threads and an event loop, or in the simulator on a virtual clock.
+Invariants: every callback comes on the host's thread (the event loop; the simulator's only thread), except
+`StateMachine` methods, which run on the group's lane, one at a time, in order. Must not know: tensors, gRPC, files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+from consensus.core.interface import Entry, GroupId, Payload, ReplicaId
+from consensus.storage.interface import GroupAppend
+
+T = TypeVar("T")
+
+
+class StateMachine(Protocol):
+    """Replicated state of one group. Deterministic: nothing but the entries decides what it becomes (RULES S13)."""
+
+    def apply(self, entry: Entry) -> Any:
+        """Apply a committed NORMAL entry; the returned value goes to the proposer (if it waits here) and to
+        `GroupListener.applied`. Never raises for bad commands: a refusal is a result."""
+
+    def snapshot(self) -> Iterator[Payload]:
+        """The whole state, everything that `apply` ever looks at, as a stream of chunks."""
+
+    def restore(self, chunks: Iterator[memoryview]) -> None:
+        """Replace the whole state."""
+
+    def size_bytes(self) -> int:
+        """Size of the state; log is released at a multiple of it (RULES W6)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """One applied NORMAL entry and what `StateMachine.apply` returned."""
+
+    term: int
+    index: int
+    result: Any
+
+
+class GroupListener(Protocol):
+    """How the owner of a group hears of it. All on the host's thread."""
+
+    def leading(self, term: int) -> None:
+        """This replica leads and its no-op of that term is applied: it may judge and serve (RULES S2)."""
+
+    def deposed(self, term: int) -> None:
+        """No longer leading (comes also when `leading` never did)."""
+
+    def leader_changed(self, leader: ReplicaId, term: int) -> None:
+        """`leader` 0: unknown."""
+
+    def applied(self, batch: Sequence[Applied]) -> None: ...
+
+    def restored(self, index: int) -> None:
+        """The state machine was replaced by a snapshot."""
+
+    def note(self) -> bytes:
+        """Annotation for the next answer to the leader, at most 4 KiB; empty for none."""
+
+    def noted(self, replica: ReplicaId, note: bytes) -> None:
+        """A follower's annotation arrived (at the leader)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The proposal was applied here at (term, index)."""
+
+    term: int
+    index: int
+    result: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Not appended, surely without effect. `leader` is where to go (0: unknown); `busy`: here, but later."""
+
+    leader: ReplicaId
+    term: int
+    busy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Leadership was lost before the outcome was known: it may or may not be applied later (HAZARDS 31)."""
+
+    term: int
+    index: int
+
+
+Outcome: TypeAlias = Committed | Refused | Unknown
+"""Every proposal gets exactly one (HAZARDS 28)."""
+
+
+class Clock(Protocol):
+    def now_ms(self) -> int:
+        """Monotonic milliseconds."""
+
+
+class LogWriter(Protocol):
+    """Writes and syncs appends of all groups of the node in the order submitted, many groups to one sync."""
+
+    def submit(self, append: GroupAppend, done: Callable[[], None]) -> None:
+        """`done` is called on the host's thread once durable. A failed write or sync never calls it: the process
+        ends."""
+
+    def release(self, group: GroupId, below_index: int) -> None: ...
+
+
+class Lanes(Protocol):
+    """Where heavy work runs. Work of one lane runs in order, one at a time; `done` on the host's thread."""
+
+    def run(self, lane: str, work: Callable[[], T], done: Callable[[T], None]) -> None: ...

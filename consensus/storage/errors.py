@@ -1,0 +1,38 @@
+"""Errors of storage.
+
+StorageError
+├── StorageFailed     write or sync failed: the page cache cannot be trusted, the process ends (exit code 74)
+├── StorageFull       no space; nothing was written
+├── SnapshotDamaged   a snapshot file fails its checks
+├── UnknownFormat     a file carries a newer or unknown version
+└── IdentityMismatch  the folder belongs to another cluster or node
+"""
+
+from __future__ import annotations
+
+EXIT_STORAGE_FAILED = 74
+"""Process exit code after a failed write or fsync (EX_IOERR)."""
+
+
+class StorageError(Exception):
+    """Root of the tree."""
+
+
+class StorageFailed(StorageError):
+    """A write or sync failed. What was in flight is neither known durable nor known lost."""
+
+
+class StorageFull(StorageError):
+    """The disk is full; nothing of this batch was written."""
+
+
+class SnapshotDamaged(StorageError):
+    """A chunk or the manifest of a snapshot does not verify."""
+
+
+class UnknownFormat(StorageError):
+    """A file of a version that this build does not know."""
+
+
+class IdentityMismatch(StorageError):
+    """The data folder belongs to another cluster or node."""

@@ -1,0 +1,133 @@
+"""What storage offers its host, and the seam to the file system below it.
+
+Owns the values that cross both borders. Invariants: a `Wal` is driven by one caller at a time; `write` may buffer
+nothing; what `sync` returned for is durable. Must not know: messages, elections, tensors, threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from consensus.core.interface import Entry, GroupId, HardState, Payload, SnapshotMeta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupAppend:
+    """What one `Ready` wants durable, in this order: snapshot record, hard state, entries. `release_below` > 0 says that
+    the group's entries below that index are no longer live (its snapshot record is durable)."""
+
+    group: GroupId
+    install: SnapshotMeta | None = None
+    hard_state: HardState | None = None
+    entries: tuple[Entry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Whose log this is. `cluster` and uuids are 16 bytes. `peers` are the uuids of the other nodes, where known."""
+
+    cluster: bytes
+    node: int
+    node_uuid: bytes
+    peers: dict[int, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveredGroup:
+    """What the log holds of one group. `entries` are contiguous and follow the snapshot (or start at or below it).
+    `damage` is empty, or one line that says what was found and where: then the replica must not run."""
+
+    hard_state: HardState
+    snapshot: SnapshotMeta | None
+    entries: tuple[Entry, ...]
+    damage: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """`incarnation` is this start's number, durable (RULES C4). `discarded_tail_bytes` is the torn tail, if any."""
+
+    incarnation: int
+    groups: dict[GroupId, RecoveredGroup]
+    damage: str = ""
+    """Damage that may concern any group (it is unknown which was hit): no replica of this node may run."""
+    discarded_tail_bytes: int = 0
+
+
+class LogStore(Protocol):
+    """`consensus.storage.wal.Wal` by shape. Opened by `Wal.open(filesystem, directory, identity, options) ->
+    (Wal, Recovery)`, which has already made everything it recovered durable again (RULES W3)."""
+
+    def write(self, appends: Sequence[GroupAppend]) -> None:
+        """One batch: a gathered write of everything, at most `flush_bytes_max` (8 MiB) unless one entry alone is larger.
+        Rotates segments as needed. Raises `StorageFull` before anything was written, `StorageFailed` otherwise."""
+
+    def sync(self) -> None:
+        """Make all written batches durable. Raises `StorageFailed`: the process must end (HAZARDS 22)."""
+
+    def release(self, group: GroupId, below_index: int) -> None:
+        """Entries of the group below that index are covered by a durable snapshot record."""
+
+    def idle(self) -> None:
+        """100 ms without an append: flush an empty batch so that the last real one is covered (RULES W2)."""
+
+    def close(self) -> None: ...
+
+
+class SnapshotWriter(Protocol):
+    def write(self, chunk: Payload) -> None: ...
+
+    def commit(self) -> SnapshotMeta:
+        """fsync, rename, fsync of the folder; returns the meta with `size_bytes`."""
+
+    def abort(self) -> None: ...
+
+
+class SnapshotStore(Protocol):
+    """Snapshot files of all groups of a node: temp file, CRC per chunk, manifest, fsync, rename, fsync of the folder."""
+
+    def create(self, group: GroupId, meta: SnapshotMeta) -> SnapshotWriter: ...
+
+    def read(self, group: GroupId, snapshot_id: str) -> Iterator[memoryview]:
+        """The logical content, chunk by chunk (at most 1 MiB each), each checked. Raises `SnapshotDamaged`."""
+
+    def delete_older(self, group: GroupId, keep_snapshot_id: str) -> None: ...
+
+
+class File(Protocol):
+    """An open file. All offsets and sizes in bytes."""
+
+    def pwrite(self, buffers: Sequence[Payload], offset: int) -> None:
+        """A gathered write of all buffers, whole or `OSError`."""
+
+    def pread(self, length: int, offset: int) -> bytes: ...
+
+    def size(self) -> int: ...
+
+    def preallocate(self, length: int) -> None:
+        """Allocate and fill with zeros up to `length`."""
+
+    def datasync(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class FileSystem(Protocol):
+    """The only way storage touches a disk: `consensus.storage.filesystem.OsFileSystem`, or a simulated one."""
+
+    def open(self, path: str, *, create: bool = False) -> File: ...
+
+    def exists(self, path: str) -> bool: ...
+
+    def listdir(self, path: str) -> list[str]: ...
+
+    def mkdir(self, path: str) -> None:
+        """Create with parents; fine when it exists."""
+
+    def rename(self, source: str, target: str) -> None: ...
+
+    def unlink(self, path: str) -> None: ...
+
+    def sync_directory(self, path: str) -> None: ...

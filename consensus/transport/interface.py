@@ -1,0 +1,73 @@
+"""What a transport between nodes offers.
+
+Owns the envelope: which group a message belongs to. Invariants: `send` never blocks and never raises for a peer that
+is away; per channel and peer, envelopes arrive in order or not at all. Must not know: what messages mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol, TypeAlias
+
+from consensus.core.interface import AnyMessage, GroupId, Message, NodeId, Payload, SnapshotMeta
+
+NOTE_BYTES_MAX = 4096
+"""An envelope's note is at most this long; a longer one is refused by the sender."""
+
+
+class Channel(IntEnum):
+    """Control carries votes, heartbeats and answers; bulk carries entries and snapshot chunks (RULES C3)."""
+
+    CONTROL = 1
+    BULK = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotChunk(Message):
+    """A piece of a snapshot on its way to a follower; `crc` is the CRC32C of `data`."""
+
+    meta: SnapshotMeta
+    offset: int
+    data: Payload
+    crc: int
+    last: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotAnswer(Message):
+    """`next_offset`: everything below is held. `refused`: start over, or give up."""
+
+    snapshot_id: str
+    next_offset: int
+    refused: bool = False
+    installed: bool = False
+    index: int = 0
+
+
+TransportMessage: TypeAlias = AnyMessage | SnapshotChunk | SnapshotAnswer
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A message of one group. `note` is an opaque annotation by the sender's state machine (digests)."""
+
+    group: GroupId
+    message: TransportMessage
+    note: bytes = b""
+
+
+class Receiver(Protocol):
+    """What the runtime gives a transport."""
+
+    def received(self, node: NodeId, envelopes: Sequence[Envelope]) -> None: ...
+
+    def connection(self, node: NodeId, *, closed: bool) -> None:
+        """The control connection to that node closed, or stands (again)."""
+
+
+class Transport(Protocol):
+    def bind(self, receiver: Receiver) -> None: ...
+
+    def send(self, node: NodeId, channel: Channel, envelopes: Sequence[Envelope]) -> None: ...
