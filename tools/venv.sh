@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# venv.sh PYTHON VENV STAMP SOURCE PIP-ARGUMENTS...
-# Makes the virtual environment VENV and installs into it, unless STAMP is already newer than SOURCE.
+# venv.sh PYTHON VENV SOURCE PIP-ARGUMENTS...
+# Makes the virtual environment VENV and installs into it, unless VENV/.installed is already newer than SOURCE.
 # Runs under a lock: of two calls at once the second waits and then finds nothing left to do.
 set -eu
-python=$1 venv=$2 stamp=$3 source=$4
-shift 4
+python=$1 venv=$2 source=$3
+stamp=$venv/.installed
+shift 3
 
 mkdir -p "$venv"
 if command -v flock >/dev/null; then
