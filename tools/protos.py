@@ -97,10 +97,11 @@ def check() -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["write", "check"])
-    action = parser.parse_args().action
-    if action == "check":
+    parser.add_argument("--any-generator", action="store_true", help="write even with another version of grpcio-tools")
+    arguments = parser.parse_args()
+    if arguments.action == "check":
         return check()
-    if importlib.metadata.version("grpcio-tools") != GENERATOR:
+    if not arguments.any_generator and importlib.metadata.version("grpcio-tools") != GENERATOR:
         sys.exit(f"stubs are written with grpcio-tools {GENERATOR}, which needs Python 3.11 or 3.12")
     for stale in committed_stubs():
         with contextlib.suppress(FileNotFoundError):

@@ -29,4 +29,5 @@ pytest() {
 pytest -n 2 --dist worksteal "${together[@]}"
 mapfile -t folders < <(existing "${alone[@]}")
 if [ "${#folders[@]}" -gt 0 ]; then pytest "${folders[@]}"; fi
+if [ "$status" -ne 0 ]; then echo "tests failed: see the summaries above"; fi
 exit "$status"
