@@ -179,8 +179,8 @@ class Ready:
     `committed`: committed and durable here, in order, to be applied.
     `send_snapshot`: peers whose next entry is compacted away; the host streams its newest snapshot to them and reports
     `snapshot_sent(replica, meta, ok)`.
-    `install`: a snapshot that the host holds as a verified file: make its record durable, load it into the state machine,
-    then report `persisted(number)` and `installed(meta)`.
+    `install`: a snapshot that the host holds as a verified file: make its record durable, load it into the state
+    machine, then report `persisted(number)` and `installed(meta)`.
     """
 
     persist_number: int = 0

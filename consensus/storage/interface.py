@@ -15,8 +15,7 @@ from consensus.core.interface import Entry, GroupId, HardState, Payload, Snapsho
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupAppend:
-    """What one `Ready` wants durable, in this order: snapshot record, hard state, entries. `release_below` > 0 says that
-    the group's entries below that index are no longer live (its snapshot record is durable)."""
+    """What one `Ready` wants durable, in this order: snapshot record, hard state, entries."""
 
     group: GroupId
     install: SnapshotMeta | None = None
@@ -61,7 +60,7 @@ class LogStore(Protocol):
     (Wal, Recovery)`, which has already made everything it recovered durable again (RULES W3)."""
 
     def write(self, appends: Sequence[GroupAppend]) -> None:
-        """One batch: a gathered write of everything, at most `flush_bytes_max` (8 MiB) unless one entry alone is larger.
+        """One batch: a gathered write of everything, at most `flush_bytes_max` (8 MiB) unless one entry is larger.
         Rotates segments as needed. Raises `StorageFull` before anything was written, `StorageFailed` otherwise."""
 
     def sync(self) -> None:
@@ -86,7 +85,7 @@ class SnapshotWriter(Protocol):
 
 
 class SnapshotStore(Protocol):
-    """Snapshot files of all groups of a node: temp file, CRC per chunk, manifest, fsync, rename, fsync of the folder."""
+    """Snapshot files of all groups of a node: temp file, CRC per chunk, manifest, fsync, rename, fsync of folder."""
 
     def create(self, group: GroupId, meta: SnapshotMeta) -> SnapshotWriter: ...
 
