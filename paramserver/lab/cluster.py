@@ -1,0 +1,292 @@
+"""The one harness: server and worker processes of a local cluster, and what may be done to them.
+
+    with Cluster() as cluster:
+        worker = cluster.start_worker(WorkerOptions(rank=0, ranks=1, steps=100))
+        cluster.kill(cluster.leader_of(1))
+        worker.wait(30)
+
+Owns folders, ports, command lines and waiting. Invariants: nothing here sleeps to be "surely ready": a server is ready
+when it says so, and everything else is awaited with a deadline; every process is reaped, however the test or the demo
+ends. Must not know: what a test wants to prove.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from paramserver.lab import status
+from paramserver.lab.errors import DeadlinePassed, LabError
+from paramserver.lab.ports import ReservedPorts
+from paramserver.lab.processes import Child
+
+T = TypeVar("T")
+
+READY_TIMEOUT_S = 20.0
+WAIT_TIMEOUT_S = 20.0
+POLL_S = 0.01
+CATALOGUE_GROUP = 0
+
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""Several processes share the cores: threads of a small matrix product would only wait for each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """Of every server of a cluster. `flags` are passed on as they are."""
+
+    token: str = ""
+    flags: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """One `paramserver worker`. None: that command's own default."""
+
+    rank: int
+    ranks: int
+    steps: int | None = None
+    model_name: str | None = None
+    batch: int | None = None
+    seed: int | None = None
+    optimizer: str | None = None
+    device: str | None = None
+    flags: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class WorkerProcess(Child):
+    """A worker; a start after a kill is the same command with the same session file, and takes its rank back."""
+
+    def __init__(
+        self, options: WorkerOptions, command: Sequence[str], folder: Path, environment: Mapping[str, str]
+    ) -> None:
+        super().__init__(
+            f"worker {options.rank}", command, folder / f"worker-{options.rank}.log", environment=environment
+        )
+        self.options = options
+        self.record = record_file(folder, options.rank)
+
+
+def record_file(folder: Path, rank: int) -> Path:
+    return folder / f"worker-{rank}.record"
+
+
+class Cluster:
+    """`nodes` servers on loopback. Without `folder`: a temporary one, removed at the end."""
+
+    def __init__(
+        self,
+        nodes: int = 3,
+        *,
+        folder: Path | None = None,
+        options: ServerOptions | None = None,
+        keep: bool = False,
+    ) -> None:
+        self.options = options or ServerOptions()
+        self._temporary = folder is None and not keep
+        self.folder = Path(tempfile.mkdtemp(prefix="paramserver-")) if folder is None else folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._ports = ReservedPorts(nodes)
+        self.addresses: dict[int, str] = {
+            node: f"{self._ports.host}:{port}" for node, port in enumerate(self._ports.numbers, start=1)
+        }
+        self.servers: dict[int, Child] = {
+            node: Child(f"server {node}", self._server_command(node), self.folder / f"server-{node}.log",
+                        environment=self.options.environment)
+            for node in self.addresses
+        }  # fmt: skip
+        self.workers: dict[int, WorkerProcess] = {}
+        self.children: list[Child] = []
+        """Others that were started here and end with the cluster."""
+
+    # --- servers
+
+    @property
+    def endpoints(self) -> str:
+        """As `--servers` and `connect()` take them."""
+        return ",".join(self.addresses.values())
+
+    def data_folder(self, node: int) -> Path:
+        return self.folder / f"node-{node}"
+
+    def start(self, *, wait: bool = True) -> None:
+        """Every server that does not run. The first start needs all of them (RULES I2)."""
+        starting = [node for node, server in self.servers.items() if not server.running]
+        for node in starting:
+            self.servers[node].start()
+        if wait:
+            self.await_ready(starting)
+
+    def start_server(self, node: int, *, wait: bool = True) -> None:
+        self.servers[node].start()
+        if wait:
+            self.await_ready([node])
+
+    def await_ready(self, nodes: Iterable[int], timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Until each has said `ready`."""
+        deadline = time.monotonic() + timeout_s
+        for node in nodes:
+            self.servers[node].await_line(f"ready node={node} ", max(0.0, deadline - time.monotonic()))
+
+    def kill(self, node: int) -> float:
+        """kill -9. Returns when (`time.monotonic()`)."""
+        return self.servers[node].kill()
+
+    def pause(self, node: int) -> None:
+        self.servers[node].pause()
+
+    def resume(self, node: int) -> None:
+        self.servers[node].resume()
+
+    def terminate(self, node: int) -> int:
+        return self.servers[node].terminate()
+
+    def terminate_all(self) -> dict[int, int]:
+        """Ask all servers to stop, in turn; node -> exit status."""
+        return {node: server.terminate() for node, server in self.servers.items()}
+
+    def restart(self, node: int, *, wait: bool = True) -> None:
+        if self.servers[node].running:
+            self.servers[node].terminate()
+        self.start_server(node, wait=wait)
+
+    # --- workers
+
+    def start_worker(self, options: WorkerOptions) -> WorkerProcess:
+        worker = WorkerProcess(
+            options, self._worker_command(options), self.folder, {**ONE_THREAD, **options.environment}
+        )
+        self.workers[options.rank] = worker
+        worker.start()
+        return worker
+
+    def start_workers(self, options: Iterable[WorkerOptions]) -> list[WorkerProcess]:
+        return [self.start_worker(one) for one in options]
+
+    def await_workers(self, timeout_s: float) -> None:
+        """Until all have ended well; the first that did not is a LabError with its last words."""
+        deadline = time.monotonic() + timeout_s
+        for worker in self.workers.values():
+            code = worker.wait(max(0.0, deadline - time.monotonic()))
+            if code != 0:
+                raise LabError(f"{worker.name} ended with {code}", f"log {worker.log}:\n{worker.last_words()}")
+
+    def start_child(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None
+    ) -> Child:
+        """Any other process (a benchmark's load): its log lies in the folder, it ends with the cluster."""
+        child = Child(name, command, self.folder / f"{name.replace(' ', '-')}.log", environment=environment)
+        self.children.append(child)
+        child.start()
+        return child
+
+    # --- questions
+
+    def status(self, node: int, *, blocks: bool = False, timeout_s: float = status.ASK_TIMEOUT_S) -> status.Answer:
+        return status.ask(self.addresses[node], blocks=blocks, timeout_s=timeout_s)
+
+    def statuses(self, *, blocks: bool = False, timeout_s: float = status.ASK_TIMEOUT_S) -> tuple[status.Answer, ...]:
+        """Of the servers that run and are not known to be dead."""
+        alive = [address for node, address in self.addresses.items() if self.servers[node].running]
+        return status.ask_all(alive, blocks=blocks, timeout_s=timeout_s)
+
+    def leader_of(self, group: int, timeout_s: float = WAIT_TIMEOUT_S) -> int:
+        """The node that leads the group, awaited."""
+
+        def led() -> int | None:
+            leader = status.leader_of(self.statuses(), group)
+            return None if leader is None else leader.node
+
+        return self.wait_for(led, f"a leader of group {group}", timeout_s)
+
+    def await_leaders(self, groups: Iterable[int], timeout_s: float = WAIT_TIMEOUT_S) -> dict[int, int]:
+        """Until each of the groups has a leader; group -> node."""
+        wanted = set(groups)
+
+        def led() -> dict[int, int] | None:
+            found = status.leaders(self.statuses())
+            return found if wanted <= found.keys() else None
+
+        return self.wait_for(led, f"leaders of groups {sorted(wanted)}", timeout_s)
+
+    def wait_for(
+        self, condition: Callable[[], T | None], what: str, timeout_s: float = WAIT_TIMEOUT_S, poll_s: float = POLL_S
+    ) -> T:
+        """The first value of `condition` that is neither None nor False; DeadlinePassed names `what`."""
+        return wait_for(condition, what, timeout_s, poll_s)
+
+    # --- end
+
+    def close(self) -> None:
+        """Kill and reap everything; a temporary folder is removed."""
+        for child in (*self.workers.values(), *self.children, *self.servers.values()):
+            child.kill()
+        self._ports.close()
+        if self._temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Cluster:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- command lines
+
+    def _server_command(self, node: int) -> list[str]:
+        members = ",".join(f"{node}={address}" for node, address in self.addresses.items())
+        command = [*PARAMSERVER, "server", "--node", str(node), "--members", members]
+        command += ["--data-dir", str(self.data_folder(node))]
+        if self.options.token:
+            command += ["--token", self.options.token]
+        return [*command, *self.options.flags]
+
+    def _worker_command(self, options: WorkerOptions) -> list[str]:
+        session = self.folder / f"worker-{options.rank}.session"
+        record = record_file(self.folder, options.rank)
+        command = [*PARAMSERVER, "worker", "--servers", self.endpoints]
+        command += ["--rank", str(options.rank), "--ranks", str(options.ranks)]
+        command += ["--session", str(session), "--record", str(record)]
+        optional = {
+            "--steps": options.steps,
+            "--model-name": options.model_name,
+            "--batch": options.batch,
+            "--seed": options.seed,
+            "--optimizer": options.optimizer,
+            "--device": options.device,
+        }
+        for flag, value in optional.items():
+            if value is not None:
+                command += [flag, str(value)]
+        return [*command, *options.flags]
+
+
+PARAMSERVER = (sys.executable, "-m", "paramserver")
+
+
+def wait_for(condition: Callable[[], T | None], what: str, timeout_s: float, poll_s: float = POLL_S) -> T:
+    """Ask until there is an answer that is neither None nor False."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value is not None and value is not False:
+            return value
+        if time.monotonic() > deadline:
+            raise DeadlinePassed(f"waited {timeout_s:g} s for {what}", "the logs of the servers say more")
+        time.sleep(poll_s)
