@@ -1,0 +1,328 @@
+"""One Raft replica of one group as a pure state machine.
+
+Owns: the wiring of its concerns (election, replication, following, log, commit, durability), which message goes where,
+and the `Ready` batch. Invariants: nothing here waits, reads a clock or draws a random number; the same inputs give the
+same outputs. Must not know: disks, sockets, what payloads mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from consensus.core.errors import InvariantViolated, NotLeader
+from consensus.core.interface import (
+    AnyMessage,
+    AppendRequest,
+    AppendResponse,
+    Configuration,
+    Entry,
+    EntryKind,
+    GroupId,
+    HardState,
+    Heartbeat,
+    HeartbeatResponse,
+    Message,
+    Payload,
+    Randomness,
+    Ready,
+    ReplicaId,
+    Role,
+    SnapshotMeta,
+    SnapshotOffer,
+    Status,
+    VoteRequest,
+    VoteResponse,
+)
+from consensus.core.raft.admission import refusal
+from consensus.core.raft.commit import Commit
+from consensus.core.raft.config import RaftConfig
+from consensus.core.raft.durability import Durability
+from consensus.core.raft.election import Election
+from consensus.core.raft.following import Following
+from consensus.core.raft.log import Log
+from consensus.core.raft.membership import Membership
+from consensus.core.raft.replication import Replication
+from consensus.core.raft.state import ReplicaState
+
+
+class RaftCore:
+    """`consensus.core.interface.Core` by Raft. Drive it as that module's docstring says, from one thread."""
+
+    def __init__(
+        self,
+        *,
+        group: GroupId,
+        replica: ReplicaId,
+        configuration: Configuration,
+        hard_state: HardState,
+        entries: Sequence[Entry],
+        snapshot: SnapshotMeta | None,
+        incarnation: int,
+        config: RaftConfig,
+        random: Randomness,
+    ) -> None:
+        """What recovery found, all of it durable. The state machine is expected to hold `snapshot`, no more; a
+        snapshot's configuration supersedes `configuration`.
+
+        Raises `ValueError` for a configuration that can't be, `InvariantViolated` for a log that can't be: then
+        something durable is gone, and this replica must not run."""
+        problems = config.validate()
+        if problems:
+            raise ValueError("; ".join(problems))
+        log = Log(entries, snapshot)
+        if log.last_term > hard_state.term:
+            raise InvariantViolated(f"log ends in term {log.last_term}, the durable term is only {hard_state.term}")
+        if hard_state.commit > log.last_index:
+            raise InvariantViolated(f"{hard_state.commit} entries were committed, the log ends at {log.last_index}")
+        self._log = log
+        self._state = ReplicaState(
+            group=group,
+            me=replica,
+            incarnation=incarnation,
+            config=config,
+            membership=Membership(replica, snapshot.configuration if snapshot else configuration),
+            log=log,
+            term=hard_state.term,
+            vote=hard_state.vote,
+        )
+        self._commit = Commit(log, commit_index=hard_state.commit)
+        self._durability = Durability(self._state, commit_index=self._commit.index)
+        self._following = Following(self._state, self._durability, self._commit)
+        self._replication = Replication(self._state, self._durability, self._commit)
+        self._election = Election(self._state, self._durability, random, self._role_changed)
+        self._incarnations: dict[ReplicaId, int] = {}
+        """The latest life of each peer heard of (RULES C4)."""
+
+    # --- inputs -----------------------------------------------------------------------------------------------------
+
+    def step(self, message: AnyMessage) -> None:
+        state = self._state
+        reason = refusal(state, message)
+        if reason:
+            state.drop(reason)
+            return
+        if not self._same_life(message) or not self._same_term(message):
+            return
+        match message:
+            case AppendRequest() | Heartbeat() | SnapshotOffer():
+                self._step_leader(message)
+            case AppendResponse():
+                self._replication.append_answer(message)
+            case HeartbeatResponse():
+                self._replication.heartbeat_answer(message)
+            case VoteRequest():
+                if message.pre:
+                    self._election.asked_pre_vote(message)
+                else:
+                    self._election.asked_vote(message)
+            case VoteResponse():
+                self._election.answered(message)
+                if message.pre and not message.granted:
+                    self._election.refused()
+
+    def _same_life(self, message: Message) -> bool:
+        """Follow the sender's incarnation; False for messages of an earlier life (RULES C4)."""
+        known = self._incarnations.get(message.sender, 0)
+        if message.incarnation < known:
+            self._state.drop("earlier_incarnation")
+            return False
+        if message.incarnation > known:
+            self._incarnations[message.sender] = message.incarnation
+            if known:
+                self._replication.restarted(message.sender)
+        return True
+
+    def _same_term(self, message: AnyMessage) -> bool:
+        """Follow a higher term, answer a lower one (Raft section 5.1). False when the message is done with.
+
+        Pre-votes ask about a term that nobody is in yet: they change nothing, and are always answered."""
+        state = self._state
+        if isinstance(message, VoteRequest) and message.pre:
+            return True
+        if isinstance(message, VoteResponse) and message.pre and message.granted:
+            return True
+        if message.term < state.term:
+            return self._earlier_term(message)
+        if message.term > state.term:
+            if isinstance(message, VoteRequest) and self._election.protects_leader():
+                state.drop("vote_against_live_leader")
+                return False
+            leads = isinstance(message, AppendRequest | Heartbeat | SnapshotOffer)
+            self._election.become_follower(message.term, message.sender if leads else 0)
+        return True
+
+    def _earlier_term(self, message: AnyMessage) -> bool:
+        """Who asks from an earlier term must hear of this one: a leader of the past would go on for ever, and a
+        replica of a higher term could not come back (dissertation section 9.6)."""
+        state = self._state
+        me, to, term, incarnation = state.me, message.sender, state.term, state.incarnation
+        answer: AnyMessage
+        match message:
+            case VoteRequest():
+                answer = VoteResponse(sender=me, to=to, term=term, incarnation=incarnation, pre=False, granted=False)
+            case AppendRequest():
+                answer = AppendResponse(
+                    sender=me, to=to, term=term, incarnation=incarnation, rejected=True, match_index=0
+                )
+            case Heartbeat():
+                answer = HeartbeatResponse(
+                    sender=me, to=to, term=term, incarnation=incarnation, round=message.round, match_index=0
+                )
+            case AppendResponse() | HeartbeatResponse():
+                return True  # Replication judges answers.
+            case VoteResponse() if message.pre:
+                return True  # A refusal; the refuser's term may well be lower.
+            case _:
+                state.drop("earlier_term")
+                return False
+        self._durability.send_durable(answer)
+        return False
+
+    def _step_leader(self, message: AppendRequest | Heartbeat | SnapshotOffer) -> None:
+        state = self._state
+        if state.role is Role.LEADER or state.leader not in (0, message.sender):
+            # Election safety says that this can't be, so it is not followed; it does no harm.
+            state.drop("second_leader")
+            return
+        self._election.heard_from(message.sender)
+        match message:
+            case AppendRequest():
+                self._following.append(message)
+            case Heartbeat():
+                self._following.heartbeat(message)
+            case SnapshotOffer():
+                self._following.snapshot(message)
+
+    def tick(self, elapsed_ms: int) -> None:
+        elapsed = max(0, min(elapsed_ms, self._state.config.election_timeout_ms))
+        if self._state.role is Role.LEADER:
+            self._replication.tick(elapsed)
+            if self._replication.lost_quorum(elapsed):
+                self._election.become_follower(self._state.term, 0)
+        else:
+            self._election.tick(elapsed)
+
+    def propose(self, payload: Payload, crc: int, kind: EntryKind = EntryKind.NORMAL) -> tuple[int, int]:
+        """Also raises `ValueError` for a kind that is not a command: no-ops are the core's own, and the configuration
+        can't be changed yet."""
+        state = self._state
+        if kind is not EntryKind.NORMAL:
+            raise ValueError(f"entries of kind {kind.name} can't be proposed")
+        if state.role is not Role.LEADER:
+            raise NotLeader(state.leader, state.term)
+        return self._replication.propose(payload, crc)
+
+    def connection(self, replica: ReplicaId, *, closed: bool) -> None:
+        if replica not in self._state.membership.peers:
+            return
+        self._election.connection(replica, closed=closed)
+        if not closed:
+            self._replication.connected(replica)
+
+    # --- reports of the host ----------------------------------------------------------------------------------------
+
+    def persisted(self, number: int) -> None:
+        """Raises `InvariantViolated` for a batch that was never issued."""
+        if not self._durability.reported(number):
+            return
+        self._log.durable(number)
+        self._election.vote_durable()
+        if self._state.role is Role.LEADER:
+            self._replication.count()
+
+    def applied(self, index: int) -> None:
+        self._commit.set_applied(index)
+
+    def installed(self, meta: SnapshotMeta) -> None:
+        self._commit.installed(meta)
+
+    def snapshot_sent(self, replica: ReplicaId, meta: SnapshotMeta | None, *, ok: bool) -> None:
+        self._replication.snapshot_sent(replica, meta.index if meta else 0, ok=ok and meta is not None)
+
+    def compact(self, meta: SnapshotMeta, *, keep_from: int) -> None:
+        if meta.index > self._commit.applied:
+            raise InvariantViolated(f"snapshot at {meta.index}, but only {self._commit.applied} is applied")
+        if meta.index >= self._log.snapshot_index:
+            self._log.compact(meta, keep_from=keep_from)
+
+    def _role_changed(self) -> None:
+        self._following.role_changed()
+        if self._state.role is Role.LEADER:
+            self._replication.start()
+        else:
+            self._replication.stop()
+
+    # --- outputs ----------------------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Turn what is owed into messages, as late as possible so that it travels together."""
+        self._following.settle()
+        self._replication.settle()
+
+    def has_ready(self) -> bool:
+        self._settle()
+        return bool(
+            self._durability.outgoing
+            or self._durability.hard_state_due()
+            or self._log.unissued()
+            or self._commit.to_hand_out()
+            or self._replication.snapshots_due
+        )
+
+    def ready(self) -> Ready:
+        self._settle()
+        durability, replication, config = self._durability, self._replication, self._state.config
+        messages, durability.outgoing = tuple(durability.outgoing), []
+        snapshots, replication.snapshots_due = tuple(replication.snapshots_due), []
+        number = 0
+        hard_state: HardState | None = None
+        install: SnapshotMeta | None = None
+        entries: tuple[Entry, ...] = ()
+        if durability.hard_state_due() or self._log.unissued():
+            number = durability.open_batch()
+            hint = min(self._commit.index, self._log.flushed)
+            hard_state = durability.issue_hard_state(number, commit_hint=hint)
+            install, entries = self._log.issue(number, bytes_max=config.persist_bytes_max)
+        return Ready(
+            persist_number=number,
+            hard_state=hard_state,
+            entries=entries,
+            install=install,
+            messages=messages,
+            committed=self._commit.hand_out(bytes_max=config.committed_bytes_max),
+            send_snapshot=snapshots,
+        )
+
+    # --- looking on -------------------------------------------------------------------------------------------------
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Messages dropped since the start, by reason."""
+        return self._state.dropped
+
+    @property
+    def configuration(self) -> Configuration:
+        return self._state.membership.configuration
+
+    def entry(self, index: int) -> Entry | None:
+        """The entry at `index` of the log in memory; None where it is compacted or not there."""
+        return self._log.entry(index)
+
+    def status(self) -> Status:
+        state, log, commit = self._state, self._log, self._commit
+        leads = state.role is Role.LEADER
+        return Status(
+            role=state.role,
+            term=state.term,
+            leader=state.leader,
+            vote=state.vote,
+            first_index=log.first_index,
+            last_index=log.last_index,
+            last_term=log.last_term,
+            flushed_index=log.flushed,
+            commit_index=commit.index,
+            applied_index=commit.applied,
+            snapshot_index=log.snapshot_index,
+            ready_to_serve=leads and commit.applied >= self._replication.noop_index,
+            match={peer: progress.match_index for peer, progress in self._replication.progress.items()},
+        )

@@ -1,0 +1,211 @@
+"""The log of one replica, and how much of it is durable.
+
+Owns: entries in memory above a base (what compaction left), the newest snapshot's meta, and two cursors: `issued`
+(handed out to be written) and `flushed` (durable). Invariants: entries are contiguous and their terms never fall; base
+<= snapshot index; flushed only ever speaks of entries that stand in the log now: a batch being written whose entries
+were overwritten meanwhile is cut at that point, so that it can't count even if the same entry comes back (HAZARDS 5).
+Must not know: roles, peers, what is committed (callers say it), payload contents.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Sequence
+from operator import attrgetter
+
+from consensus.core.errors import InvariantViolated
+from consensus.core.interface import Entry, SnapshotMeta
+
+_term = attrgetter("term")
+
+
+def size_of(entry: Entry) -> int:
+    """Payload bytes of an entry."""
+    payload = entry.payload
+    return payload.nbytes if isinstance(payload, memoryview) else len(payload)
+
+
+def follow_on(entries: Sequence[Entry], *, previous_index: int, previous_term: int) -> bool:
+    """Whether entries are contiguous after (previous_index, previous_term) and their terms never fall."""
+    index, term = previous_index, previous_term
+    for entry in entries:
+        index += 1
+        if entry.index != index or entry.term < term:
+            return False
+        term = entry.term
+    return True
+
+
+class _Batch:
+    """A batch being written: durable up to `last_index` once `number` is reported. Clipped on truncation."""
+
+    __slots__ = ("last_index", "number")
+
+    def __init__(self, number: int, last_index: int) -> None:
+        self.number = number
+        self.last_index = last_index
+
+
+class Log:
+    __slots__ = ("_entries", "_install", "_writing", "base_index", "base_term", "flushed", "issued", "snapshot")
+
+    def __init__(self, entries: Sequence[Entry], snapshot: SnapshotMeta | None) -> None:
+        """What recovery found, all of it durable. Raises `InvariantViolated` when it does not fit together."""
+        self.snapshot = snapshot
+        self.base_index, self.base_term = (snapshot.index, snapshot.term) if snapshot else (0, 0)
+        kept = list(entries)
+        if kept and kept[-1].index < self.base_index:
+            kept = []  # all of it is in the snapshot
+        if kept and kept[0].index <= self.base_index:
+            # Entries kept for slow followers below the snapshot. The first one stands for what was before it.
+            self.base_index, self.base_term = kept[0].index, kept[0].term
+            del kept[0]
+        if not follow_on(kept, previous_index=self.base_index, previous_term=self.base_term):
+            raise InvariantViolated(f"recovered entries do not follow ({self.base_index}, {self.base_term}) in order")
+        self._entries = kept
+        if snapshot is not None and self.term(snapshot.index) != snapshot.term:
+            raise InvariantViolated(f"recovered log disagrees with its snapshot at index {snapshot.index}")
+        self._install: SnapshotMeta | None = None
+        self.issued = self.flushed = self.last_index
+        self._writing: deque[_Batch] = deque()
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    @property
+    def first_index(self) -> int:
+        return self.base_index + 1
+
+    @property
+    def last_index(self) -> int:
+        return self.base_index + len(self._entries)
+
+    @property
+    def last_term(self) -> int:
+        return self._entries[-1].term if self._entries else self.base_term
+
+    @property
+    def snapshot_index(self) -> int:
+        return self.snapshot.index if self.snapshot else 0
+
+    def term(self, index: int) -> int | None:
+        """Term of the entry at `index`; None where it is not known any more or not yet."""
+        offset = index - self.base_index
+        if 0 < offset <= len(self._entries):
+            return self._entries[offset - 1].term
+        return self.base_term if offset == 0 else None
+
+    def entry(self, index: int) -> Entry | None:
+        offset = index - self.base_index
+        return self._entries[offset - 1] if 0 < offset <= len(self._entries) else None
+
+    def slice(
+        self, first: int, *, last: int | None = None, bytes_max: int, at_least_one: bool = True
+    ) -> tuple[Entry, ...]:
+        """Entries from `first` up to `last` (default: the end), at most `bytes_max` of payload. `first` must not be
+        compacted away. O(entries returned)."""
+        start = first - self.base_index - 1
+        if start < 0:
+            raise InvariantViolated(f"entry {first} was asked for, the log begins at {self.first_index}")
+        entries = self._entries
+        limit = len(entries) if last is None else min(len(entries), last - self.base_index)
+        stop, total = start, 0
+        while stop < limit:
+            total += size_of(entries[stop])
+            if total > bytes_max and not (at_least_one and stop == start):
+                break
+            stop += 1
+        return tuple(entries[start:stop])
+
+    def bytes_above(self, index: int) -> int:
+        """Payload bytes of all entries above `index`."""
+        return sum(size_of(entry) for entry in self._entries[max(0, index - self.base_index) :])
+
+    def start_of_term(self, term: int) -> int:
+        """Index of the first entry kept whose term is at least `term`; one past the end when there is none."""
+        return self.first_index + bisect_left(self._entries, term, key=_term)
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    def append(self, entry: Entry) -> None:
+        """Add a leader's own entry at the end."""
+        if entry.index != self.last_index + 1 or entry.term < self.last_term:
+            raise InvariantViolated(
+                f"entry ({entry.term}, {entry.index}) can't follow ({self.last_term}, {self.last_index})"
+            )
+        self._entries.append(entry)
+
+    def merge(self, entries: Sequence[Entry], *, commit_index: int) -> None:
+        """Take entries of the current leader whose predecessor this log holds. What is there already stays, and so does
+        what lies behind it: only an entry of another term at the same index removes anything (Raft section 5.3)."""
+        new = self._first_new(entries)
+        if new == len(entries):
+            return
+        if entries[new].index <= self.last_index:
+            self._truncate(entries[new].index, commit_index=commit_index)
+        self._entries.extend(entries[new:])
+
+    def _first_new(self, entries: Sequence[Entry]) -> int:
+        """Position of the first entry that this log does not hold (HAZARDS 2)."""
+        for position, entry in enumerate(entries):
+            if self.term(entry.index) != entry.term:
+                return position
+        return len(entries)
+
+    def _truncate(self, index: int, *, commit_index: int) -> None:
+        """Forget the entries at and above `index`."""
+        if index <= commit_index:
+            raise InvariantViolated(f"the leader's log disagrees at {index}, which is committed (up to {commit_index})")
+        del self._entries[index - self.base_index - 1 :]
+        self.issued = min(self.issued, index - 1)
+        self.flushed = min(self.flushed, index - 1)
+        self._clip_writing(index - 1)
+
+    def _clip_writing(self, last_index: int) -> None:
+        """Batches being written no longer speak of anything above `last_index` (HAZARDS 5)."""
+        for batch in self._writing:
+            batch.last_index = min(batch.last_index, last_index)
+
+    def restore(self, meta: SnapshotMeta, *, commit_index: int) -> None:
+        """Replace the whole log by a snapshot. It counts as durable once its batch is."""
+        # What is committed is surely part of the snapshot; what lies above may be another history.
+        self.flushed = min(self.flushed, commit_index)
+        self._clip_writing(commit_index)
+        self._entries = []
+        self.base_index, self.base_term = meta.index, meta.term
+        self.snapshot = self._install = meta
+        self.issued = meta.index
+
+    def compact(self, meta: SnapshotMeta, *, keep_from: int) -> None:
+        """A durable snapshot replaces the entries below `keep_from` (at most meta.index + 1)."""
+        if keep_from > meta.index + 1 or self.term(meta.index) != meta.term:
+            raise InvariantViolated(f"snapshot ({meta.term}, {meta.index}) does not fit the log, keep from {keep_from}")
+        self.snapshot = meta
+        base = max(keep_from - 1, self.base_index)
+        term = self.term(base)
+        if term is None:
+            raise InvariantViolated(f"log can't be kept from {keep_from}: it ends at {self.last_index}")
+        del self._entries[: base - self.base_index]
+        self.base_index, self.base_term = base, term
+
+    # --- durability -------------------------------------------------------------------------------------------------
+
+    def unissued(self) -> bool:
+        """Whether there is anything to write."""
+        return self.issued < self.last_index or self._install is not None
+
+    def issue(self, number: int, *, bytes_max: int) -> tuple[SnapshotMeta | None, tuple[Entry, ...]]:
+        """Hand out what is to be written under this batch number: a snapshot's meta and entries."""
+        install, self._install = self._install, None
+        entries: tuple[Entry, ...] = ()
+        if self.issued < self.last_index:
+            entries = self.slice(self.issued + 1, bytes_max=bytes_max)
+            self.issued = entries[-1].index
+        if install is not None or entries:
+            self._writing.append(_Batch(number, self.issued))
+        return install, entries
+
+    def durable(self, number: int) -> None:
+        """All batches up to `number` are durable."""
+        while self._writing and self._writing[0].number <= number:
+            self.flushed = max(self.flushed, self._writing.popleft().last_index)

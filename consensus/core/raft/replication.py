@@ -1,0 +1,298 @@
+"""A replica that leads: bringing its log to the others, and counting what they hold.
+
+Owns: progress of each peer, heartbeat rounds, the bound on uncommitted bytes, and the no-op of the term. Invariants:
+an answer counts only in the term it was given in (HAZARDS 5); what is in flight is not sent again: silence is answered
+by a question at the end of what was sent (HAZARDS 3); heartbeats carry no entries. Must not know: how it was elected.
+
+Requests are made when the host drains (`settle`), so that proposals which come together travel together.
+"""
+
+from __future__ import annotations
+
+from consensus.core.errors import Busy, InvariantViolated
+from consensus.core.interface import (
+    AppendRequest,
+    AppendResponse,
+    Entry,
+    EntryKind,
+    Heartbeat,
+    HeartbeatResponse,
+    Message,
+    Payload,
+    ReplicaId,
+    Role,
+)
+from consensus.core.quorum import majority
+from consensus.core.raft.commit import Commit
+from consensus.core.raft.durability import Durability
+from consensus.core.raft.log import size_of
+from consensus.core.raft.progress import Progress, ProgressState
+from consensus.core.raft.state import ReplicaState
+
+
+class Replication:
+    __slots__ = (
+        "_commit",
+        "_due",
+        "_durability",
+        "_heartbeat_elapsed_ms",
+        "_quorum_elapsed_ms",
+        "_round",
+        "_state",
+        "noop_index",
+        "progress",
+        "snapshots_due",
+        "uncommitted_bytes",
+    )
+
+    def __init__(self, state: ReplicaState, durability: Durability, commit: Commit) -> None:
+        self._state = state
+        self._durability = durability
+        self._commit = commit
+        self.progress: dict[ReplicaId, Progress] = {}
+        self.stop()
+
+    # --- beginning and end of leadership ----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """This replica just won: commit a no-op of the new term, tell everybody at once (Raft sections 5.2 and 8)."""
+        state = self._state
+        after = state.log.last_index + 1
+        self.progress = {peer: Progress(peer, next_index=after) for peer in state.membership.peers}
+        self.uncommitted_bytes = state.log.bytes_above(self._commit.index)
+        self.noop_index = after
+        state.log.append(Entry(state.term, after, EntryKind.NOOP, b"", 0))
+        self.heartbeat()
+        self._due = True
+
+    def stop(self) -> None:
+        self.progress = {}
+        self.snapshots_due: list[ReplicaId] = []
+        self.uncommitted_bytes = 0
+        self.noop_index = 0
+        self._round = 0
+        self._heartbeat_elapsed_ms = 0
+        self._quorum_elapsed_ms = 0
+        self._due = False
+
+    def lost_quorum(self, elapsed_ms: int) -> bool:
+        """Check-quorum (dissertation section 6.2): each election timeout a majority must have given a sign of life, or
+        this replica leads nobody and must stop saying so."""
+        self._quorum_elapsed_ms += elapsed_ms
+        if self._quorum_elapsed_ms < self._state.config.election_timeout_ms:
+            return False
+        self._quorum_elapsed_ms = 0
+        voters = self._state.membership.voters
+        alive = sum(1 for voter in voters if voter == self._state.me or self.progress[voter].contact)
+        for progress in self.progress.values():
+            progress.contact = False
+        return alive < majority(len(voters))
+
+    # --- proposals --------------------------------------------------------------------------------------------------
+
+    def propose(self, payload: Payload, crc: int) -> tuple[int, int]:
+        state = self._state
+        entry = Entry(state.term, state.log.last_index + 1, EntryKind.NORMAL, payload, crc)
+        total = self.uncommitted_bytes + size_of(entry)
+        if self.uncommitted_bytes and total > state.config.uncommitted_bytes_max:
+            raise Busy(self.uncommitted_bytes, state.config.uncommitted_bytes_max)
+        state.log.append(entry)
+        self.uncommitted_bytes = total
+        self._due = True
+        return entry.term, entry.index
+
+    # --- time -------------------------------------------------------------------------------------------------------
+
+    def tick(self, elapsed_ms: int) -> None:
+        config = self._state.config
+        for progress in self.progress.values():
+            if progress.window:
+                progress.quiet_ms += elapsed_ms
+                if progress.quiet_ms >= config.nudge_ms:
+                    self._nudge(progress)
+        self._heartbeat_elapsed_ms += elapsed_ms
+        if self._heartbeat_elapsed_ms >= config.heartbeat_ms:
+            self._heartbeat_elapsed_ms %= config.heartbeat_ms
+            self.heartbeat()
+
+    def heartbeat(self) -> None:
+        """One round to everybody."""
+        state = self._state
+        self._round += 1
+        for peer, progress in self.progress.items():
+            self._durability.send(
+                Heartbeat(
+                    sender=state.me,
+                    to=peer,
+                    term=state.term,
+                    incarnation=state.incarnation,
+                    commit=min(self._commit.index, progress.match_index),
+                    round=self._round,
+                )
+            )
+
+    def _nudge(self, progress: Progress) -> None:
+        """No answer for a while: ask behind everything in flight. If something was lost, the answer says where."""
+        progress.quiet_ms = 0
+        if self._state.log.term(progress.next_index - 1) is None:
+            # Compacted meanwhile; the question can't be asked any more.
+            progress.probe(progress.match_index + 1)
+            self._due = True
+            return
+        self._request(progress, progress.next_index - 1, ())
+
+    # --- answers ----------------------------------------------------------------------------------------------------
+
+    def counts(self, message: Message) -> bool:
+        """Answers of another term say nothing about this one (HAZARDS 5)."""
+        return message.term == self._state.term
+
+    def append_answer(self, answer: AppendResponse) -> None:
+        progress = self._answering(answer)
+        if progress is None:
+            return
+        if answer.rejected:
+            if answer.conflict_index > progress.match_index:
+                self._due |= progress.rejected(self._retry_index(progress, answer))
+        self._matched(progress, answer.match_index)
+
+    def heartbeat_answer(self, answer: HeartbeatResponse) -> None:
+        progress = self._answering(answer)
+        if progress is None:
+            return
+        if progress.state is ProgressState.PROBE and progress.probing:
+            # The probe, or its answer, may be lost.
+            progress.probing = False
+            self._due = True
+        self._matched(progress, answer.match_index)
+
+    def _answering(self, answer: AppendResponse | HeartbeatResponse) -> Progress | None:
+        if self._state.role is not Role.LEADER or not self.counts(answer):
+            self._state.drop("stale_answer")
+            return None
+        if answer.match_index > self._state.log.last_index:
+            self._state.drop("match_beyond_log")
+            return None
+        progress = self.progress[answer.sender]
+        progress.contact = True
+        return progress
+
+    def _retry_index(self, progress: Progress, answer: AppendResponse) -> int:
+        """Where the logs may meet (Raft section 5.3: one round trip a term, not an entry). The peer's entries from
+        `conflict_index` to the predecessor it refused have terms of at most `conflict_term`, so ours of higher terms
+        can't match them."""
+        log = self._state.log
+        if answer.conflict_term == 0:
+            return answer.conflict_index
+        after = log.start_of_term(answer.conflict_term + 1)
+        if log.term(after - 1) != answer.conflict_term:
+            after = min(after, answer.conflict_index)
+        return after if after < progress.next_index else answer.conflict_index
+
+    def _matched(self, progress: Progress, index: int) -> None:
+        if not progress.matched(index):
+            return
+        self._due = True
+        log = self._state.log
+        if progress.state is ProgressState.SNAPSHOT and log.term(progress.match_index) is not None:
+            progress.probe(progress.match_index + 1)
+        self.count()
+
+    def count(self) -> None:
+        """Something became durable here or there: commit what a majority holds."""
+        state, commit = self._state, self._commit
+        matches = [
+            state.log.flushed if voter == state.me else self.progress[voter].match_index
+            for voter in state.membership.voters
+        ]
+        before = commit.index
+        if not commit.count(matches, leader_term=state.term):
+            return
+        for index in range(before + 1, commit.index + 1):
+            entry = state.log.entry(index)
+            if entry is not None:
+                self.uncommitted_bytes -= size_of(entry)
+        self._due = True
+
+    def restarted(self, replica: ReplicaId) -> None:
+        """The peer is in a new life: it may have lost what was not durable, and all that was in flight (RULES C4)."""
+        progress = self.progress.get(replica)
+        if progress is not None:
+            progress.forget(self._state.log.last_index + 1)
+            self._due = True
+
+    def connected(self, replica: ReplicaId) -> None:
+        """The connection to the peer stands again: what was in flight is probably lost."""
+        progress = self.progress.get(replica)
+        if progress is None:
+            return
+        if progress.state is ProgressState.PROBE:
+            progress.probing = False
+            self._due = True
+        elif progress.window:
+            self._nudge(progress)
+
+    def snapshot_sent(self, replica: ReplicaId, index: int, *, ok: bool) -> None:
+        """The host's transfer ended. Whether the peer holds the snapshot durably is for its own answer to say."""
+        progress = self.progress.get(replica)
+        if progress is None or progress.state is not ProgressState.SNAPSHOT:
+            return
+        progress.probe(index + 1 if ok else progress.match_index + 1)
+        # After a failure the next try waits for a sign of life.
+        progress.probing = not ok
+        self._due = True
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Send whatever may be sent now."""
+        if not self._due:
+            return
+        self._due = False
+        for progress in self.progress.values():
+            self._pump(progress)
+
+    def _pump(self, progress: Progress) -> None:
+        log, config = self._state.log, self._state.config
+        if progress.state is ProgressState.SNAPSHOT or (progress.state is ProgressState.PROBE and progress.probing):
+            return
+        if log.term(progress.next_index - 1) is None:
+            progress.wait_for_snapshot()
+            self.snapshots_due.append(progress.replica)
+            return
+        if progress.state is ProgressState.PROBE:
+            entries = log.slice(progress.next_index, bytes_max=config.probe_bytes_max, at_least_one=False)
+            progress.probe_sent(progress.next_index - 1 + len(entries))
+            self._request(progress, progress.next_index - 1, entries)
+            return
+        last = log.last_index
+        while progress.next_index <= last and not progress.window_full(
+            messages_max=config.inflight_messages_max, bytes_max=config.inflight_bytes_max
+        ):
+            previous = progress.next_index - 1
+            entries = log.slice(progress.next_index, bytes_max=config.append_bytes_max)
+            progress.sent(entries[-1].index, sum(map(size_of, entries)))
+            self._request(progress, previous, entries)
+        if not progress.window and progress.commit_sent < self._commit.index:
+            # Nothing on its way that would carry it.
+            self._request(progress, progress.next_index - 1, ())
+
+    def _request(self, progress: Progress, previous_index: int, entries: tuple[Entry, ...]) -> None:
+        state = self._state
+        previous_term = state.log.term(previous_index)
+        if previous_term is None:
+            raise InvariantViolated(f"a request to {progress.replica} would follow {previous_index}, which is not held")
+        commit = self._commit.index
+        progress.commit_sent = max(progress.commit_sent, min(commit, previous_index + len(entries)))
+        self._durability.send(
+            AppendRequest(
+                sender=state.me,
+                to=progress.replica,
+                term=state.term,
+                incarnation=state.incarnation,
+                previous_index=previous_index,
+                previous_term=previous_term,
+                commit=commit,
+                entries=entries,
+            )
+        )
