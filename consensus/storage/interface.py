@@ -53,6 +53,8 @@ class Recovery:
     damage: str = ""
     """Damage that may concern any group (it is unknown which was hit): no replica of this node may run."""
     discarded_tail_bytes: int = 0
+    warnings: tuple[str, ...] = ()
+    """What was found wrong but cost nothing: damage of bytes that nothing live depends on."""
 
 
 class LogStore(Protocol):
@@ -68,6 +70,10 @@ class LogStore(Protocol):
 
     def release(self, group: GroupId, below_index: int) -> None:
         """Entries of the group below that index are covered by a durable snapshot record."""
+
+    def prepare(self) -> None:
+        """Off the hot path: make a spare segment ready; returns at once when there is one. The only method that may be
+        called from another thread than the rest, at any time (zeroing a segment takes tens of ms)."""
 
     def idle(self) -> None:
         """100 ms without an append: flush an empty batch so that the last real one is covered (RULES W2)."""

@@ -1,0 +1,87 @@
+"""Which entries of a group are live, and in which segments they lie, while the log is written.
+
+Owns the small table behind recycling and the segment heads. Invariants: live entries are consecutive; entries go only
+after a durable snapshot record covers them (HAZARDS 24); an append leaves no gap. Must not know: files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from consensus.core.errors import InvariantViolated
+from consensus.core.interface import GroupId, HardState, SnapshotMeta
+from consensus.storage.tables import NO_MARKS, GroupRow, Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Entries [first, last] of one term in one segment."""
+
+    first: int
+    last: int
+    term: int
+    segment: int
+
+
+@dataclass(slots=True)
+class LiveLog:
+    """One group, as of the last record written."""
+
+    group: GroupId
+    hard_state: HardState = field(default_factory=HardState)
+    snapshot: SnapshotMeta | None = None
+    durable_snapshot_index: int = 0
+    marks: Mark = NO_MARKS
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def last_index(self) -> int:
+        if self.runs:
+            return self.runs[-1].last
+        return self.snapshot.index if self.snapshot is not None else 0
+
+    def holds(self, index: int, term: int) -> bool:
+        """Whether the log, its snapshot's boundary included, has an entry of that index and term."""
+        if self.snapshot is not None and (self.snapshot.index, self.snapshot.term) == (index, term):
+            return True
+        return any(run.first <= index <= run.last and run.term == term for run in self.runs)
+
+    def append(self, index: int, term: int, segment: int) -> None:
+        """An ENTRY was written: it supersedes what is at or above its index. Raises `InvariantViolated` on a gap."""
+        if index > self.last_index + 1:
+            raise InvariantViolated(f"group {self.group}: entry {index} after {self.last_index} leaves a gap")
+        if self.snapshot is not None and index <= self.snapshot.index:
+            raise InvariantViolated(f"group {self.group}: entry {index} lies below snapshot {self.snapshot.index}")
+        while self.runs and self.runs[-1].last >= index:
+            run = self.runs.pop()
+            if run.first < index:
+                self.runs.append(replace(run, last=index - 1))
+        if self.runs and (self.runs[-1].term, self.runs[-1].segment) == (term, segment):
+            self.runs[-1] = replace(self.runs[-1], last=index)
+        else:
+            self.runs.append(Run(index, index, term, segment))
+
+    def install(self, meta: SnapshotMeta) -> bool:
+        """A SNAPSHOT record is written; tells whether entries above it stay."""
+        keeps = self.holds(meta.index, meta.term)
+        if self.snapshot is not None and meta.index < self.snapshot.index:
+            raise InvariantViolated(
+                f"group {self.group}: snapshot {meta.index} after one of {self.snapshot.index} goes back"
+            )
+        self.snapshot = meta
+        if not keeps:
+            self.runs.clear()
+        return keeps
+
+    def release(self, below: int) -> None:
+        """Entries below are not live any more, as far as a durable snapshot covers them."""
+        below = min(below, self.durable_snapshot_index + 1)
+        while self.runs and self.runs[0].first < below:
+            run = self.runs.pop(0)
+            if run.last >= below:
+                self.runs.insert(0, replace(run, first=below))
+
+    def row(self) -> GroupRow:
+        first = self.runs[0].first if self.runs else self.last_index + 1
+        last_term = self.runs[-1].term if self.runs else self.snapshot.term if self.snapshot is not None else 0
+        return GroupRow(self.group, self.marks, self.hard_state, first, self.last_index, last_term, self.snapshot)

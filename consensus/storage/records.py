@@ -1,0 +1,134 @@
+"""Records of the log: the 64-byte header, and what it takes to verify one (RULES W1).
+
+Owns the header's layout. Invariant: a record verifies only at the segment number and offset it was written for, so
+neither an old record of a recycled segment nor a misdirected one is ever taken for a live one (HAZARDS 40). Must not
+know: batches, segments' files, what payloads mean.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+from consensus.core.interface import Payload
+from consensus.storage.checksum import crc32c
+from consensus.storage.errors import UnknownFormat
+
+MAGIC = b"PSWL"
+FORMAT_VERSION = 1
+# magic, version, kind, detail, zero | group, length | term, index, segment, offset, batch | payload CRC, header CRC
+HEADER = struct.Struct("<4sBBBBIIQQQQQII")
+HEADER_BYTES = HEADER.size
+_PLACE = struct.Struct("<QQ")
+_PLACE_AT = 32
+_CRC = struct.Struct("<I")
+PAYLOAD_BYTES_MAX = 2**32 - 1
+
+
+class Kind(IntEnum):
+    BATCH = 1
+    """Opens a batch: number, what was known durable, lengths."""
+    HEAD = 2
+    """Table at the head of a segment."""
+    SNAPSHOT = 3
+    """A durable snapshot; `detail` 1: the log held its (index, term), so entries above it stay."""
+    HARD_STATE = 4
+    ENTRY = 5
+    """Supersedes all earlier records of its group at or above its index. `detail` is the entry's kind."""
+    COPY = 6
+    """An entry written again: supersedes nothing, only fills its own (index, term)."""
+    INDEX = 7
+    """Closes a batch: lists its records."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What is to be written. `crc` is the CRC32C of `payload`."""
+
+    kind: Kind
+    group: int = 0
+    term: int = 0
+    index: int = 0
+    detail: int = 0
+    payload: Payload = b""
+    crc: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A verified header. `offset` is the header's own, in bytes from the start of the segment."""
+
+    kind: Kind
+    detail: int
+    group: int
+    length: int
+    term: int
+    index: int
+    segment: int
+    offset: int
+    batch: int
+    crc: int
+
+    @property
+    def payload_offset(self) -> int:
+        return self.offset + HEADER_BYTES
+
+    @property
+    def end(self) -> int:
+        return self.offset + HEADER_BYTES + self.length
+
+
+def seed(segment: int, offset: int) -> int:
+    """Where the CRC of the header at (`segment`, `offset`) starts from."""
+    return crc32c(_PLACE.pack(segment, offset))
+
+
+def in_place(data: bytes, offset: int, segment: int) -> bool:
+    """Whether the header at `offset` itself says that it belongs to this segment and offset."""
+    return data[offset + _PLACE_AT : offset + _PLACE_AT + _PLACE.size] == _PLACE.pack(segment, offset)
+
+
+def encode_header(record: Record, *, segment: int, offset: int, batch: int) -> bytes:
+    length = len(record.payload)
+    fields = (record.group, length, record.term, record.index, segment, offset, batch, record.crc)
+    raw = HEADER.pack(MAGIC, FORMAT_VERSION, record.kind, record.detail, 0, *fields, 0)[:-4]
+    return raw + _CRC.pack(crc32c(raw, seed(segment, offset)))
+
+
+def decode_header(data: bytes, offset: int, segment: int) -> Header | None:
+    """The header at `offset` of the segment's bytes, or None when nothing verifies there. Raises `UnknownFormat` for a
+    header that verifies but is of another version: that is a newer build's log, not damage."""
+    if not 0 <= offset <= len(data) - HEADER_BYTES or data[offset : offset + 4] != MAGIC:
+        return None
+    if not in_place(data, offset, segment):
+        return None
+    _, version, kind, detail, zero, *rest, crc = HEADER.unpack_from(data, offset)
+    if crc32c(memoryview(data)[offset : offset + HEADER_BYTES - 4], seed(segment, offset)) != crc:
+        return None
+    if version != FORMAT_VERSION or zero != 0 or kind not in Kind.__members__.values():
+        raise UnknownFormat(
+            f"log record of version {version}, kind {kind} in segment {segment}: written by another build; "
+            f"this one knows version {FORMAT_VERSION}"
+        )
+    group, length, term, index, said_segment, said_offset, batch, payload_crc = rest
+    return Header(Kind(kind), detail, group, length, term, index, said_segment, said_offset, batch, payload_crc)
+
+
+def payload_of(data: bytes, header: Header) -> memoryview | None:
+    """The record's payload when it is all there and its CRC is right."""
+    if header.end > len(data):
+        return None
+    payload = memoryview(data)[header.payload_offset : header.end]
+    return payload if crc32c(payload) == header.crc else None
+
+
+def find_headers(data: bytes, start: int, segment: int) -> Iterator[Header]:
+    """Every header at or after `start` that verifies, wherever it lies: how a reader finds its feet after damage."""
+    at = data.find(MAGIC, start)
+    while at >= 0:
+        header = decode_header(data, at, segment)
+        if header is not None:
+            yield header
+        at = data.find(MAGIC, at + 1)

@@ -1,0 +1,282 @@
+"""Reading the log back: which segments count, where it ends, and what was lost (RULES W2-W4).
+
+Owns the reading side of the log. Invariants: nothing is written or removed here; a bad batch that something written
+later calls durable is damage and is reported, by group where the batch's index tells, else for the node; any other bad
+batch is a torn tail, and the log ends before it. Must not know: how the log goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from consensus.core.interface import Entry, GroupId
+from consensus.storage.batches import (
+    BATCH_BODY,
+    BadBatch,
+    Batch,
+    Evidence,
+    gather_evidence,
+    read_batch,
+)
+from consensus.storage.checksum import crc32c
+from consensus.storage.errors import IdentityMismatch, StorageFailed, UnknownFormat
+from consensus.storage.interface import FileSystem, Identity
+from consensus.storage.records import HEADER_BYTES, Header, Kind, decode_header
+from consensus.storage.replay import GroupReplay, Position
+from consensus.storage.salvage import Lost, salvage_batch
+from consensus.storage.segments import segment_numbers, segment_path
+from consensus.storage.tables import Head, SegmentRow, decode_hard_state, decode_head, decode_meta
+
+HEAD_OFFSET = HEADER_BYTES + BATCH_BODY.size
+"""A HEAD record is always the first of its segment's first batch."""
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What the log folder holds. `next_batch` and `next_segment` are above every number seen, discarded ones included.
+    `unused` are segment files that are no part of the log."""
+
+    groups: dict[GroupId, GroupReplay] = field(default_factory=dict)
+    segments: list[SegmentRow] = field(default_factory=list)
+    capacities: dict[int, int] = field(default_factory=dict)
+    unused: list[int] = field(default_factory=list)
+    tombstones: tuple[tuple[GroupId, int], ...] = ()
+    incarnation: int = 0
+    next_batch: int = 1
+    next_segment: int = 1
+    discarded_tail_bytes: int = 0
+    damage: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+    def durable(self, place: Position) -> bool:
+        """Whether the entry lies in a batch that was known durable when its writer ended."""
+        return any(row.number == place.segment and place.batch <= row.durable_batch for row in self.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class _Newest:
+    """A segment with a head that verifies, and its first batch's number."""
+
+    number: int
+    batch: int
+    head: Head
+
+
+class Reader:
+    """Reads one log folder once."""
+
+    def __init__(self, filesystem: FileSystem, directory: str, identity: Identity) -> None:
+        self._filesystem = filesystem
+        self._directory = directory
+        self._identity = identity
+        self._out = Recovered()
+        self._stray = Evidence()
+
+    def read(self) -> Recovered:
+        out = self._out
+        numbers = segment_numbers(self._filesystem, self._directory)
+        out.next_segment = max(numbers, default=0) + 1
+        newest = self._newest(numbers)
+        listed = newest.head.segments if newest is not None else ()
+        self._gather(set(numbers) - {row.number for row in listed} - {newest.number if newest is not None else 0})
+        if newest is None:
+            out.unused = numbers
+            self._judge_headless()
+            return out
+        out.incarnation = newest.head.incarnation
+        out.next_segment = max(out.next_segment, newest.head.next_segment)
+        out.tombstones = newest.head.tombstones
+        for row in listed:
+            out.next_batch = max(out.next_batch, row.last_batch + 1)
+            if row.number in numbers and not out.damage:
+                self._read_older(row)
+        if not out.damage:
+            self._read_newest(newest)
+        retained = {row.number for row in out.segments}
+        out.unused = [each for each in numbers if each not in retained]
+        for group in out.groups.values():
+            group.finish()
+        return out
+
+    # --- finding the newest segment ------------------------------------------------------------------------------
+
+    def _newest(self, numbers: list[int]) -> _Newest | None:
+        """The segment whose first batch has the highest number, of those whose first batch counts. File numbers don't
+        tell: a spare may wait while a file with a higher number is used."""
+        heads = [head for head in map(self._head, numbers) if head is not None]
+        for found in sorted(heads, key=lambda head: head.batch, reverse=True):
+            data = self._load(found.number)
+            whole = isinstance(self._next(data, 0, found.number, found.batch), Batch)
+            # A first batch that is not whole was torn, and the segment never began, unless it was durable.
+            if whole or gather_evidence(data, 0, found.number).durable >= found.batch:
+                return found
+        return None
+
+    def _head(self, number: int) -> _Newest | None:
+        file = self._filesystem.open(segment_path(self._directory, number))
+        try:
+            data = file.pread(HEAD_OFFSET + HEADER_BYTES, 0)
+            header = decode_header(data, HEAD_OFFSET, number)
+            if header is None or header.kind is not Kind.HEAD:
+                return None
+            payload = file.pread(header.length, header.payload_offset)
+        finally:
+            file.close()
+        if len(payload) != header.length or crc32c(payload) != header.crc:
+            return None
+        try:
+            head = decode_head(payload)
+        except ValueError as error:
+            raise UnknownFormat(f"head of segment {header.segment}: {error}") from error
+        self._check_identity(head)
+        return _Newest(number, header.batch, head)
+
+    def _check_identity(self, head: Head) -> None:
+        mine = self._identity
+        if (head.cluster, head.node, head.node_uuid) != (mine.cluster, mine.node, mine.node_uuid):
+            raise IdentityMismatch(
+                f"the log in {self._directory!r} belongs to node {head.node} (uuid {head.node_uuid.hex()}) of cluster "
+                f"{head.cluster.hex()}, not to node {mine.node} (uuid {mine.node_uuid.hex()}) of cluster "
+                f"{mine.cluster.hex()}; start this node on its own folder"
+            )
+
+    def _gather(self, numbers: set[int]) -> None:
+        """What files that are no part of the log say: spares, retired ones, torn beginnings."""
+        for number in sorted(numbers):
+            evidence = gather_evidence(self._load(number), 0, number)
+            self._stray = Evidence(
+                durable=max(self._stray.durable, evidence.durable), batch=max(self._stray.batch, evidence.batch)
+            )
+        self._out.next_batch = max(self._out.next_batch, self._stray.batch + 1)
+
+    def _judge_headless(self) -> None:
+        """Without any good head the folder is a new one, unless a file says that something in it was durable."""
+        if self._stray.durable:
+            self._out.damage = (
+                f"no segment in {self._directory!r} has a head that verifies, though batch {self._stray.durable} was "
+                "known durable"
+            )
+
+    # --- reading segments ----------------------------------------------------------------------------------------
+
+    def _read_older(self, row: SegmentRow) -> None:
+        """A segment whose end a later head tells."""
+        data = self._load(row.number)
+        self._out.capacities[row.number] = len(data)
+        offset, expected = 0, row.first_batch
+        while expected <= row.last_batch:
+            try:
+                batch = read_batch(data, offset, row.number, expected)
+            except BadBatch as error:
+                if expected > row.durable_batch:
+                    break  # Never known durable; what counted of it was copied when the next life began.
+                offset = self._damaged(data, offset, row.number, expected, str(error))
+                if self._out.damage:
+                    return
+            else:
+                self._replay(data, batch.headers)
+                offset = batch.end
+            expected += 1
+        self._out.segments.append(row)
+
+    def _read_newest(self, newest: _Newest) -> None:
+        number, first = newest.number, newest.batch
+        data = self._load(number)
+        self._out.capacities[number] = len(data)
+        offset, expected, durable = 0, first, 0
+        while True:
+            batch = self._next(data, offset, number, expected)
+            if isinstance(batch, Batch):
+                durable = max(durable, batch.durable)
+                self._replay(data, batch.headers)
+                offset = batch.end
+            else:
+                evidence = gather_evidence(data, offset, number)
+                later = max(evidence.durable, self._stray.durable)
+                if later < expected:
+                    self._out.discarded_tail_bytes = max(0, evidence.end - offset)
+                    break
+                durable = max(durable, later)
+                offset = self._damaged(data, offset, number, expected, batch)
+                if self._out.damage:
+                    return
+            expected += 1
+        last = expected - 1
+        self._out.next_batch = max(self._out.next_batch, last + 1)
+        self._out.segments.append(SegmentRow(number, offset, first, last, min(durable, last)))
+
+    def _next(self, data: bytes, offset: int, number: int, expected: int) -> Batch | str:
+        try:
+            return read_batch(data, offset, number, expected)
+        except BadBatch as error:
+            return str(error)
+
+    def _damaged(self, data: bytes, offset: int, number: int, expected: int, problem: str) -> int:
+        """A durable batch does not verify: replay what is left, note what is lost; where the next batch starts."""
+        where = f"segment {number} offset {offset}: batch {expected}: {problem}"
+        salvage = salvage_batch(data, offset, number, expected)
+        if salvage is None:
+            self._out.damage = f"{where}; its index does not verify either, so any group may be hit"
+            return offset
+        self._out.warnings.append(where)
+        self._replay(data, salvage.items)
+        return salvage.end
+
+    # --- replaying -----------------------------------------------------------------------------------------------
+
+    def _group(self, group: GroupId) -> GroupReplay:
+        return self._out.groups.setdefault(group, GroupReplay(group))
+
+    def _replay(self, data: bytes, items: tuple[Header, ...] | tuple[Header | Lost, ...]) -> None:
+        for item in items:
+            if isinstance(item, Lost):
+                if item.kind is not Kind.HEAD:
+                    self._group(item.group).lost(item)
+                continue
+            payload = memoryview(data)[item.payload_offset : item.end]
+            if item.kind is Kind.HEAD:
+                head = decode_head(payload)
+                self._out.incarnation = max(self._out.incarnation, head.incarnation)
+                for row in head.groups:
+                    self._group(row.group).table(row, f"the head of segment {item.segment}")
+            elif item.kind is Kind.HARD_STATE:
+                self._group(item.group).took_hard_state(decode_hard_state(payload))
+            elif item.kind is Kind.SNAPSHOT:
+                self._group(item.group).took_snapshot(decode_meta(payload), keeps_above=item.detail == 1)
+            elif item.kind in (Kind.ENTRY, Kind.COPY):
+                self._group(item.group).record(item)
+
+    def _load(self, number: int) -> bytes:
+        file = self._filesystem.open(segment_path(self._directory, number))
+        try:
+            return file.pread(file.size(), 0)
+        finally:
+            file.close()
+
+
+def read_log(filesystem: FileSystem, directory: str, identity: Identity) -> Recovered:
+    """Read the whole log. Raises `IdentityMismatch`, `UnknownFormat`, `StorageFailed`."""
+    try:
+        return Reader(filesystem, directory, identity).read()
+    except OSError as error:
+        raise StorageFailed(f"reading the log in {directory}: {error}") from error
+
+
+def load_entries(filesystem: FileSystem, directory: str, places: list[tuple[int, Position]]) -> list[Entry]:
+    """Second pass: the payloads of live entries, each checked again, so that segments need not stay in memory."""
+    entries: list[Entry] = []
+    files = {}
+    try:
+        for number in {place.segment for _, place in places}:
+            files[number] = filesystem.open(segment_path(directory, number))
+        for index, place in places:
+            payload = files[place.segment].pread(place.length, place.offset)
+            if len(payload) != place.length or crc32c(payload) != place.crc:
+                raise StorageFailed(f"entry {index} in segment {place.segment} reads differently the second time")
+            entries.append(Entry(place.term, index, place.kind, payload, place.crc))
+    except OSError as error:
+        raise StorageFailed(f"reading the log in {directory}: {error}") from error
+    finally:
+        for file in files.values():
+            file.close()
+    return entries

@@ -1,0 +1,434 @@
+"""The log of a node, shared by its groups: one gathered write and one sync commit what all of them appended.
+
+Owns the order of everything that becomes durable. Invariants:
+
+* snapshot records, hard state and entries form one ordered stream (HAZARDS 7);
+* `sync` returned means durable; after the first failed write or sync every call raises `StorageFailed` (HAZARDS 22);
+* a process never goes on in a segment of an earlier life: what it recovered is written again and synced before `open`
+  returns (RULES W3);
+* a segment's file is used again only after a later table is durable and no live entry lies in it (RULES W4).
+
+Must not know: threads, messages, what entries mean. Rewriting the few live entries of idle groups, so that such a group
+never holds back segments, is left to later; until then a group that never takes a snapshot keeps its segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from consensus.core.errors import InvariantViolated
+from consensus.core.interface import Entry, EntryKind, GroupId
+from consensus.storage.batches import Plan, encode_batch, plan_batch
+from consensus.storage.checksum import crc32c
+from consensus.storage.errors import StorageFailed, StorageFull
+from consensus.storage.interface import FileSystem, GroupAppend, Identity, RecoveredGroup, Recovery
+from consensus.storage.live import LiveLog, Run
+from consensus.storage.options import WalOptions
+from consensus.storage.records import HEADER_BYTES, Kind, Record
+from consensus.storage.recovery import Recovered, load_entries, read_log
+from consensus.storage.replay import GroupReplay, Position
+from consensus.storage.segments import Prepared, SegmentPool
+from consensus.storage.tables import (
+    Head,
+    Mark,
+    SegmentRow,
+    decode_hard_state,
+    decode_meta,
+    encode_hard_state,
+    encode_head,
+    encode_meta,
+)
+
+HEAD_GROWTH_BYTES = 64
+"""A head's row of a segment or group is at most this long, its snapshot apart."""
+
+
+def records_of(append: GroupAppend) -> Iterator[Record]:
+    """What one group appends, in the order in which it must become durable (HAZARDS 7)."""
+    group = append.group
+    if append.install is not None:
+        meta = encode_meta(append.install)
+        place = (append.install.term, append.install.index)
+        yield Record(kind=Kind.SNAPSHOT, group=group, term=place[0], index=place[1], payload=meta, crc=crc32c(meta))
+    if append.hard_state is not None:
+        state = encode_hard_state(append.hard_state)
+        place = (append.hard_state.term, append.hard_state.commit)
+        yield Record(kind=Kind.HARD_STATE, group=group, term=place[0], index=place[1], payload=state, crc=crc32c(state))
+    for entry in append.entries:
+        yield entry_record(Kind.ENTRY, group, entry)
+
+
+def entry_record(kind: Kind, group: GroupId, entry: Entry) -> Record:
+    return Record(
+        kind=kind,
+        group=group,
+        term=entry.term,
+        index=entry.index,
+        detail=entry.kind,
+        payload=entry.payload,
+        crc=entry.crc,
+    )
+
+
+def split(records: Sequence[Record], bytes_max: int) -> Iterator[Plan]:
+    """Cut into batches of at most `bytes_max` bytes of records, or of one record that is larger."""
+    part: list[Record] = []
+    size = 0
+    for record in records:
+        length = HEADER_BYTES + len(record.payload)
+        if part and size + length > bytes_max:
+            yield plan_batch(part)
+            part, size = [], 0
+        part.append(record)
+        size += length
+    yield plan_batch(part)
+
+
+@dataclass(slots=True)
+class _Active:
+    """The segment that is being written. `end` in bytes."""
+
+    prepared: Prepared
+    first_batch: int
+    end: int = 0
+
+
+class Wal:
+    """`LogStore`. Driven by one caller at a time, `prepare` excepted."""
+
+    def __init__(
+        self, filesystem: FileSystem, directory: str, identity: Identity, options: WalOptions, recovered: Recovered
+    ) -> None:
+        """Use `Wal.open`."""
+        self._filesystem = filesystem
+        self._directory = directory
+        self._identity = identity
+        self._options = options
+        self._incarnation = recovered.incarnation + 1
+        self._tombstones = recovered.tombstones
+        self._groups: dict[GroupId, LiveLog] = {}
+        self._segments = list(recovered.segments)
+        self._capacities = dict(recovered.capacities)
+        self._pinned: set[int] = set()
+        self._written = recovered.next_batch - 1
+        self._durable = max((row.durable_batch for row in self._segments), default=0)
+        self._covered = self._durable
+        self._last_real = 0
+        self._retire_due = True
+        self._new_snapshots: set[GroupId] = set()
+        self._active: _Active | None = None
+        self._failed = recovered.damage
+        self._pool = SegmentPool(
+            filesystem,
+            directory,
+            segment_bytes=options.segment_bytes,
+            reserve_bytes=options.reserve_bytes,
+            spares_wanted=options.spare_segments,
+            retired_max=options.retired_segments_max,
+            next_number=recovered.next_segment,
+            unused=[] if recovered.damage else recovered.unused,
+        )
+
+    @classmethod
+    def open(
+        cls, filesystem: FileSystem, directory: str, identity: Identity, options: WalOptions | None = None
+    ) -> tuple[Wal, Recovery]:
+        """Read the log and make all of it durable again. Raises `IdentityMismatch`, `UnknownFormat`, `StorageFull` (no
+        room for the new segment), `StorageFailed`. With `Recovery.damage` set nothing was written, nor can be."""
+        options = options or WalOptions()
+        options.validate()
+        try:
+            filesystem.mkdir(directory)
+            recovered = read_log(filesystem, directory, identity)
+            wal = cls(filesystem, directory, identity, options, recovered)
+        except OSError as error:
+            raise StorageFailed(f"opening the log in {directory}: {error}") from error
+        entries = wal._begin(recovered) if not recovered.damage else {}
+        groups = {
+            number: RecoveredGroup(
+                hard_state=group.hard_state,
+                snapshot=group.snapshot,
+                entries=tuple(entries.get(number, ())),
+                damage=recovered.damage or group.damage,
+            )
+            for number, group in sorted(recovered.groups.items())
+        }
+        return wal, Recovery(
+            incarnation=wal._incarnation,
+            groups=groups,
+            damage=recovered.damage,
+            discarded_tail_bytes=recovered.discarded_tail_bytes,
+            warnings=tuple(recovered.warnings),
+        )
+
+    # --- what the host calls -------------------------------------------------------------------------------------
+
+    def write(self, appends: Sequence[GroupAppend]) -> None:
+        """Write everything, not yet durable: one batch, or several when it is over `flush_bytes_max`. Raises
+        `StorageFull` before anything was written, `StorageFailed` otherwise; `InvariantViolated` for a gap in a group's
+        entries or a payload that does not match its CRC."""
+        records = [record for append in appends for record in records_of(append)]
+        if records:
+            urgent = all(record.kind is not Kind.ENTRY or record.detail != EntryKind.NORMAL for record in records)
+            self._write(list(split(records, self._options.flush_bytes_max)), urgent=urgent)
+            self._last_real = self._written
+
+    def sync(self) -> None:
+        """What was written is durable when this returns. Raises `StorageFailed`."""
+        self._usable()
+        if self._written != self._durable:
+            self._sync()
+        self._retire()
+
+    def release(self, group: GroupId, below_index: int) -> None:
+        """Entries of the group below that index are not needed; those that no durable snapshot record covers stay."""
+        self._usable()
+        if group in self._groups:
+            self._groups[group].release(below_index)
+            self._retire_due = True
+            if self._written == self._durable:
+                self._retire()
+
+    def prepare(self) -> None:
+        """Make spare segments ready; see `LogStore.prepare`."""
+        if not self._failed:
+            self._prepare()
+
+    def idle(self) -> None:
+        """Cover the last real batch, and make spare segments ready."""
+        self._usable()
+        self._cover()
+        self._prepare()
+
+    def close(self) -> None:
+        """Cover the last real batch and close the files; after a failure only the latter."""
+        if not self._failed:
+            self._cover()
+            self._failed = "closed"
+        if self._active is not None:
+            self._active.prepared.file.close()
+            self._active = None
+        self._pool.close()
+
+    @property
+    def segment_count(self) -> int:
+        """Segments that hold live entries, the one being written included."""
+        return len(self._segments) + 1
+
+    # --- writing -------------------------------------------------------------------------------------------------
+
+    def _write(self, plans: list[Plan], *, urgent: bool) -> None:
+        active = self._usable()
+        places = self._acquire(active, plans, urgent=urgent)
+        for plan, prepared in zip(plans, places, strict=True):
+            if prepared is not None:
+                self._rotate(prepared)
+            self._append(plan)
+
+    def _acquire(self, active: _Active, plans: list[Plan], *, urgent: bool) -> list[Prepared | None]:
+        """The new segment that each batch needs, if any: all are taken before the first byte is written."""
+        room = active.prepared.capacity - active.end if urgent or not active.prepared.reserve else 0
+        places: list[Prepared | None] = []
+        for plan in plans:
+            if plan.length <= room:
+                places.append(None)
+                room -= plan.length
+                continue
+            head = self._head_bytes_max(plans)
+            try:
+                prepared = self._pool.take(head + plan.length, urgent=urgent)
+            except StorageFailed as error:
+                self._failed = str(error)
+                raise
+            except StorageFull:
+                for taken in reversed(places):
+                    if taken is not None:
+                        self._pool.give_back(taken)
+                raise
+            places.append(prepared)
+            room = prepared.capacity - head - plan.length
+        return places
+
+    def _head_bytes_max(self, plans: list[Plan]) -> int:
+        """How long a head written between these batches may be, framing and padding included."""
+        now = plan_batch([self._head_record()]).length
+        metas = [len(record.payload) for plan in plans for record in plan.records if record.kind is Kind.SNAPSHOT]
+        groups = {record.group for plan in plans for record in plan.records} - self._groups.keys()
+        growth = HEAD_GROWTH_BYTES * (len(plans) + len(groups)) + sum(metas)
+        return now + plan_batch([Record(kind=Kind.HEAD, payload=bytes(growth))]).length
+
+    def _rotate(self, prepared: Prepared) -> None:
+        """Go on in a new segment. The old one is synced first, so that a head speaks only of durable segments."""
+        active = self._usable()
+        if self._written != self._durable:
+            self._sync()
+        self._segments.append(
+            SegmentRow(active.prepared.number, active.end, active.first_batch, self._written, self._written)
+        )
+        self._capacities[active.prepared.number] = active.prepared.capacity
+        self._io("closing a segment", active.prepared.file.close)
+        self._active = _Active(prepared, self._written + 1)
+        self._retire_due = True
+        self._append(plan_batch([self._head_record()]))
+
+    def _append(self, plan: Plan) -> None:
+        """Write one batch to the end of the active segment."""
+        active = self._usable()
+        prepared = active.prepared
+        try:
+            noted = [self._note(record, prepared.number) for record in plan.records]
+            if any(record.kind is Kind.SNAPSHOT for record in noted):
+                plan = plan_batch(noted)
+            buffers = encode_batch(
+                plan, segment=prepared.number, offset=active.end, batch=self._written + 1, durable=self._durable
+            )
+            if active.end + plan.length > prepared.capacity:
+                raise InvariantViolated(f"batch of {plan.length} bytes at {active.end} of {prepared.capacity}")
+        except InvariantViolated as error:
+            self._failed = str(error)
+            raise
+        self._io("writing the log", lambda: prepared.file.pwrite(buffers, active.end))
+        active.end += plan.length
+        self._written += 1
+        self._covered = self._durable
+
+    def _note(self, record: Record, segment: int) -> Record:
+        """Keep track of what the record means for its group; a snapshot's record is told what the log holds."""
+        if record.kind in (Kind.HEAD, Kind.COPY):
+            return record
+        group = self._groups.setdefault(record.group, LiveLog(record.group))
+        if record.kind is Kind.ENTRY:
+            group.append(record.index, record.term, segment)
+        elif record.kind is Kind.HARD_STATE:
+            group.hard_state = decode_hard_state(record.payload)
+        elif record.kind is Kind.SNAPSHOT:
+            self._new_snapshots.add(record.group)
+            return replace(record, detail=int(group.install(decode_meta(record.payload))))
+        return record
+
+    def _sync(self) -> None:
+        self._datasync()
+        self._durable = self._written
+        for number in self._new_snapshots:
+            group = self._groups[number]
+            group.durable_snapshot_index = group.snapshot.index if group.snapshot is not None else 0
+        self._new_snapshots.clear()
+
+    def _datasync(self) -> None:
+        """One attempt: after a failed sync the kernel drops the pages, and a second one would succeed without them."""
+        self._io("syncing the log", self._usable().prepared.file.datasync)
+
+    def _cover(self) -> None:
+        """An empty batch says that the last real one is durable: a bad byte in that is damage now (RULES W2)."""
+        if self._written != self._durable:
+            self._sync()
+        if self._last_real <= self._covered:
+            return
+        try:
+            self._write([plan_batch([])], urgent=True)
+        except StorageFull:
+            return
+        self._sync()
+        self._retire()
+
+    def _retire(self) -> None:
+        """Give back segments without live entries, once a later table is durable."""
+        active = self._usable()
+        if not self._retire_due or active.first_batch > self._durable:
+            return
+        held = {run.segment for group in self._groups.values() for run in group.runs} | self._pinned
+        for row in self._segments:
+            if row.number not in held:
+                self._pool.retire(row.number, self._capacities.pop(row.number))
+        self._segments = [row for row in self._segments if row.number in held]
+        self._retire_due = False
+
+    def _head_record(self) -> Record:
+        payload = encode_head(
+            Head(
+                cluster=self._identity.cluster,
+                node=self._identity.node,
+                node_uuid=self._identity.node_uuid,
+                incarnation=self._incarnation,
+                next_segment=self._pool.next_number,
+                peers=self._identity.peers,
+                segments=tuple(self._segments),
+                groups=tuple(group.row() for group in self._groups.values()),
+                tombstones=self._tombstones,
+            )
+        )
+        return Record(kind=Kind.HEAD, payload=payload, crc=crc32c(payload))
+
+    # --- beginning -----------------------------------------------------------------------------------------------
+
+    def _begin(self, recovered: Recovered) -> dict[GroupId, list[Entry]]:
+        """Recovered is not durable: write what may live only in the page cache into a segment of this life (RULES W3).
+        Returns the groups' entries. A log that is small altogether is copied whole, which frees its old segments."""
+        places = {number: group.prefix() for number, group in recovered.groups.items()}
+        damaged = any(Mark.DAMAGED in group.marks for group in recovered.groups.values())
+        if damaged:
+            self._pinned = {row.number for row in self._segments}
+        live_bytes = sum(place.length for group in places.values() for _, place in group)
+        everything = not damaged and live_bytes <= self._options.open_copy_bytes_max
+        entries: dict[GroupId, list[Entry]] = {}
+        copies: list[Record] = []
+        copied: set[tuple[GroupId, int]] = set()
+        for number, found in places.items():
+            entries[number] = load_entries(self._filesystem, self._directory, found)
+            for entry, (index, place) in zip(entries[number], found, strict=True):
+                if everything or not recovered.durable(place):
+                    copies.append(entry_record(Kind.COPY, number, entry))
+                    copied.add((number, index))
+        for number, group in recovered.groups.items():
+            self._groups[number] = _live(group, copied, self._pool.next_number)
+        head_bytes = plan_batch([self._head_record()]).length
+        needed = head_bytes + plan_batch(copies).length
+        prepared = self._pool.take(needed, urgent=True)
+        for number, group in recovered.groups.items():
+            self._groups[number] = _live(group, copied, prepared.number)
+        self._active = _Active(prepared, self._written + 1)
+        self._append(plan_batch([self._head_record(), *copies]))
+        self._last_real = self._written
+        self._sync()
+        self._retire()
+        self._pool.prepare()
+        return entries
+
+    # --- failing -------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        try:
+            self._pool.prepare()
+        except StorageFailed as error:
+            self._failed = str(error)
+            raise
+
+    def _usable(self) -> _Active:
+        if self._failed or self._active is None:
+            raise StorageFailed(f"the log in {self._directory} takes nothing any more: {self._failed or 'closed'}")
+        return self._active
+
+    def _io(self, what: str, call: Callable[[], None]) -> None:
+        """Run an IO call; the first error is the last thing this log does (HAZARDS 22)."""
+        try:
+            call()
+        except OSError as error:
+            self._failed = f"{what}: {error}"
+            raise StorageFailed(f"{what} in {self._directory}: {error}") from error
+
+
+def _live(group: GroupReplay, copied: set[tuple[GroupId, int]], copy_segment: int) -> LiveLog:
+    """A recovered group as it goes on. Holes stay listed as live, so that no later table calls them superseded."""
+    live = LiveLog(group.group, group.hard_state, group.snapshot, marks=group.marks)
+    live.durable_snapshot_index = group.snapshot.index if group.snapshot is not None else 0
+    for index in sorted(group.log):
+        place = group.log[index]
+        term, segment = (place.term, place.segment) if isinstance(place, Position) else (0, 0)
+        segment = copy_segment if (group.group, index) in copied else segment
+        last = live.runs[-1] if live.runs else None
+        if last is not None and (last.last + 1, last.term, last.segment) == (index, term, segment):
+            live.runs[-1] = replace(last, last=index)
+        else:
+            live.runs.append(Run(index, index, term, segment))
+    return live

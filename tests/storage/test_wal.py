@@ -1,0 +1,246 @@
+"""The log as its host sees it: what was written comes back, in order, and nothing else."""
+
+import random
+
+import pytest
+
+from consensus.core.errors import InvariantViolated
+from consensus.core.interface import Entry, EntryKind, HardState
+from consensus.storage.errors import IdentityMismatch, StorageFailed
+from consensus.storage.interface import GroupAppend, Identity
+from consensus.storage.memory import MemoryFileSystem
+from consensus.storage.options import WalOptions
+from consensus.storage.wal import Wal
+from tests.storage.logs import (
+    DIRECTORY,
+    IDENTITY,
+    OPTIONS,
+    append,
+    entries,
+    entry,
+    indexes,
+    install,
+    open_log,
+    reopen,
+    segment_files,
+    snapshot,
+    span,
+    vote,
+)
+
+
+@pytest.fixture
+def disk() -> MemoryFileSystem:
+    return MemoryFileSystem()
+
+
+def test_a_new_log_is_empty_and_counts_its_starts(disk: MemoryFileSystem) -> None:
+    wal, recovery = open_log(disk)
+    assert (recovery.incarnation, recovery.groups, recovery.damage) == (1, {}, "")
+    wal.close()
+    assert reopen(disk).incarnation == 2
+    assert reopen(disk).incarnation == 3
+
+
+def test_what_many_groups_wrote_comes_back(disk: MemoryFileSystem) -> None:
+    wal, _ = open_log(disk)
+    wal.write([append(1, 1, 3), vote(1, 7, 2, 1), append(2, 1, 2, term=4), vote(3, 9, 3)])
+    wal.write([append(1, 4, 5), append(2, 3, 3, term=5)])
+    wal.sync()
+    recovery = reopen(disk)
+    assert indexes(recovery, 1) == span(1, 5)
+    assert indexes(recovery, 2) == [(1, 4), (2, 4), (3, 5)]
+    assert recovery.groups[1].hard_state == HardState(7, 2, 1)
+    assert recovery.groups[3].hard_state == HardState(9, 3, 0)
+    assert recovery.groups[3].entries == ()
+    assert all(group.damage == "" for group in recovery.groups.values())
+
+
+def test_kinds_and_empty_and_large_payloads_survive(disk: MemoryFileSystem) -> None:
+    wal, _ = open_log(disk)
+    written = (
+        entry(1, size=0, kind=EntryKind.NOOP),
+        entry(2, size=1, kind=EntryKind.CONFIGURATION),
+        entry(3, size=40_000),
+        entry(4, size=150_000),  # more than a segment
+        entry(5),
+    )
+    wal.write([GroupAppend(group=1, entries=written)])
+    wal.sync()
+    assert reopen(disk).groups[1].entries == written
+    assert reopen(disk).groups[1].entries == written
+
+
+def test_an_entry_supersedes_what_is_at_and_above_it(disk: MemoryFileSystem) -> None:
+    wal, _ = open_log(disk)
+    wal.write([append(1, 1, 10), append(2, 1, 10)])
+    wal.write([append(1, 5, 6, term=2)])
+    wal.sync()
+    recovery = reopen(disk)
+    assert indexes(recovery, 1) == span(1, 4) + span(5, 6, 2)
+    assert indexes(recovery, 2) == span(1, 10)
+
+
+def test_a_snapshot_of_an_entry_in_the_log_keeps_what_is_above(disk: MemoryFileSystem) -> None:
+    wal, _ = open_log(disk)
+    wal.write([append(1, 1, 10)])
+    wal.write([install(1, 6)])
+    wal.sync()
+    recovery = reopen(disk)
+    assert recovery.groups[1].snapshot == snapshot(6)
+    assert indexes(recovery, 1) == span(7, 10)
+
+
+def test_a_snapshot_of_a_foreign_entry_drops_the_log(disk: MemoryFileSystem) -> None:
+    wal, _ = open_log(disk)
+    wal.write([append(1, 1, 10)])
+    wal.write([GroupAppend(group=1, install=snapshot(6, 3), hard_state=HardState(3), entries=entries(7, 8, 3))])
+    wal.sync()
+    recovery = reopen(disk)
+    assert recovery.groups[1].snapshot == snapshot(6, 3)
+    assert indexes(recovery, 1) == span(7, 8, 3)
+
+
+def test_a_snapshot_whose_entry_went_with_a_recycled_segment_keeps_what_is_above(disk: MemoryFileSystem) -> None:
+    """The record itself says that the log held its entry; a reader could not tell any more."""
+    wal, _ = open_log(disk)
+    wal.write([append(1, 1, 100, size=200)])
+    wal.sync()
+    first = wal.segment_count
+    wal.write([append(1, 101, 150, size=800)])
+    wal.write([install(1, 100)])
+    wal.sync()
+    wal.release(1, 101)
+    assert wal.segment_count < first + 2
+    assert indexes(reopen(disk), 1) == span(101, 150)
+
+
+def test_entries_that_no_durable_snapshot_covers_are_not_released(disk: MemoryFileSystem) -> None:
+    wal, _ = open_log(disk)
+    wal.write([append(1, 1, 200, size=900)])
+    wal.sync()
+    wal.release(1, 201)
+    wal.write([install(1, 150)])
+    wal.release(1, 151)
+    wal.idle()
+    disk.crash(random.Random(1))
+    recovery = open_log(disk)[1]
+    assert recovery.groups[1].snapshot == snapshot(150)
+    assert indexes(recovery, 1) == span(151, 200)
+
+
+def test_segments_are_recycled_and_their_numbers_never_come_back(disk: MemoryFileSystem) -> None:
+    wal, _ = open_log(disk)
+    seen: set[int] = set()
+    used_bytes_max = 0
+    last = 0
+    for _ in range(60):
+        wal.write([append(1, last + 1, last + 20, size=900)])
+        wal.sync()
+        last += 20
+        wal.write([install(1, last - 5)])
+        wal.sync()
+        wal.release(1, last - 4)
+        wal.idle()
+        now = set(segment_files(disk))
+        assert not (now - seen) & {number for number in seen if number not in now}
+        seen |= now
+        used_bytes_max = max(used_bytes_max, disk.used_bytes())
+    assert used_bytes_max < 12 * OPTIONS.segment_bytes
+    assert len(seen) > 15
+    assert indexes(reopen(disk), 1) == span(last - 4, last)
+
+
+def test_votes_outlive_the_segment_they_were_written_to(disk: MemoryFileSystem) -> None:
+    """HAZARDS 40, second half."""
+    wal, _ = open_log(disk)
+    wal.write([vote(7, 42, 3, 0)])
+    wal.sync()
+    assert wal._active is not None
+    number = wal._active.prepared.number
+    last = 0
+    for _ in range(30):
+        wal.write([append(1, last + 1, last + 20, size=900), install(1, last + 20)])
+        wal.sync()
+        last += 20
+        wal.release(1, last + 1)
+        wal.idle()
+    assert number not in segment_files(disk)
+    assert reopen(disk).groups[7].hard_state == HardState(42, 3, 0)
+
+
+def test_a_small_log_is_copied_whole_when_it_is_opened(disk: MemoryFileSystem) -> None:
+    options = WalOptions(segment_bytes=64 << 10, reserve_bytes=32 << 10, retired_segments_max=1)
+    wal, _ = open_log(disk, options)
+    for index in range(1, 101):
+        wal.write([append(1, index, index)])
+        wal.sync()
+    wal.close()
+    for _ in range(10):
+        disk.kill()
+        wal, recovery = open_log(disk, options)
+        assert indexes(recovery, 1) == span(1, 100)
+        assert wal.segment_count == 1
+    assert len(segment_files(disk)) <= 5
+
+
+def test_incarnation_head_and_peers_are_of_this_start(disk: MemoryFileSystem) -> None:
+    open_log(disk)[0].close()
+    other = Identity(cluster=b"c" * 16, node=2, node_uuid=b"u" * 16)
+    for wrong in (
+        other,
+        Identity(cluster=b"x" * 16, node=1, node_uuid=b"u" * 16),
+        Identity(cluster=b"c" * 16, node=1, node_uuid=b"y" * 16),
+    ):
+        with pytest.raises(IdentityMismatch, match="belongs to node 1"):
+            Wal.open(disk, DIRECTORY, wrong, OPTIONS)
+    assert Wal.open(disk, DIRECTORY, IDENTITY, OPTIONS)[1].incarnation == 2
+
+
+def test_a_payload_that_does_not_match_its_crc_ends_it(disk: MemoryFileSystem) -> None:
+    wal, _ = open_log(disk)
+    wal.write([append(1, 1, 1)])
+    wal.sync()
+    with pytest.raises(InvariantViolated, match="index 2 does not match its CRC"):
+        wal.write([GroupAppend(group=1, entries=(Entry(1, 2, EntryKind.NORMAL, b"abc", 1),))])
+    with pytest.raises(StorageFailed):
+        wal.sync()
+    assert indexes(reopen(disk), 1) == span(1, 1)
+
+
+@pytest.mark.parametrize("bad", [append(1, 3, 3), append(2, 2, 2)])
+def test_a_gap_ends_it(disk: MemoryFileSystem, bad: GroupAppend) -> None:
+    wal, _ = open_log(disk)
+    wal.write([append(1, 1, 1)])
+    with pytest.raises(InvariantViolated, match="leaves a gap"):
+        wal.write([bad])
+    with pytest.raises(StorageFailed):
+        wal.write([append(1, 2, 2)])
+
+
+def test_payloads_are_written_where_they_lie(disk: MemoryFileSystem) -> None:
+    """A gathered write: large payloads are not copied on the way."""
+    wal, _ = open_log(disk, WalOptions(reserve_bytes=64 << 10, segment_bytes=16 << 20))
+    seen: list[object] = []
+    active = wal._active
+    assert active is not None
+    write = active.prepared.file.pwrite
+    active.prepared.file.pwrite = lambda buffers, offset: (seen.extend(buffers), write(buffers, offset))[1]  # type: ignore[method-assign]
+    large = entries(1, 3, size=1 << 20)
+    wal.write([GroupAppend(group=1, entries=large)])
+    assert all(any(each.payload is buffer for buffer in seen) for each in large)
+
+
+def test_closed_takes_nothing(disk: MemoryFileSystem) -> None:
+    wal, _ = open_log(disk)
+    wal.close()
+    wal.close()
+    wal.prepare()
+    for call in (lambda: wal.write([append(1, 1, 1)]), wal.sync, wal.idle):
+        with pytest.raises(StorageFailed, match="closed"):
+            call()
+
+
+def test_options_name_all_their_problems() -> None:
+    with pytest.raises(ValueError, match=r"segment_bytes is 5.*reserve_bytes.*spare_segments is -1"):
+        WalOptions(segment_bytes=5, spare_segments=-1).validate()
