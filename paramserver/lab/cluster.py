@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from paramserver.lab import status
+from paramserver.lab import status as snapshots
 from paramserver.lab.errors import DeadlinePassed, LabError
 from paramserver.lab.ports import ReservedPorts
 from paramserver.lab.processes import Child
@@ -180,9 +180,7 @@ class Cluster:
             if code != 0:
                 raise LabError(f"{worker.name} ended with {code}", f"log {worker.log}:\n{worker.last_words()}")
 
-    def start_child(
-        self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None
-    ) -> Child:
+    def start_child(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> Child:
         """Any other process (a benchmark's load): its log lies in the folder, it ends with the cluster."""
         child = Child(name, command, self.folder / f"{name.replace(' ', '-')}.log", environment=environment)
         self.children.append(child)
@@ -191,19 +189,23 @@ class Cluster:
 
     # --- questions
 
-    def status(self, node: int, *, blocks: bool = False, timeout_s: float = status.ASK_TIMEOUT_S) -> status.Answer:
-        return status.ask(self.addresses[node], blocks=blocks, timeout_s=timeout_s)
+    def status(
+        self, node: int, *, blocks: bool = False, timeout_s: float = snapshots.ASK_TIMEOUT_S
+    ) -> snapshots.Answer:
+        return snapshots.ask(self.addresses[node], blocks=blocks, timeout_s=timeout_s)
 
-    def statuses(self, *, blocks: bool = False, timeout_s: float = status.ASK_TIMEOUT_S) -> tuple[status.Answer, ...]:
+    def statuses(
+        self, *, blocks: bool = False, timeout_s: float = snapshots.ASK_TIMEOUT_S
+    ) -> tuple[snapshots.Answer, ...]:
         """Of the servers that run and are not known to be dead."""
         alive = [address for node, address in self.addresses.items() if self.servers[node].running]
-        return status.ask_all(alive, blocks=blocks, timeout_s=timeout_s)
+        return snapshots.ask_all(alive, blocks=blocks, timeout_s=timeout_s)
 
     def leader_of(self, group: int, timeout_s: float = WAIT_TIMEOUT_S) -> int:
         """The node that leads the group, awaited."""
 
         def led() -> int | None:
-            leader = status.leader_of(self.statuses(), group)
+            leader = snapshots.leader_of(self.statuses(), group)
             return None if leader is None else leader.node
 
         return self.wait_for(led, f"a leader of group {group}", timeout_s)
@@ -213,7 +215,7 @@ class Cluster:
         wanted = set(groups)
 
         def led() -> dict[int, int] | None:
-            found = status.leaders(self.statuses())
+            found = snapshots.leaders(self.statuses())
             return found if wanted <= found.keys() else None
 
         return self.wait_for(led, f"leaders of groups {sorted(wanted)}", timeout_s)

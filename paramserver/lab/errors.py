@@ -1,10 +1,10 @@
 """What can go wrong in the laboratory.
 
-    LabError                 cause and hint, always
-    +-- NotReady             a process did not come up in time
-    +-- Died                 a process ended that should be running
-    +-- DeadlinePassed       a condition did not come true in time
-    +-- InvalidRun           a fault run that proves nothing (too little load around a fault)
+LabError                 cause and hint, always
++-- NotReady             a process did not come up in time
++-- Died                 a process ended that should be running
++-- DeadlinePassed       a condition did not come true in time
++-- InvalidRun           a fault run that proves nothing (too little load around a fault)
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Ports of loopback that stay ours, also while the server that uses them is dead.
 
 Invariant: a reserved port is bound here, without listening, with SO_REUSEADDR. Linux then lets one other socket with
-SO_REUSEADDR (gRPC sets it) bind and listen, and never gives the port to anybody's outgoing connection; a port that was only
-looked up and closed again would be free for both.
+SO_REUSEADDR (gRPC sets it) bind and listen, and never gives the port to anybody's outgoing connection; a port that was
+only looked up and closed again would be free for both.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """One child process: its log file, its signals, its end.
 
 Invariants: no child outlives this process, however it ends: `atexit` kills and reaps, and the kernel sends SIGKILL to
-children whose parent thread is gone (PR_SET_PDEATHSIG, set in the child itself before it becomes the command). So start
-processes from a thread that lives as long as they should: the main one. Standard output and error go to one log file, which
-survives. Must not know: servers or workers.
+children whose parent thread is gone (PR_SET_PDEATHSIG, set in the child itself before it becomes the command). So
+start processes from a thread that lives as long as they should: the main one. Standard output and error go to one log
+file, which survives. Must not know: servers or workers.
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ class Child:
             return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise NotReady(
-                f"{self.name} did not end within {timeout_s:g} s", f"log {self.log}; its last words:\n{self.last_words()}"
+                f"{self.name} did not end within {timeout_s:g} s",
+                f"log {self.log}; its last words:\n{self.last_words()}",
             ) from None
 
     def await_line(self, prefix: str, timeout_s: float) -> str:

@@ -1,6 +1,7 @@
 """What workers wrote down while they trained (`paramserver worker --record FILE`), and figures made of it.
 
-One JSON object a line, each with `event` and `time` (seconds of CLOCK_MONOTONIC, one clock for all processes of a machine):
+One JSON object a line, each with `event` and `time` (seconds of CLOCK_MONOTONIC, one clock for all processes of a
+machine):
 
     {"event": "start", "time": 1.0, "rank": 0, "pid": 7, "first_step": 0}
     {"event": "step",  "time": 1.1, "step": 0, "loss": 2.3, "accuracy": null}    acknowledged: every block applied
@@ -150,9 +151,7 @@ def stall_ms(records: Sequence[Record], fault_s: float, until_s: float | None = 
     median step. Gaps count that end after the fault and begin before `until_s` (the next thing that was done to the
     cluster) and within STALL_WINDOW_S. The worst worker counts; NaN when nobody completed a step after the fault."""
     limit_s = fault_s + STALL_WINDOW_S if until_s is None else min(until_s, fault_s + STALL_WINDOW_S)
-    lengths = [
-        end - start for record in records for start, end in gaps(record) if end >= fault_s and start <= limit_s
-    ]
+    lengths = [end - start for record in records for start, end in gaps(record) if end >= fault_s and start <= limit_s]
     if not lengths:
         return float("nan")
     return max(0.0, max(lengths) - median_step_s(records)) * 1000.0

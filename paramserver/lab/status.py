@@ -1,7 +1,7 @@
 """What nodes say of themselves, asked over the wire like anybody else would ask.
 
-Owns the snapshots (frozen values; protobuf stops here) and the questions put to a whole cluster. Invariant: a node that does
-not answer is an `Unreachable` with a reason, never an exception. Must not know: processes.
+Owns the snapshots (frozen values; protobuf stops here) and the questions put to a whole cluster. Invariant: a node
+that does not answer is an `Unreachable` with a reason, never an exception. Must not know: processes.
 """
 
 from __future__ import annotations
@@ -139,9 +139,7 @@ def ask(address: str, *, blocks: bool = False, timeout_s: float = ASK_TIMEOUT_S)
             return Unreachable(address=address, cause=_cause(error))
 
 
-def ask_all(
-    addresses: Sequence[str], *, blocks: bool = False, timeout_s: float = ASK_TIMEOUT_S
-) -> tuple[Answer, ...]:
+def ask_all(addresses: Sequence[str], *, blocks: bool = False, timeout_s: float = ASK_TIMEOUT_S) -> tuple[Answer, ...]:
     """Every node at once, in the order given: one that is silent costs one timeout, not one for each."""
     if not addresses:
         return ()
@@ -154,8 +152,8 @@ def reached(answers: Iterable[Answer]) -> tuple[NodeSnapshot, ...]:
 
 
 def leader_of(answers: Iterable[Answer], group: int) -> NodeSnapshot | None:
-    """The node that says it leads `group`, in the highest term any of them leads in: a deposed leader that has not heard
-    of it yet is outvoted."""
+    """The node that says it leads `group`, in the highest term any of them leads in: a deposed leader that has not
+    heard of it yet is outvoted."""
     leaders = []
     for node in reached(answers):
         state = node.group(group)

@@ -1,0 +1,137 @@
+"""From a command line to a subcommand, and from its errors to two lines and an exit code.
+
+Invariants: flags are checked as a whole before anything is imported that could start something; no traceback reaches a
+user for what is not a defect (`PARAMSERVER_TRACEBACK=1` shows it all the same). Must not import anything heavy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn, Protocol
+
+from paramserver.cli import codes, flags
+from paramserver.cli.codes import CommandError, UsageProblems
+from paramserver.cli.text import escape
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """`paramserver NAME`; its module is only imported when it is called."""
+
+    name: str
+    help: str
+    module: str
+
+
+COMMANDS = (
+    Command("demo", "three servers, two workers, two faults: the same bits as without", "paramserver.cli.demo"),
+    Command("server", "one node of a cluster", "paramserver.cli.server"),
+    Command("worker", "train the bundled model on a cluster, as one rank", "paramserver.cli.worker"),
+    Command("status", "nodes, groups, leaders, versions, digests", "paramserver.cli.status"),
+)
+
+
+class Subcommand(Protocol):
+    """What a subcommand's module has."""
+
+    DESCRIPTION: str
+    EPILOG: str
+    FLAGS: tuple[flags.Flag, ...]
+
+    def run(self, values: flags.Values, problems: list[str]) -> int:
+        """`problems` are those of single flags; the module adds its own and raises them together."""
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageProblems([message], f"{self.prog} --help shows the flags")
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return dispatch(words)
+    except CommandError as error:
+        return report(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return codes.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output is gone: nothing left to tell it. Python would complain at exit about the same pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return codes.OK
+    except Exception as error:
+        if os.environ.get("PARAMSERVER_TRACEBACK") == "1":
+            raise
+        cause = f"{type(error).__name__}: {escape(error, 500)}"
+        return report(
+            CommandError(cause, "a defect of paramserver; PARAMSERVER_TRACEBACK=1 shows where", code=codes.INTERNAL)
+        )
+
+
+def dispatch(words: list[str]) -> int:
+    if not words:
+        print(usage(), file=sys.stderr)
+        return codes.USAGE
+    name, rest = words[0], words[1:]
+    if name in ("-h", "--help", "help"):
+        print(usage())
+        return codes.OK
+    if name == "--version":
+        print(version())
+        return codes.OK
+    command = next((one for one in COMMANDS if one.name == name), None)
+    if command is None:
+        near = flags.did_you_mean(name, [one.name for one in COMMANDS])
+        raise UsageProblems([f"no command {escape(name)!r}{near}"], "paramserver --help shows the commands")
+    return run_command(command, rest)
+
+
+def run_command(command: Command, words: list[str]) -> int:
+    module: Subcommand = importlib.import_module(command.module)
+    parser = Parser(
+        prog=f"paramserver {command.name}",
+        description=module.DESCRIPTION,
+        epilog=f"{module.EPILOG}\n{codes.TABLE}" if module.EPILOG else codes.TABLE,
+        formatter_class=flags.HelpFormatter,
+        allow_abbrev=False,
+    )
+    flags.add(parser, module.FLAGS)
+    try:
+        parsed, unknown = parser.parse_known_args(words)
+    except SystemExit as done:  # --help
+        return done.code if isinstance(done.code, int) else codes.USAGE
+    values, problems = flags.read(module.FLAGS, parsed, unknown, ("--help",))
+    return module.run(values, problems)
+
+
+def report(error: CommandError) -> int:
+    """One line of cause (of usage: one a problem) and one of hint, on standard error."""
+    lines = error.problems if isinstance(error, UsageProblems) else [error.cause]
+    for line in lines:
+        print(f"paramserver: {escape(line, 1000)}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {escape(error.hint, 1000)}", file=sys.stderr)
+    return error.code
+
+
+def usage() -> str:
+    width = max(len(command.name) for command in COMMANDS)
+    lines = ["usage: paramserver COMMAND [FLAGS]", "", "A parameter server that cannot lose a step.", "", "commands:"]
+    lines += [f"  {command.name.ljust(width)}  {command.help}" for command in COMMANDS]
+    lines += ["", "paramserver COMMAND --help shows its flags; --version the version.", "", codes.TABLE.rstrip()]
+    return "\n".join(lines)
+
+
+def version() -> str:
+    from importlib import metadata
+
+    try:
+        return f"paramserver {metadata.version('paramserver')}"
+    except metadata.PackageNotFoundError:
+        return "paramserver (not installed)"

@@ -1,0 +1,168 @@
+"""`paramserver status`: what every node says of itself.
+
+Owns how it is shown. Invariant: a node that gives no answer is a line of the picture, not the end of it; only when none
+answers the command fails.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from paramserver.cli import codes, flags
+from paramserver.cli.codes import CommandError
+from paramserver.cli.flags import Flag
+from paramserver.cli.text import escape, table
+
+if TYPE_CHECKING:
+    from paramserver.lab.status import Answer, GroupSnapshot, NodeSnapshot, Unreachable
+
+DESCRIPTION = "Show nodes, groups, leaders, terms, commit and applied index; with --blocks also versions and digests."
+EPILOG = "example:\n  paramserver status --servers 127.0.0.1:7001,127.0.0.1:7002,127.0.0.1:7003\n"
+FLAGS = (
+    Flag("--servers", "where the servers listen", flags.endpoints, metavar="HOST:PORT,...", required=True),
+    Flag("--blocks", "versions and digests of every block on every replica"),
+    Flag("--json", "one JSON object instead of tables"),
+    Flag("--timeout", "seconds to wait for a node", flags.number(0.05, 600), 2.0, "SECONDS"),
+)
+DIGEST_SHOWN = 12
+"""Characters of a digest in tables; --json has all."""
+
+
+def run(values: flags.Values, problems: list[str]) -> int:
+    flags.raise_problems(problems, "status")
+    from paramserver.lab import status
+
+    answers = status.ask_all(values["servers"], blocks=values["blocks"], timeout_s=values["timeout"])
+    if values["json"]:
+        print(json.dumps(as_json(answers)))
+    elif status.reached(answers):
+        print("\n".join(lines(answers, blocks=values["blocks"])))
+    if not status.reached(answers):
+        raise CommandError(
+            "no server answered: "
+            + "; ".join(f"{answer.address}: {answer.cause}" for answer in answers if not hasattr(answer, "groups")),
+            "are the servers running, and are these their addresses? (paramserver server --help)",
+            code=codes.UNREACHABLE,
+        )
+    return codes.OK
+
+
+def as_json(answers: Sequence[Answer]) -> dict[str, Any]:
+    """`nodes`: snapshots of those that answered; `unreachable`: the others, with the reason; `leaders`: group ->
+    node."""
+    from paramserver.lab import status
+
+    return {
+        "nodes": [asdict(node) for node in status.reached(answers)],
+        "unreachable": [asdict(answer) for answer in answers if isinstance(answer, status.Unreachable)],
+        "leaders": {str(group): node for group, node in status.leaders(answers).items()},
+    }
+
+
+def lines(answers: Sequence[Answer], *, blocks: bool = False) -> list[str]:
+    """The picture for people."""
+    from paramserver.lab import status
+
+    nodes = status.reached(answers)
+    out = [f"cluster {escape(nodes[0].cluster)}" if nodes else "cluster unknown", ""]
+    out += table(("node", "address", "state", "incarnation", "version"), [_node(answer) for answer in answers])
+    foreign = sorted({node.cluster for node in nodes})
+    if len(foreign) > 1:
+        out += ["", f"! these servers belong to {len(foreign)} different clusters: {', '.join(map(escape, foreign))}"]
+    leaders = status.leaders(answers)
+    head = ("group", "node", "role", "leader", "term", "commit", "applied", "last", "snapshot", "state", "note")
+    rows = [
+        _group(node, group, leaders)
+        for node in nodes
+        for group in node.groups
+    ]  # fmt: skip
+    out += ["", *table(head, sorted(rows, key=lambda row: (int(row[0]), int(row[1]))))]
+    out += _models(nodes)
+    if blocks:
+        out += _blocks(nodes)
+    problems = [
+        f"! node {node.node}, group {group.group}: {escape(group.problem)}"
+        for node in nodes
+        for group in node.groups
+        if group.problem
+    ]
+    problems += [f"! node {node.node}: {escape(alarm)}" for node in nodes for alarm in node.alarms]
+    if problems:
+        out += ["", *problems]
+    return out
+
+
+def _node(answer: NodeSnapshot | Unreachable) -> tuple[str, ...]:
+    from paramserver.lab import status
+
+    if isinstance(answer, status.Unreachable):
+        return ("?", escape(answer.address), f"UNREACHABLE ({escape(answer.cause)})", "", "")
+    damaged = sum(1 for group in answer.groups if group.problem)
+    state = "up" if not damaged else f"up, {damaged} replica{'s' if damaged > 1 else ''} not well"
+    return (str(answer.node), escape(answer.address), state, str(answer.incarnation), escape(answer.version))
+
+
+def _group(node: NodeSnapshot, group: GroupSnapshot, leaders: dict[int, int]) -> tuple[str, ...]:
+    leader = leaders.get(group.group, group.leader_node)
+    return (
+        str(group.group),
+        str(node.node),
+        escape(group.role) or "-",
+        str(leader) if leader else "none",
+        str(group.term),
+        str(group.commit_index),
+        str(group.applied_index),
+        str(group.last_index),
+        str(group.snapshot_index),
+        _bytes(group.state_bytes),
+        "DAMAGED" if group.problem else "",
+    )
+
+
+def _models(nodes: Sequence[NodeSnapshot]) -> list[str]:
+    # Every replica of group 0 tells of the models; the one that applied most tells best.
+    telling = [node for node in nodes if node.models]
+    if not telling:
+        return ["", "no models yet"]
+
+    def applied(node: NodeSnapshot) -> int:
+        group = node.group(0)
+        return group.applied_index if group is not None else -1
+
+    rows = []
+    for model in max(telling, key=applied).models:
+        ranks = " ".join(f"{rank.rank}:{'held' if rank.held else 'free'}" for rank in model.ranks)
+        shards = " ".join(f"{shard.group}:{shard.blocks}" for shard in model.shards)
+        versions = sorted({
+            block.version
+            for node in nodes
+            for group in node.groups
+            for block in group.blocks
+            if block.model == model.model
+        })  # fmt: skip
+        shown = "" if not versions else str(versions[-1]) if len(versions) == 1 else f"{versions[0]}..{versions[-1]}"
+        row = (escape(model.name), str(model.model), str(model.generation), "open" if model.open else "filling")
+        rows.append((*row, str(model.parameters), str(model.view), ranks, shards, shown))
+    head = ("model", "id", "generation", "state", "parameters", "view", "ranks", "group:blocks", "version")
+    return ["", *table(head, rows)]
+
+
+def _blocks(nodes: Sequence[NodeSnapshot]) -> list[str]:
+    rows = []
+    for node in nodes:
+        for group in node.groups:
+            for block in group.blocks:
+                key = (block.model, group.group, block.block, node.node)
+                rows.append((key, str(block.version), escape(block.digest)[:DIGEST_SHOWN]))
+    shown = [(*map(str, key), version, digest) for key, version, digest in sorted(rows)]
+    return ["", *table(("model", "group", "block", "node", "version", "digest"), shown)]
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1_000)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
