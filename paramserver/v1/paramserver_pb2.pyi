@@ -1420,22 +1420,29 @@ global___CreateShard = CreateShard
 
 @typing.final
 class OpenShard(google.protobuf.message.Message):
+    """check_only: answer whether all blocks have values of that epoch, change nothing. Group 0 asks all groups before it decides
+    to open a model, so that no group opens for an epoch that another cannot complete (RULES M3).
+    """
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: builtins.int
     GENERATION_FIELD_NUMBER: builtins.int
     INITIALIZATION_EPOCH_FIELD_NUMBER: builtins.int
+    CHECK_ONLY_FIELD_NUMBER: builtins.int
     model: builtins.int
     generation: builtins.int
     initialization_epoch: builtins.int
+    check_only: builtins.bool
     def __init__(
         self,
         *,
         model: builtins.int = ...,
         generation: builtins.int = ...,
         initialization_epoch: builtins.int = ...,
+        check_only: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["generation", b"generation", "initialization_epoch", b"initialization_epoch", "model", b"model"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["check_only", b"check_only", "generation", b"generation", "initialization_epoch", b"initialization_epoch", "model", b"model"]) -> None: ...
 
 global___OpenShard = OpenShard
 
@@ -1696,3 +1703,137 @@ class CatalogueResult(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["holder", b"holder", "message", b"message", "model", b"model", "ok", b"ok", "reason", b"reason", "value", b"value", "view", b"view"]) -> None: ...
 
 global___CatalogueResult = CatalogueResult
+
+@typing.final
+class CatalogueHeader(google.protobuf.message.Message):
+    """---- snapshot of group 0: a sequence of these, each behind its length (never on the wire)"""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FORMAT_FIELD_NUMBER: builtins.int
+    NEXT_MODEL_FIELD_NUMBER: builtins.int
+    NEXT_SESSION_FIELD_NUMBER: builtins.int
+    format: builtins.int
+    next_model: builtins.int
+    next_session: builtins.int
+    def __init__(
+        self,
+        *,
+        format: builtins.int = ...,
+        next_model: builtins.int = ...,
+        next_session: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["format", b"format", "next_model", b"next_model", "next_session", b"next_session"]) -> None: ...
+
+global___CatalogueHeader = CatalogueHeader
+
+@typing.final
+class SessionAnswer(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: builtins.int
+    RESULT_FIELD_NUMBER: builtins.int
+    sequence: builtins.int
+    @property
+    def result(self) -> global___CatalogueResult: ...
+    def __init__(
+        self,
+        *,
+        sequence: builtins.int = ...,
+        result: global___CatalogueResult | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["result", b"result"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["result", b"result", "sequence", b"sequence"]) -> None: ...
+
+global___SessionAnswer = SessionAnswer
+
+@typing.final
+class SessionRecord(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: builtins.int
+    CLIENT_FIELD_NUMBER: builtins.int
+    SECRET_DIGEST_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    FORGOTTEN_FIELD_NUMBER: builtins.int
+    ANSWERS_FIELD_NUMBER: builtins.int
+    session: builtins.int
+    client: builtins.bytes
+    secret_digest: builtins.bytes
+    name: builtins.str
+    forgotten: builtins.int
+    """answers up to this sequence are no longer kept"""
+    @property
+    def answers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SessionAnswer]: ...
+    def __init__(
+        self,
+        *,
+        session: builtins.int = ...,
+        client: builtins.bytes = ...,
+        secret_digest: builtins.bytes = ...,
+        name: builtins.str = ...,
+        forgotten: builtins.int = ...,
+        answers: collections.abc.Iterable[global___SessionAnswer] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answers", b"answers", "client", b"client", "forgotten", b"forgotten", "name", b"name", "secret_digest", b"secret_digest", "session", b"session"]) -> None: ...
+
+global___SessionRecord = SessionRecord
+
+@typing.final
+class ModelRecord(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DESCRIPTION_FIELD_NUMBER: builtins.int
+    CREATED_FIELD_NUMBER: builtins.int
+    INITIALIZATION_SESSION_FIELD_NUMBER: builtins.int
+    initialization_session: builtins.int
+    """0: nobody holds the lease"""
+    @property
+    def description(self) -> global___ModelDescription: ...
+    @property
+    def created(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """groups that have their shard"""
+
+    def __init__(
+        self,
+        *,
+        description: global___ModelDescription | None = ...,
+        created: collections.abc.Iterable[builtins.int] | None = ...,
+        initialization_session: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["description", b"description"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["created", b"created", "description", b"description", "initialization_session", b"initialization_session"]) -> None: ...
+
+global___ModelRecord = ModelRecord
+
+@typing.final
+class CatalogueRecord(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: builtins.int
+    NODE_FIELD_NUMBER: builtins.int
+    SESSION_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    @property
+    def header(self) -> global___CatalogueHeader: ...
+    @property
+    def node(self) -> global___NodeDescription: ...
+    @property
+    def session(self) -> global___SessionRecord:
+        """least recently used first"""
+
+    @property
+    def model(self) -> global___ModelRecord: ...
+    def __init__(
+        self,
+        *,
+        header: global___CatalogueHeader | None = ...,
+        node: global___NodeDescription | None = ...,
+        session: global___SessionRecord | None = ...,
+        model: global___ModelRecord | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["header", b"header", "kind", b"kind", "model", b"model", "node", b"node", "session", b"session"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["header", b"header", "kind", b"kind", "model", b"model", "node", b"node", "session", b"session"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["header", "node", "session", "model"] | None: ...
+
+global___CatalogueRecord = CatalogueRecord
