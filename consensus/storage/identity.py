@@ -1,0 +1,174 @@
+"""Who the owner of a data folder is, and what it knows of its peers (RULES I2).
+
+Owns the file `identity`: one line of JSON, one line with its CRC32C. Invariants: every change is durable before the call
+returns (temp file, fsync, rename, fsync of the folder); a folder never changes its owner, and a file that can't be read
+is never replaced by a new identity. Must not know: how peers are asked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+from consensus.core.interface import NodeId
+from consensus.storage.checksum import crc32c
+from consensus.storage.errors import IdentityMismatch, StorageFailed, UnknownFormat
+from consensus.storage.interface import FileSystem, Identity
+
+FORMAT_VERSION = 1
+UUID_BYTES = 16
+FILE_BYTES_MAX = 1 << 20
+_FILE = "identity"
+
+
+class NodeIdentity:
+    """The folder's identity in memory; `remember_peer` and `activate` write through."""
+
+    def __init__(
+        self,
+        filesystem: FileSystem,
+        directory: str,
+        *,
+        cluster: bytes,
+        node: NodeId,
+        uuid: bytes,
+        peers: dict[NodeId, bytes],
+        activated: bool,
+    ) -> None:
+        self._filesystem = filesystem
+        self._directory = directory
+        self.cluster = cluster
+        self.node = node
+        self.uuid = uuid
+        self._peers = dict(peers)
+        self._activated = activated
+
+    @property
+    def peers(self) -> dict[NodeId, bytes]:
+        """Uuids of the other nodes' folders that this one holds durably."""
+        return dict(self._peers)
+
+    @property
+    def activated(self) -> bool:
+        """Every member has confirmed once that it holds this folder's uuid."""
+        return self._activated
+
+    def identity(self) -> Identity:
+        """What `Wal.open` takes."""
+        return Identity(cluster=self.cluster, node=self.node, node_uuid=self.uuid, peers=self.peers)
+
+    def remember_peer(self, node: NodeId, uuid: bytes) -> None:
+        """Hold a peer's uuid durably. Raises `IdentityMismatch` when another one is known for that node."""
+        known = self._peers.get(node)
+        if known == uuid:
+            return
+        if known is not None or node == self.node:
+            raise IdentityMismatch(
+                f"node {node} comes with data folder {uuid.hex()}, but is known with {(known or self.uuid).hex()}: it was "
+                "wiped or replaced. Restore its old folder, or add it again as a new replica"
+            )
+        if len(uuid) != UUID_BYTES:
+            raise IdentityMismatch(f"uuid of node {node} is {len(uuid)} bytes long, not {UUID_BYTES}")
+        self._peers[node] = uuid
+        self._save()
+
+    def activate(self) -> None:
+        if not self._activated:
+            self._activated = True
+            self._save()
+
+    def _save(self) -> None:
+        content = {
+            "format": FORMAT_VERSION,
+            "cluster": self.cluster.hex(),
+            "node": self.node,
+            "uuid": self.uuid.hex(),
+            "peers": {str(node): uuid.hex() for node, uuid in sorted(self._peers.items())},
+            "activated": self._activated,
+        }
+        line = json.dumps(content, sort_keys=True).encode() + b"\n"
+        path, temporary = f"{self._directory}/{_FILE}", f"{self._directory}/{_FILE}.temporary"
+        try:
+            if self._filesystem.exists(temporary):
+                self._filesystem.unlink(temporary)
+            file = self._filesystem.open(temporary, create=True)
+            try:
+                file.pwrite([line, f"{crc32c(line):08x}\n".encode()], 0)
+                file.datasync()
+            finally:
+                file.close()
+            self._filesystem.rename(temporary, path)
+            self._filesystem.sync_directory(self._directory)
+        except OSError as error:
+            raise StorageFailed(f"writing {path}: {error}") from error
+
+
+def load_or_create(
+    filesystem: FileSystem,
+    directory: str,
+    cluster: bytes,
+    node: NodeId,
+    *,
+    random_bytes: Callable[[int], bytes] = os.urandom,
+) -> NodeIdentity:
+    """The identity of the folder, made (durably) when the folder is new. Raises `IdentityMismatch` when it belongs to
+    another cluster or node, or can't be read, or is missing in a folder that holds a log; `UnknownFormat`;
+    `StorageFailed`."""
+    path = f"{directory}/{_FILE}"
+    try:
+        filesystem.mkdir(directory)
+        if not filesystem.exists(path):
+            if filesystem.exists(f"{directory}/wal") and filesystem.listdir(f"{directory}/wal"):
+                raise IdentityMismatch(
+                    f"{path} is missing, but there is a log beside it: restore the file or the folder"
+                )
+            made = NodeIdentity(
+                filesystem,
+                directory,
+                cluster=cluster,
+                node=node,
+                uuid=random_bytes(UUID_BYTES),
+                peers={},
+                activated=False,
+            )
+            made._save()
+            return made
+        file = filesystem.open(path)
+        try:
+            raw = file.pread(min(file.size(), FILE_BYTES_MAX), 0)
+        finally:
+            file.close()
+    except OSError as error:
+        raise StorageFailed(f"reading {path}: {error}") from error
+    return _loaded(filesystem, directory, cluster, node, raw)
+
+
+def _loaded(filesystem: FileSystem, directory: str, cluster: bytes, node: NodeId, raw: bytes) -> NodeIdentity:
+    path = f"{directory}/{_FILE}"
+    content = _parse(path, raw)
+    if (content["cluster"], content["node"]) != (cluster.hex(), node):
+        raise IdentityMismatch(
+            f"data folder {directory!r} belongs to node {content['node']} of cluster {content['cluster']}, not to node "
+            f"{node} of cluster {cluster.hex()}; start this node on its own folder, with the same members as before"
+        )
+    return NodeIdentity(
+        filesystem,
+        directory,
+        cluster=cluster,
+        node=node,
+        uuid=bytes.fromhex(content["uuid"]),
+        peers={int(peer): bytes.fromhex(uuid) for peer, uuid in content["peers"].items()},
+        activated=bool(content["activated"]),
+    )
+
+
+def _parse(path: str, raw: bytes) -> dict[str, Any]:
+    line, _, crc = raw.partition(b"\n")
+    if crc != f"{crc32c(line + b'\n'):08x}\n".encode():
+        raise IdentityMismatch(f"{path} is damaged: restore it; a new one would let this folder vote twice")
+    content: dict[str, Any] = json.loads(line)
+    if content.get("format") != FORMAT_VERSION:
+        raise UnknownFormat(f"{path} has format {content.get('format')}; this build knows {FORMAT_VERSION}")
+    return content
