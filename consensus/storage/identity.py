@@ -1,8 +1,8 @@
 """Who the owner of a data folder is, and what it knows of its peers (RULES I2).
 
-Owns the file `identity`: one line of JSON, one line with its CRC32C. Invariants: every change is durable before the call
-returns (temp file, fsync, rename, fsync of the folder); a folder never changes its owner, and a file that can't be read
-is never replaced by a new identity. Must not know: how peers are asked.
+Owns the file `identity`: one line of JSON, one line with its CRC32C. Invariants: every change is durable before the
+call returns (temp file, fsync, rename, fsync of the folder); a folder never changes its owner, and a file that
+can't be read is never replaced by a new identity. Must not know: how peers are asked.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class NodeIdentity:
             return
         if known is not None or node == self.node:
             raise IdentityMismatch(
-                f"node {node} comes with data folder {uuid.hex()}, but is known with {(known or self.uuid).hex()}: it was "
-                "wiped or replaced. Restore its old folder, or add it again as a new replica"
+                f"node {node} comes with data folder {uuid.hex()}, but is known with {(known or self.uuid).hex()}: "
+                "it was wiped or replaced. Restore its old folder, or add it again as a new replica"
             )
         if len(uuid) != UUID_BYTES:
             raise IdentityMismatch(f"uuid of node {node} is {len(uuid)} bytes long, not {UUID_BYTES}")
@@ -121,18 +121,9 @@ def load_or_create(
         filesystem.mkdir(directory)
         if not filesystem.exists(path):
             if filesystem.exists(f"{directory}/wal") and filesystem.listdir(f"{directory}/wal"):
-                raise IdentityMismatch(
-                    f"{path} is missing, but there is a log beside it: restore the file or the folder"
-                )
-            made = NodeIdentity(
-                filesystem,
-                directory,
-                cluster=cluster,
-                node=node,
-                uuid=random_bytes(UUID_BYTES),
-                peers={},
-                activated=False,
-            )
+                raise IdentityMismatch(f"{path} is missing, but there is a log beside it: restore it")
+            uuid = random_bytes(UUID_BYTES)
+            made = NodeIdentity(filesystem, directory, cluster=cluster, node=node, uuid=uuid, peers={}, activated=False)
             made._save()
             return made
         file = filesystem.open(path)
@@ -166,7 +157,8 @@ def _loaded(filesystem: FileSystem, directory: str, cluster: bytes, node: NodeId
 
 def _parse(path: str, raw: bytes) -> dict[str, Any]:
     line, _, crc = raw.partition(b"\n")
-    if crc != f"{crc32c(line + b'\n'):08x}\n".encode():
+    checksum = crc32c(line + b"\n")
+    if crc != f"{checksum:08x}\n".encode():
         raise IdentityMismatch(f"{path} is damaged: restore it; a new one would let this folder vote twice")
     content: dict[str, Any] = json.loads(line)
     if content.get("format") != FORMAT_VERSION:

@@ -95,7 +95,8 @@ class MemoryFile:
         data = b"".join(buffers)
         self._alive()
         if self._filesystem.stops("pwrite", self._path):
-            self._inode.write(data, offset)
+            if not self._filesystem.dead:
+                self._inode.write(data, offset)
             raise PowerLost(f"while writing {self._path}")
         self._filesystem.grow(max(0, offset + len(data) - len(self._inode.volatile)), self._path)
         self._inode.write(data, offset)
@@ -252,6 +253,11 @@ class MemoryFileSystem:
             faults.fired = True
             raise OSError(errno.EIO, "injected into datasync", path)
         return False
+
+    @property
+    def dead(self) -> bool:
+        """Power went at an earlier call than this one."""
+        return 0 < self.faults.stop_call < self.faults.calls
 
     def check(self, what: str, path: str) -> None:
         if self.stops(what, path):

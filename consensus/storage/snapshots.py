@@ -72,8 +72,8 @@ def _parse(raw: bytes, path: str) -> _Frame:
 
 
 class SnapshotFile:
-    """`SnapshotWriter`: content goes to a temporary file, `commit` gives it its name. After any error the temporary file
-    is removed, or left to the next start."""
+    """`SnapshotWriter`: content goes to a temporary file, `commit` gives it its name. After any error the temporary
+    file is removed, or left to the next start."""
 
     def __init__(self, filesystem: FileSystem, directory: str, group: GroupId, meta: SnapshotMeta) -> None:
         self._filesystem = filesystem
@@ -189,6 +189,8 @@ class SnapshotFiles:
         file, path = self._open(group, snapshot_id)
         try:
             return self._manifest(file, path, group, snapshot_id)[0]
+        except OSError as error:
+            raise StorageFailed(f"reading snapshot {path}: {error}") from error
         finally:
             file.close()
 
@@ -219,17 +221,25 @@ class SnapshotFiles:
             pass
 
     def delete_older(self, group: GroupId, keep_snapshot_id: str) -> None:
-        """Remove all snapshots of the group but that one. Call it when that one's record is durable in the log."""
-        keep = snapshot_path(self._directory, group, keep_snapshot_id)
+        """Remove the group's snapshots of a lower index than that one's, and unreadable ones. Call it when that one's
+        record is durable in the log. Raises `SnapshotDamaged` when that one itself is unreadable: then all stay."""
+        keep = self.meta(group, keep_snapshot_id)
         folder = f"{self._directory}/group-{group}"
         try:
-            if not self._filesystem.exists(keep):
-                return
             for name in self._filesystem.listdir(folder):
-                if name.endswith(_SUFFIX) and f"{folder}/{name}" != keep:
-                    self._filesystem.unlink(f"{folder}/{name}")
+                snapshot_id = name.removesuffix(_SUFFIX)
+                if name != snapshot_id and snapshot_id != keep_snapshot_id:
+                    if self._index(group, snapshot_id) < keep.index:
+                        self._filesystem.unlink(f"{folder}/{name}")
         except OSError as error:
             raise StorageFailed(f"removing older snapshots in {folder}: {error}") from error
+
+    def _index(self, group: GroupId, snapshot_id: str) -> int:
+        """Up to where it goes; -1 when it is unreadable."""
+        try:
+            return self.meta(group, snapshot_id).index
+        except SnapshotDamaged:
+            return -1
 
     def _open(self, group: GroupId, snapshot_id: str) -> tuple[File, str]:
         path = snapshot_path(self._directory, group, snapshot_id)

@@ -1,0 +1,227 @@
+"""Crash at every IO call of every operation, and recover to a legal state each time (FAULTS rows 4, 5, 9).
+
+Legal: everything a `sync` returned for is there; what else is there is a prefix of what was written; nothing else is.
+"""
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from consensus.core.interface import HardState, SnapshotMeta
+from consensus.storage.errors import StorageFailed
+from consensus.storage.interface import GroupAppend, Recovery
+from consensus.storage.memory import MemoryFileSystem, PowerLost
+from consensus.storage.wal import Wal
+from tests.storage.logs import OPTIONS, append, entries, install, open_log, snapshot, vote
+
+State = tuple[HardState, SnapshotMeta | None, tuple[tuple[int, int], ...]]
+
+
+class Model:
+    """What the log means after each operation, and after which one it was last durable."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[int, State]] = [{}]
+        self.durable = 0
+
+    def wrote(self, appends: list[GroupAppend]) -> None:
+        groups = dict(self.states[-1])
+        for each in appends:
+            state, snap, log = groups.get(each.group, (HardState(), None, ()))
+            if each.install is not None:
+                snap = each.install
+                kept = (snap.index, snap.term) in log
+                log = tuple(entry for entry in log if kept and entry[0] > snap.index)
+            if each.hard_state is not None:
+                state = each.hard_state
+            for entry in each.entries:
+                log = (*[held for held in log if held[0] < entry.index], (entry.index, entry.term))
+            groups[each.group] = (state, snap, log)
+        self.states.append(groups)
+
+    def check(self, recovery: Recovery) -> None:
+        assert recovery.damage == ""
+        assert [group.damage for group in recovery.groups.values() if group.damage] == []
+        found = {
+            number: (group.hard_state, group.snapshot, tuple((entry.index, entry.term) for entry in group.entries))
+            for number, group in recovery.groups.items()
+        }
+        legal = self.states[self.durable :]
+        assert found in legal, f"durable was {legal[0]}, written was {legal[-1]}"
+        del self.states[self.states.index(found) + 1 :]
+        self.durable = len(self.states) - 1
+
+
+Operation = Callable[[Wal, Model], None]
+
+
+def write(*appends: GroupAppend) -> Operation:
+    def run(wal: Wal, model: Model) -> None:
+        model.wrote(list(appends))
+        wal.write(appends)
+
+    return run
+
+
+def sync(wal: Wal, model: Model) -> None:
+    wal.sync()
+    model.durable = len(model.states) - 1
+
+
+def synced(*appends: GroupAppend) -> Operation:
+    def run(wal: Wal, model: Model) -> None:
+        write(*appends)(wal, model)
+        sync(wal, model)
+
+    return run
+
+
+def idle(wal: Wal, model: Model) -> None:
+    wal.idle()
+    model.durable = len(model.states) - 1
+
+
+def release(group: int, below: int) -> Operation:
+    return lambda wal, model: wal.release(group, below)
+
+
+SCENARIOS: dict[str, list[Operation]] = {
+    "append": [synced(append(1, 1, 3)), write(append(1, 4, 5)), write(append(2, 1, 2)), sync, idle],
+    "hard state": [
+        synced(vote(1, 1)),
+        synced(vote(1, 2, 3)),
+        synced(vote(1, 3), append(1, 1, 1, 3)),
+        synced(vote(2, 9)),
+    ],
+    "truncate": [
+        synced(append(1, 1, 6), append(2, 1, 3)),
+        write(append(1, 3, 4, term=2)),
+        sync,
+        write(append(1, 2, 2, term=3)),
+        write(append(1, 3, 3, term=3)),
+        sync,
+    ],
+    "rotate": [synced(append(1, first, first + 9, size=1500)) for first in range(1, 72, 10)]
+    + [synced(vote(2, 5)), idle],
+    "snapshot": [synced(append(1, first, first + 9, size=1500)) for first in range(1, 72, 10)]
+    + [
+        synced(install(1, 60)),
+        release(1, 61),
+        synced(append(1, 81, 90, size=1500)),
+        idle,
+        synced(GroupAppend(group=1, install=snapshot(200, 4), hard_state=HardState(4))),
+        release(1, 201),
+        *[synced(GroupAppend(group=1, entries=entries(first, first + 9, 4, 1500))) for first in range(201, 252, 10)],
+        idle,
+    ],
+}
+
+
+def run(disk: MemoryFileSystem, model: Model, operations: list[Operation]) -> None:
+    wal, recovery = open_log(disk)
+    model.check(recovery)
+    for operation in operations:
+        operation(wal, model)
+    wal.close()
+    model.durable = len(model.states) - 1
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_power_cut_at_every_call(name: str) -> None:
+    """The n-th IO call is the last; unsynced sectors are lost, torn or there. A second cut hits the recovery."""
+    for call in range(1, 10_000):
+        disk, model, chance = MemoryFileSystem(), Model(), random.Random(call)
+        disk.faults.stop_call = call
+        try:
+            run(disk, model, SCENARIOS[name])
+        except PowerLost:
+            pass
+        fired = disk.faults.fired
+        for again in (chance.randrange(1, 20), 0):
+            disk.crash(chance)
+            disk.faults.calls, disk.faults.stop_call = 0, again
+            try:
+                model.check(open_log(disk)[1])
+            except PowerLost:
+                pass
+        if not fired:
+            return
+    pytest.fail("a run without a fault never came")
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_io_error_at_every_call(name: str) -> None:
+    """The n-th IO call fails: the log says so, takes nothing any more, and what it synced before is there."""
+    for call in range(1, 10_000):
+        disk, model = MemoryFileSystem(), Model()
+        disk.faults.fail_call = call
+        try:
+            run(disk, model, SCENARIOS[name])
+        except StorageFailed:
+            pass
+        if not disk.faults.fired:
+            return
+        disk.crash(random.Random(call), torn=bool(call % 2))
+        model.check(open_log(disk)[1])
+    pytest.fail("a run without a fault never came")
+
+
+def test_recovered_is_durable_before_it_is_told() -> None:
+    """RULES W3: read from the page cache after a kill -9, then the power goes: it must still be there."""
+    for seed in range(20):
+        disk = MemoryFileSystem()
+        wal, _ = open_log(disk)
+        wal.write([append(1, 1, 5), vote(1, 3, 2)])
+        wal.sync()
+        wal.write([append(1, 4, 9, term=3), vote(1, 4, 1)])
+        disk.kill()
+        told = open_log(disk)[1]
+        disk.crash(random.Random(seed))
+        assert open_log(disk)[1].groups == told.groups
+        assert told.groups[1].hard_state == HardState(4, 1, 0)
+        assert [entry.index for entry in told.groups[1].entries] == list(range(1, 10))
+
+
+def test_entries_of_a_term_never_precede_its_hard_state() -> None:
+    """HAZARDS 7: one ordered stream; also when one append is cut into several batches."""
+    big = GroupAppend(group=1, hard_state=HardState(5, 2, 0), entries=entries(1, 30, 5, 5_000))
+    assert sum(len(entry.payload) for entry in big.entries) > 4 * OPTIONS.flush_bytes_max
+    for call in range(1, 10_000):
+        disk = MemoryFileSystem()
+        disk.faults.stop_call = call
+        try:
+            wal, _ = open_log(disk)
+            wal.write([big])
+            wal.sync()
+        except PowerLost:
+            pass
+        fired = disk.faults.fired
+        disk.crash(random.Random(call))
+        disk.faults.stop_call = 0
+        group = open_log(disk)[1].groups.get(1)
+        if group is not None and group.entries:
+            assert group.hard_state == big.hard_state
+        if not fired:
+            assert group is not None
+            assert group.entries == big.entries
+            return
+
+
+def test_a_failed_sync_is_the_end() -> None:
+    """HAZARDS 22: the kernel dropped the pages, so a second sync that succeeds means nothing."""
+    disk = MemoryFileSystem()
+    wal, _ = open_log(disk)
+    wal.write([append(1, 1, 3)])
+    wal.sync()
+    wal.write([append(1, 4, 6)])
+    disk.faults.fail_syncs = 1
+    with pytest.raises(StorageFailed, match="syncing the log"):
+        wal.sync()
+    for call in (wal.sync, wal.idle, lambda: wal.write([append(1, 7, 7)]), lambda: wal.release(1, 2)):
+        with pytest.raises(StorageFailed, match="takes nothing any more"):
+            call()
+    wal.prepare()
+    wal.close()
+    disk.crash(random.Random(0), torn=False)
+    assert [entry.index for entry in open_log(disk)[1].groups[1].entries] == [1, 2, 3]
