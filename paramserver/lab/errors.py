@@ -1,10 +1,11 @@
 """What can go wrong in the laboratory.
 
-LabError                 cause and hint, always
-+-- NotReady             a process did not come up in time
-+-- Died                 a process ended that should be running
-+-- DeadlinePassed       a condition did not come true in time
-+-- InvalidRun           a fault run that proves nothing (too little load around a fault)
+    LabError                 cause and hint, always
+    +-- NotReady             a process did not come up, or did not end, in time
+    +-- Died                 a process ended that should be running
+    +-- DeadlinePassed       a condition did not come true in time
+
+Whoever shows one prints `cause` and `hint`.
 """
 
 from __future__ import annotations
@@ -32,8 +33,4 @@ class Died(LabError):
 
 
 class DeadlinePassed(LabError):
-    pass
-
-
-class InvalidRun(LabError):
     pass

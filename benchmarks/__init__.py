@@ -1,0 +1,1 @@
+"""One thin file a claim; results in `results/`. `python -m benchmarks.push_pull --help`."""

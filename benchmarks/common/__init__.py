@@ -1,0 +1,1 @@
+"""What benchmarks share: the description of the machine, the load, profiles."""

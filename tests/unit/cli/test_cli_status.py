@@ -1,0 +1,71 @@
+"""The picture that `paramserver status` draws."""
+
+import json
+from dataclasses import replace
+
+from paramserver.cli import status as command
+from paramserver.lab.status import (
+    BlockSnapshot,
+    GroupSnapshot,
+    ModelSnapshot,
+    NodeSnapshot,
+    RankSnapshot,
+    ShardSnapshot,
+    Unreachable,
+    leader_of,
+    leaders,
+)
+
+GROUP = GroupSnapshot(
+    group=1,
+    replica=1,
+    role="leader",
+    term=3,
+    leader_node=1,
+    commit_index=9,
+    applied_index=9,
+    last_index=9,
+    snapshot_index=0,
+    flushed_index=9,
+    problem="",
+    state_bytes=2_500_000,
+    blocks=(BlockSnapshot(1, 0, 7, "ab" * 16),),
+)
+MODEL = ModelSnapshot(1, 1, "dig\nits", True, 100, 2, (RankSnapshot(0, 1, True, 5),), (ShardSnapshot(1, 0, 1),))
+NODE = NodeSnapshot(1, "127.0.0.1:1", "cafe", "00", 2, "0.1.0", "fsync", (GROUP,), (MODEL,), ())
+FOLLOWER = replace(NODE, node=2, groups=(replace(GROUP, replica=2, role="follower"),))
+
+
+def test_picture() -> None:
+    lines = command.lines((NODE, FOLLOWER, Unreachable("127.0.0.1:3", "connection refused")), blocks=True)
+    text = "\n".join(lines)
+    assert "UNREACHABLE (connection refused)" in text
+    assert "dig\\x0aits" in text
+    assert "0:held" in text
+    assert "2.5 MB" in text
+    assert ("ab" * 6) in text
+    assert "DAMAGED" not in text
+
+
+def test_damaged_replica_is_shown() -> None:
+    broken = replace(FOLLOWER, groups=(replace(FOLLOWER.groups[0], role="", problem="damage in segment 3"),))
+    text = "\n".join(command.lines((NODE, broken)))
+    assert "up, 1 replica not well" in text
+    assert "DAMAGED" in text
+    assert "! node 2, group 1: damage in segment 3" in text
+
+
+def test_json() -> None:
+    shown = json.loads(json.dumps(command.as_json((NODE, Unreachable("b:1", "gone")))))
+    assert shown["leaders"] == {"1": 1}
+    assert shown["nodes"][0]["groups"][0]["blocks"][0]["version"] == 7
+    assert shown["unreachable"] == [{"address": "b:1", "cause": "gone", "node": 0}]
+
+
+def test_a_deposed_leader_is_outvoted() -> None:
+    newer = replace(FOLLOWER, groups=(replace(FOLLOWER.groups[0], role="leader", term=4),))
+    found = leader_of((NODE, newer), 1)
+    assert found is not None
+    assert found.node == 2
+    assert leaders((NODE, FOLLOWER)) == {1: 1}
+    assert leader_of((FOLLOWER,), 1) is None
