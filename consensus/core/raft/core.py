@@ -296,6 +296,10 @@ class RaftCore:
     # --- looking on -------------------------------------------------------------------------------------------------
 
     @property
+    def replica(self) -> ReplicaId:
+        return self._state.me
+
+    @property
     def dropped(self) -> dict[str, int]:
         """Messages dropped since the start, by reason."""
         return self._state.dropped

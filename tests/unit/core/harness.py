@@ -1,0 +1,377 @@
+"""Drives Raft cores in memory: a host that holds what is durable, and a network of queues.
+
+Nothing happens by itself: tests say what is persisted, delivered, lost, and how much time passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from consensus.core.interface import (
+    AnyMessage,
+    AppendRequest,
+    AppendResponse,
+    Configuration,
+    Entry,
+    EntryKind,
+    HardState,
+    Heartbeat,
+    HeartbeatResponse,
+    Message,
+    Randomness,
+    Ready,
+    Role,
+    SnapshotMeta,
+    SnapshotOffer,
+    VoteRequest,
+    VoteResponse,
+)
+from consensus.core.raft import RaftConfig, RaftCore
+
+M = TypeVar("M", bound=Message)
+THREE = Configuration((1, 2, 3))
+
+
+class Lowest:
+    """Randomness that always draws the least."""
+
+    def randrange(self, start: int, stop: int) -> int:
+        return start
+
+
+def entry(term: int, index: int, payload: bytes = b"", *, kind: EntryKind = EntryKind.NORMAL) -> Entry:
+    return Entry(term, index, kind, payload, sum(payload))
+
+
+def log_of(*terms: int) -> tuple[Entry, ...]:
+    """A log from index 1 whose entries have these terms."""
+    return tuple(entry(term, index + 1, b"%d.%d" % (term, index + 1)) for index, term in enumerate(terms))
+
+
+def meta(index: int, term: int, configuration: Configuration = THREE) -> SnapshotMeta:
+    return SnapshotMeta(index, term, configuration, f"snapshot-{index}")
+
+
+@dataclass
+class Disk:
+    """What survives a crash."""
+
+    hard_state: HardState = field(default_factory=HardState)
+    entries: list[Entry] = field(default_factory=list)
+    snapshot: SnapshotMeta | None = None
+    incarnation: int = 0
+
+    def write(self, ready: Ready) -> None:
+        if ready.install is not None:
+            self.take_snapshot(ready.install)
+            self.entries = []
+        if ready.hard_state is not None:
+            self.hard_state = ready.hard_state
+        if ready.entries:
+            self.entries = [old for old in self.entries if old.index < ready.entries[0].index]
+            self.entries.extend(ready.entries)
+
+    def take_snapshot(self, snapshot: SnapshotMeta, *, keep_from: int | None = None) -> None:
+        self.snapshot = snapshot
+        least = snapshot.index + 1 if keep_from is None else keep_from
+        self.entries = [old for old in self.entries if old.index >= least]
+
+
+class Host:
+    """One core with its disk. Batches wait in `writing` until `persist`."""
+
+    def __init__(
+        self,
+        replica: int = 1,
+        configuration: Configuration = THREE,
+        *,
+        disk: Disk | None = None,
+        config: RaftConfig | None = None,
+        random: Randomness | None = None,
+    ) -> None:
+        self.replica = replica
+        self.configuration = configuration
+        self.config = config or RaftConfig()
+        self.random = random or Lowest()
+        self.disk = disk or Disk()
+        self.start()
+
+    def start(self) -> None:
+        """A new life on what the disk holds."""
+        self.disk.incarnation += 1
+        self.writing: list[Ready] = []
+        self.sent: list[AnyMessage] = []
+        self.applied: list[Entry] = []
+        self.snapshots_asked: list[int] = []
+        self.core = RaftCore(
+            group=1,
+            replica=self.replica,
+            configuration=self.configuration,
+            hard_state=self.disk.hard_state,
+            entries=tuple(self.disk.entries),
+            snapshot=self.disk.snapshot,
+            incarnation=self.disk.incarnation,
+            config=self.config,
+            random=self.random,
+        )
+
+    # --- driving ----------------------------------------------------------------------------------------------------
+
+    def drain(self) -> list[AnyMessage]:
+        """Take all that is ready; returns the messages that left."""
+        left: list[AnyMessage] = []
+        while self.core.has_ready():
+            ready = self.core.ready()
+            left.extend(ready.messages)
+            if ready.persist_number:
+                self.writing.append(ready)
+            for done in ready.committed:
+                self.applied.append(done)
+                self.core.applied(done.index)
+            self.snapshots_asked.extend(ready.send_snapshot)
+        self.sent.extend(left)
+        return left
+
+    def persist_one(self) -> list[AnyMessage]:
+        """The oldest batch becomes durable; returns the messages that left then."""
+        ready = self.writing.pop(0)
+        self.disk.write(ready)
+        self.core.persisted(ready.persist_number)
+        if ready.install is not None:
+            self.applied.clear()
+            self.core.installed(ready.install)
+        return self.drain()
+
+    def persist(self) -> list[AnyMessage]:
+        """Everything becomes durable, also what that leads to."""
+        left = self.drain()
+        while self.writing:
+            left += self.persist_one()
+        return left
+
+    def step(self, *messages: AnyMessage) -> list[AnyMessage]:
+        for message in messages:
+            self.core.step(message)
+        return self.drain()
+
+    def tick(self, elapsed_ms: int, *, step_ms: int = 10) -> list[AnyMessage]:
+        left = []
+        for _ in range(elapsed_ms // step_ms):
+            self.core.tick(step_ms)
+            left += self.drain()
+        return left
+
+    def propose(self, *payloads: bytes) -> list[AnyMessage]:
+        for payload in payloads:
+            self.core.propose(payload, sum(payload))
+        return self.drain()
+
+    # --- becoming something by hand ---------------------------------------------------------------------------------
+
+    def lead(self) -> Host:
+        """Win an election with the votes of everybody, in the next term; messages so far are forgotten."""
+        self.core.tick(300)
+        while self.core.status().role is not Role.PRE_CANDIDATE:
+            self.core.tick(10)
+        self.drain()
+        for pre in (True, False):
+            for voter in self.configuration.voters:
+                if voter != self.replica and self.core.status().role is not Role.LEADER:
+                    term = self.core.status().term + pre
+                    self.step(self.message(VoteResponse, sender=voter, term=term, pre=pre, granted=True))
+            if self.core.status().role is not Role.LEADER:
+                self.persist()
+        if self.core.status().role is not Role.LEADER:
+            raise AssertionError(f"did not win: {self.core.status()}")
+        self.persist()
+        self.sent.clear()
+        return self
+
+    def message(self, kind: type[M], *, sender: int, term: int | None = None, **fields: Any) -> M:
+        """A message to this replica, of its own term and a first life unless told otherwise."""
+        fields.setdefault("incarnation", 1)
+        return kind(sender=sender, to=self.replica, term=self.term if term is None else term, **fields)
+
+    def append(
+        self,
+        *entries: Entry,
+        after: tuple[int, int] = (0, 0),
+        term: int | None = None,
+        commit: int = 0,
+        sender: int = 1,
+        incarnation: int = 1,
+    ) -> list[AnyMessage]:
+        """An append request of `sender`, entries after (term, index)."""
+        return self.step(
+            self.message(
+                AppendRequest,
+                sender=sender,
+                term=term,
+                incarnation=incarnation,
+                previous_term=after[0],
+                previous_index=after[1],
+                commit=commit,
+                entries=entries,
+            )
+        )
+
+    def match(self, replica: int, index: int, *, term: int | None = None, incarnation: int = 1) -> list[AnyMessage]:
+        """A peer's answer: everything up to `index` is durable there."""
+        return self.step(
+            self.message(
+                AppendResponse,
+                sender=replica,
+                term=term,
+                incarnation=incarnation,
+                rejected=False,
+                match_index=index,
+                last_index=index,
+            )
+        )
+
+    def heartbeat(self, *, sender: int = 1, term: int | None = None, commit: int = 0) -> list[AnyMessage]:
+        return self.step(self.message(Heartbeat, sender=sender, term=term, commit=commit, round=1))
+
+    # --- looking ----------------------------------------------------------------------------------------------------
+
+    @property
+    def term(self) -> int:
+        return self.core.status().term
+
+    @property
+    def role(self) -> Role:
+        return self.core.status().role
+
+    def terms(self) -> list[int]:
+        """Terms of the log in memory, from its first index."""
+        status = self.core.status()
+        found = [self.core.entry(index) for index in range(status.first_index, status.last_index + 1)]
+        return [one.term for one in found if one is not None]
+
+
+def of(kind: type[M], messages: Iterable[AnyMessage], *, to: int | None = None) -> list[M]:
+    """The messages of one kind, to one receiver."""
+    return [found for found in messages if isinstance(found, kind) and to in (None, found.to)]
+
+
+def only(kind: type[M], messages: Iterable[AnyMessage], *, to: int | None = None) -> M:
+    found = of(kind, messages, to=to)
+    if len(found) != 1:
+        raise AssertionError(f"wanted one {kind.__name__}, got {found}")
+    return found[0]
+
+
+def follower(
+    *terms: int, replica: int = 2, term: int | None = None, vote: int = 0, commit: int = 0, **rest: Any
+) -> Host:
+    """A replica that starts with a durable log of these terms."""
+    entries = list(log_of(*terms))
+    last = entries[-1].term if entries else 0
+    disk = Disk(HardState(last if term is None else term, vote, commit), entries)
+    return Host(replica, disk=disk, **rest)
+
+
+def leader(*terms: int, replica: int = 1, commit: int = 0, **rest: Any) -> Host:
+    """A replica that led a durable log of these terms and has just won the term after; its no-op is durable here."""
+    return follower(*terms, replica=replica, commit=commit, **rest).lead()
+
+
+class Cluster:
+    """Some hosts on a network without delay. `blocked` holds directed links (sender, receiver) that lose everything."""
+
+    def __init__(self, *hosts: Host) -> None:
+        self.hosts = {host.replica: host for host in hosts}
+        self.blocked: set[tuple[int, int]] = set()
+        self.down: set[int] = set()
+        self.transferring: list[tuple[int, int]] = []
+
+    @classmethod
+    def of_size(cls, size: int, **rest: Any) -> Cluster:
+        configuration = Configuration(tuple(range(1, size + 1)))
+        return cls(*(Host(replica, configuration, **rest) for replica in configuration.voters))
+
+    def up(self) -> list[Host]:
+        return [host for replica, host in self.hosts.items() if replica not in self.down]
+
+    def settle(self, *, watch: Callable[[], None] = lambda: None) -> None:
+        """Persist and deliver until nothing moves."""
+        for _ in range(10_000):
+            moved = False
+            for host in self.up():
+                host.drain()
+                if host.writing:
+                    host.persist_one()
+                    moved = True
+                queue, host.sent = host.sent, []
+                for message in queue:
+                    moved = True
+                    self.deliver(message)
+                    watch()
+            if not moved:
+                return
+        raise AssertionError("the cluster never comes to rest")
+
+    def deliver(self, message: AnyMessage) -> None:
+        if (message.sender, message.to) not in self.blocked and message.to not in self.down:
+            self.hosts[message.to].step(message)
+
+    def run(self, elapsed_ms: int, *, watch: Callable[[], None] = lambda: None) -> None:
+        for _ in range(elapsed_ms // 10):
+            for host in self.up():
+                host.core.tick(10)
+            self.settle(watch=watch)
+
+    def cut(self, *replicas: int) -> None:
+        """Separate these from all others, both ways."""
+        for inside in replicas:
+            for outside in self.hosts:
+                if outside not in replicas:
+                    self.blocked |= {(inside, outside), (outside, inside)}
+
+    def heal(self) -> None:
+        self.blocked.clear()
+
+    def leaders(self) -> list[Host]:
+        return [host for host in self.up() if host.role is Role.LEADER]
+
+    def leader(self) -> Host:
+        """The leader of the highest term."""
+        return max(self.leaders(), key=lambda host: host.term)
+
+    def elect(self) -> Host:
+        self.run(1000)
+        return self.leader()
+
+
+def offer(host: Host, snapshot: SnapshotMeta, *, sender: int = 1, term: int | None = None) -> SnapshotOffer:
+    return host.message(SnapshotOffer, sender=sender, term=term, meta=snapshot)
+
+
+def resend(message: M, **changes: Any) -> M:
+    return replace(message, **changes)
+
+
+__all__ = [
+    "THREE",
+    "AppendRequest",
+    "AppendResponse",
+    "Cluster",
+    "Disk",
+    "Heartbeat",
+    "HeartbeatResponse",
+    "Host",
+    "Lowest",
+    "VoteRequest",
+    "VoteResponse",
+    "entry",
+    "follower",
+    "leader",
+    "log_of",
+    "meta",
+    "of",
+    "offer",
+    "only",
+    "resend",
+]
