@@ -1,0 +1,184 @@
+"""Commands of group 0's log: their bytes, and the values they decode to.
+
+A command is the bytes 0x20 0x01 (kind: catalogue; format version 1) and a serialized `CatalogueCommand`. Invariant:
+`decode` raises `BadCommand` for anything else, and never allocates more than a small multiple of what it was given.
+Protobuf stops here: the machine sees the frozen values below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from google.protobuf.message import DecodeError
+
+from consensus.core.interface import Payload
+from paramserver.catalogue.state import Node, SessionId
+from paramserver.v1 import paramserver_pb2 as pb
+from paramserver.wire.errors import Refusal
+from paramserver.wire.protos import spec_from_proto, spec_to_proto
+from paramserver.wire.spec import ModelSpec
+
+PREFIX = b"\x20\x01"
+COMMAND_BYTES_MAX = 2 << 20
+"""A serialized command; the largest is a model's spec."""
+
+
+class BadCommand(ValueError):
+    """The bytes are no command of this format."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    client: bytes
+    secret_digest: bytes
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterNode:
+    node: Node
+
+
+@dataclass(frozen=True, slots=True)
+class CreateModel:
+    spec: ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCreated:
+    """The driver's report: the group has its shard of the model."""
+
+    model: int
+    generation: int
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimInitialization:
+    model: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOpened:
+    """Every data group said that it holds values of `epoch` in all blocks: the decision to open (RULES M3)."""
+
+    model: int
+    generation: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRank:
+    model: int
+    generation: int
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseRank:
+    model: int
+    rank: int
+    lease_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExpireLease:
+    """Proposed by group 0's leader by its own clock; refused if the epoch moved on (RULES I4)."""
+
+    model: int
+    rank: int
+    lease_epoch: int
+    initialization: bool = False
+
+
+ClientCommand: TypeAlias = CreateModel | ClaimInitialization | ModelOpened | ClaimRank | ReleaseRank
+"""Deduplicated by (session, sequence)."""
+Command: TypeAlias = ClientCommand | OpenSession | RegisterNode | ShardCreated | ExpireLease
+"""Without a session: idempotent by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """`session` 0: from a server, not from a client."""
+
+    command: Command
+    session: SessionId = 0
+    sequence: int = 0
+    secret_digest: bytes = b""
+
+
+def encode(envelope: Envelope) -> bytes:
+    message = pb.CatalogueCommand(
+        session=envelope.session, sequence=envelope.sequence, secret_digest=envelope.secret_digest
+    )
+    match envelope.command:
+        case OpenSession(client, secret_digest, name):
+            message.open_session.CopyFrom(pb.OpenSessionRequest(client=client, secret_digest=secret_digest, name=name))
+        case RegisterNode(node):
+            message.register_node.CopyFrom(
+                pb.RegisterNode(node=node.node, address=node.address, node_uuid=node.node_uuid)
+            )
+        case CreateModel(spec):
+            message.create_model.CopyFrom(spec_to_proto(spec))
+        case ShardCreated(model, generation, group):
+            message.shard_created.CopyFrom(pb.ShardCreated(model=model, generation=generation, group=group))
+        case ClaimInitialization(model, generation):
+            message.claim_initialization.CopyFrom(pb.ClaimInitializationRequest(model=model, generation=generation))
+        case ModelOpened(model, generation, epoch):
+            message.model_opened.CopyFrom(pb.ModelOpened(model=model, generation=generation, epoch=epoch))
+        case ClaimRank(model, generation, rank):
+            message.claim_rank.CopyFrom(pb.ClaimRankRequest(model=model, generation=generation, rank=rank))
+        case ReleaseRank(model, rank, lease_epoch):
+            message.release_rank.CopyFrom(pb.ReleaseRankRequest(model=model, rank=rank, lease_epoch=lease_epoch))
+        case ExpireLease(model, rank, lease_epoch, initialization):
+            message.expire_lease.CopyFrom(
+                pb.ExpireLease(model=model, rank=rank, lease_epoch=lease_epoch, initialization=initialization)
+            )
+    return PREFIX + message.SerializeToString(deterministic=True)
+
+
+def decode(payload: Payload) -> Envelope:
+    raw = bytes(payload)
+    if raw[: len(PREFIX)] != PREFIX or len(raw) > COMMAND_BYTES_MAX:
+        raise BadCommand("not a catalogue command of format 1")
+    try:
+        message = pb.CatalogueCommand.FromString(raw[len(PREFIX) :])
+        return Envelope(_command(message), message.session, message.sequence, message.secret_digest)
+    except BadCommand:
+        raise
+    except (DecodeError, Refusal, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise BadCommand(str(error)) from None
+
+
+def _command(message: pb.CatalogueCommand) -> Command:
+    match message.WhichOneof("kind"):
+        case "open_session":
+            opened = message.open_session
+            return OpenSession(opened.client, opened.secret_digest, opened.name)
+        case "register_node":
+            node = message.register_node
+            return RegisterNode(Node(node.node, node.address, node.node_uuid))
+        case "create_model":
+            return CreateModel(spec_from_proto(message.create_model))
+        case "shard_created":
+            created = message.shard_created
+            return ShardCreated(created.model, created.generation, created.group)
+        case "claim_initialization":
+            claimed = message.claim_initialization
+            return ClaimInitialization(claimed.model, claimed.generation)
+        case "model_opened":
+            model = message.model_opened
+            return ModelOpened(model.model, model.generation, model.epoch)
+        case "claim_rank":
+            rank = message.claim_rank
+            return ClaimRank(rank.model, rank.generation, rank.rank)
+        case "release_rank":
+            released = message.release_rank
+            return ReleaseRank(released.model, released.rank, released.lease_epoch)
+        case "expire_lease":
+            lease = message.expire_lease
+            return ExpireLease(lease.model, lease.rank, lease.lease_epoch, lease.initialization)
+        case _:
+            raise BadCommand("an unknown kind of command")

@@ -1,0 +1,180 @@
+"""Group 0's snapshot: a sequence of `CatalogueRecord`, each behind its length (4 bytes, little-endian).
+
+Invariants: the first record is the header with the format's version; records follow in the order in which they are read
+back; what `read` returns is what `write` was given. Must not know: files; where records are cut into chunks.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from consensus.core.interface import Payload
+from paramserver.catalogue import protos
+from paramserver.catalogue.sessions import Answer, Session
+from paramserver.catalogue.state import InitializationLease, Model, Node
+from paramserver.v1 import paramserver_pb2 as pb
+from paramserver.wire.protos import spec_from_proto, view_from_proto
+
+FORMAT = 1
+CHUNK_BYTES = 256 << 10
+RECORD_BYTES_MAX = 8 << 20
+_LENGTH = struct.Struct("<I")
+
+
+class SnapshotUnreadable(Exception):
+    """Of a format that this build does not know, or not a catalogue's. The files' CRCs were right: it is not damage."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    next_model: int
+    next_session: int
+    nodes: Sequence[Node]
+    sessions: Sequence[Session]
+    models: Sequence[Model]
+
+
+def write(
+    *,
+    next_model: int,
+    next_session: int,
+    nodes: Iterable[Node],
+    sessions: Iterable[Session],
+    models: Iterable[Model],
+) -> Iterator[Payload]:
+    """Chunks of at most a record more than CHUNK_BYTES."""
+
+    def records() -> Iterator[pb.CatalogueRecord]:
+        header = pb.CatalogueHeader(format=FORMAT, next_model=next_model, next_session=next_session)
+        yield pb.CatalogueRecord(header=header)
+        for node in nodes:
+            yield pb.CatalogueRecord(node=protos.from_node(node))
+        for session in sessions:
+            yield pb.CatalogueRecord(session=_from_session(session))
+        for model in models:
+            yield pb.CatalogueRecord(model=_from_model(model))
+
+    chunk = bytearray()
+    for record in records():
+        raw = record.SerializeToString(deterministic=True)
+        chunk += _LENGTH.pack(len(raw)) + raw
+        if len(chunk) >= CHUNK_BYTES:
+            yield bytes(chunk)
+            chunk.clear()
+    if chunk:
+        yield bytes(chunk)
+
+
+def read(chunks: Iterable[Payload]) -> Contents:
+    records = _records(chunks)
+    first = next(records, None)
+    if first is None or first.WhichOneof("kind") != "header":
+        raise SnapshotUnreadable("a catalogue's snapshot begins with a header")
+    header = first.header
+    if header.format != FORMAT:
+        raise SnapshotUnreadable(f"a catalogue's snapshot of format {header.format}; this build reads {FORMAT}")
+    nodes: list[Node] = []
+    sessions: list[Session] = []
+    models: list[Model] = []
+    for record in records:
+        match record.WhichOneof("kind"):
+            case "node":
+                nodes.append(protos.to_node(record.node))
+            case "session":
+                sessions.append(_to_session(record.session))
+            case "model":
+                models.append(_to_model(record.model))
+            case kind:
+                raise SnapshotUnreadable(f"an unexpected record in a catalogue's snapshot: {kind}")
+    return Contents(
+        next_model=header.next_model, next_session=header.next_session, nodes=nodes, sessions=sessions, models=models
+    )
+
+
+def _records(chunks: Iterable[Payload]) -> Iterator[pb.CatalogueRecord]:
+    held = bytearray()
+    for chunk in chunks:
+        held += chunk
+        start = 0
+        while len(held) - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(held, start)
+            if length > RECORD_BYTES_MAX:
+                raise SnapshotUnreadable(f"a record of {length} bytes, at most {RECORD_BYTES_MAX}")
+            end = start + _LENGTH.size + length
+            if len(held) < end:
+                break
+            yield pb.CatalogueRecord.FromString(bytes(held[start + _LENGTH.size : end]))
+            start = end
+        del held[:start]
+    if held:
+        raise SnapshotUnreadable(f"{len(held)} bytes behind the last record")
+
+
+def _from_session(session: Session) -> pb.SessionRecord:
+    return pb.SessionRecord(
+        session=session.session,
+        client=session.client,
+        secret_digest=session.secret_digest,
+        name=session.name,
+        forgotten=session.forgotten,
+        answers=[pb.SessionAnswer(sequence=number, result=_from_answer(answer)) for number, answer in session.answers],
+    )
+
+
+def _to_session(record: pb.SessionRecord) -> Session:
+    return Session(
+        session=record.session,
+        client=record.client,
+        secret_digest=record.secret_digest,
+        name=record.name,
+        forgotten=record.forgotten,
+        answers=tuple((one.sequence, _to_answer(one.result)) for one in record.answers),
+    )
+
+
+def _from_answer(answer: Answer) -> pb.CatalogueResult:
+    return pb.CatalogueResult(
+        ok=answer.ok,
+        reason=answer.reason,
+        message=answer.message,
+        value=answer.value,
+        view=pb.View(number=answer.view),
+        holder=str(answer.holder),
+    )
+
+
+def _to_answer(result: pb.CatalogueResult) -> Answer:
+    return Answer(
+        ok=result.ok,
+        reason=result.reason,
+        message=result.message,
+        value=result.value,
+        view=result.view.number,
+        holder=int(result.holder or 0),
+    )
+
+
+def _from_model(model: Model) -> pb.ModelRecord:
+    return pb.ModelRecord(
+        description=protos.from_model(model),
+        created=sorted(model.created),
+        initialization_session=model.initialization.session,
+    )
+
+
+def _to_model(record: pb.ModelRecord) -> Model:
+    description = record.description
+    return Model(
+        model=description.model,
+        generation=description.generation,
+        spec=spec_from_proto(description.spec),
+        shards=protos.to_shards(description.shards),
+        placement_epoch=description.placement_epoch,
+        view=view_from_proto(description.view),
+        leases=protos.to_leases(description.ranks),
+        created=frozenset(record.created),
+        open=description.open,
+        initialization=InitializationLease(description.initialization_epoch, record.initialization_session),
+    )

@@ -1,0 +1,98 @@
+"""What group 0 agrees on, as immutable values.
+
+Owns models, placement, views, rank and initialization leases. Invariants: ids and epochs only rise and are never reused
+(RULES M1, S8); a published record is never changed, so another thread may read it at any time. Must not know: weights,
+protobuf, clocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from consensus.core.interface import GroupId, NodeId
+from paramserver.wire.layout import Layout
+from paramserver.wire.protos import View
+from paramserver.wire.spec import ModelSpec
+
+ModelId: TypeAlias = int
+SessionId: TypeAlias = int
+
+FIRST_VIEW = 1
+"""Holds all ranks, none of them taken (lease epoch 0)."""
+FIRST_GENERATION = 1
+FIRST_PLACEMENT_EPOCH = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A member of the cluster. `node_uuid`: 16 bytes, of its data folder."""
+
+    node: NodeId
+    address: str
+    node_uuid: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Blocks [first_block, first_block + blocks) of a model live in `group`."""
+
+    group: GroupId
+    first_block: int
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A rank's lease. `epoch` 0: never taken. Not `held`: anybody may take it; its last session is still named."""
+
+    epoch: int = 0
+    session: SessionId = 0
+    held: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InitializationLease:
+    """Who may send initial values (RULES M3). `session` 0: nobody."""
+
+    epoch: int = 0
+    session: SessionId = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """`created`: groups known to have their shard; the model is complete when they all do (RULES M2).
+    `open`: decided here; every data group is told until it has opened."""
+
+    model: ModelId
+    generation: int
+    spec: ModelSpec
+    shards: tuple[Shard, ...]
+    placement_epoch: int
+    view: View
+    leases: tuple[Lease, ...]
+    created: frozenset[GroupId] = frozenset()
+    open: bool = False
+    initialization: InitializationLease = InitializationLease()
+
+    @property
+    def groups(self) -> tuple[GroupId, ...]:
+        return tuple(shard.group for shard in self.shards)
+
+    @property
+    def complete(self) -> bool:
+        return self.created >= frozenset(self.groups)
+
+    def shard_of(self, group: GroupId) -> Shard | None:
+        return next((shard for shard in self.shards if shard.group == group), None)
+
+
+def place(spec: ModelSpec, model: ModelId, groups: tuple[GroupId, ...]) -> tuple[Shard, ...]:
+    """Contiguous ranges of nearly equal size over the data groups, in block order; rotated by the model's id, so that
+    many small models don't all lie in the first group."""
+    blocks = Layout(spec).blocks
+    used = min(len(groups), blocks)
+    bounds = [blocks * i // used for i in range(used + 1)]
+    return tuple(
+        Shard(groups[(i + model - 1) % len(groups)], bounds[i], bounds[i + 1] - bounds[i]) for i in range(used)
+    )
