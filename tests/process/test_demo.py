@@ -1,0 +1,95 @@
+"""The demo with fewer steps, and the proof that it would notice one wrong weight."""
+
+import contextlib
+import io
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from paramserver.cli import main
+from paramserver.cli.demo import tell
+from paramserver.lab import demo
+from paramserver.lab.demo import DemoOptions, DemoOutcome
+from paramserver.lab.verdict import RunResult
+
+OPTIONS = DemoOptions(steps=200, margin=35, accuracy_min=0.9, timeout_s=25.0)
+KEYS = ["accuracy", "steps", "steps_per_s", "faults", "lost", "duplicated", "bit_identical"]
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    stdout: str
+    stderr: str
+    outcome: DemoOutcome | None
+
+
+@pytest.fixture(scope="module")
+def ran() -> Ran:
+    """`paramserver demo --json` once, for all tests here."""
+    outcomes: list[DemoOutcome] = []
+    run_demo = demo.run_demo
+
+    def keep(*arguments: Any) -> DemoOutcome:
+        outcomes.append(run_demo(*arguments))
+        return outcomes[-1]
+
+    words = ["demo", "--json", "--steps", str(OPTIONS.steps), "--margin", str(OPTIONS.margin)]
+    words += ["--accuracy-min", str(OPTIONS.accuracy_min), "--timeout", str(OPTIONS.timeout_s)]
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "run_demo", keep)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(words)
+    return Ran(code, out.getvalue(), err.getvalue(), outcomes[0] if outcomes else None)
+
+
+def test_the_demo_passes(ran: Ran) -> None:
+    assert ran.code == 0, ran.stderr
+    result = json.loads(ran.stdout.splitlines()[-1])
+    assert list(result) == KEYS
+    assert result["steps"] == OPTIONS.steps
+    assert result["accuracy"] >= OPTIONS.accuracy_min
+    assert (result["lost"], result["duplicated"], result["bit_identical"]) == (0, 0, True)
+    assert [fault["kind"] for fault in result["faults"]] == ["kill_leader", "kill_worker"]
+    assert all(list(fault) == ["kind", "node", "stall_ms"] and fault["stall_ms"] >= 0 for fault in result["faults"])
+    assert "bit-identical: yes" in ran.stderr
+    assert "kill -9 of server" in ran.stderr
+
+
+def flip_one_bit(result: RunResult) -> RunResult:
+    """The lowest bit of one weight on one replica."""
+    blocks = {key: dict(copies) for key, copies in result.final.blocks.items()}
+    key = next(iter(blocks))
+    node = max(blocks[key])
+    copy = blocks[key][node]
+    blocks[key][node] = replace(copy, weights=bytes([copy.weights[0] ^ 1]) + copy.weights[1:])
+    return replace(result, final=replace(result.final, blocks=blocks))
+
+
+def test_one_wrong_weight_fails_it(ran: Ran) -> None:
+    assert ran.outcome is not None, ran.stderr
+    outcome = demo.conclude(OPTIONS, ran.outcome.faulted, ran.outcome.reference, ran.outcome.folder, flip_one_bit)
+    stream = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        code = tell(outcome, stream, plain=True, as_json=True)
+    assert code == 1
+    assert "bit-identical: no" in stream.getvalue()
+    assert "1 of" in stream.getvalue()
+    assert json.loads(out.getvalue())["bit_identical"] is False
+
+
+def test_the_command_judges_with_what_it_is_given(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, from the command line down: only the two training runs are taken from the recording."""
+    assert ran.outcome is not None, ran.stderr
+    recorded = iter((flip_one_bit(ran.outcome.faulted), ran.outcome.reference))
+    monkeypatch.setattr(demo, "train", lambda *_: next(recorded))
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        words = ["demo", "--json", "--steps", str(OPTIONS.steps), "--margin", str(OPTIONS.margin)]
+        code = main([*words, "--accuracy-min", str(OPTIONS.accuracy_min)])
+    assert code == 1
+    assert "bit-identical: no" in err.getvalue()
+    assert json.loads(out.getvalue().splitlines()[-1])["bit_identical"] is False
