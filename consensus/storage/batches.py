@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from consensus.core.errors import InvariantViolated
 from consensus.core.interface import Payload
@@ -88,7 +88,8 @@ def rows_of(records: Sequence[Record | Header], offset: int) -> tuple[Row, ...]:
         before = rows[-1] if rows and record.kind in (Kind.ENTRY, Kind.COPY) else None
         if before and run == (before.group, before.kind, before.detail):
             if record.index == before.last + 1 and record.term == before.term:
-                rows[-1] = replace(before, last=record.index, length=before.length + length)
+                total = before.length + length
+                rows[-1] = Row(*run, before.first, record.index, record.term, before.offset, total)
                 offset += length
                 continue
         rows.append(Row(*run, record.index, record.index, record.term, offset, length))

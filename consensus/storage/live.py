@@ -57,7 +57,7 @@ class LiveLog:
             if run.first < index:
                 self.runs.append(replace(run, last=index - 1))
         if self.runs and (self.runs[-1].term, self.runs[-1].segment) == (term, segment):
-            self.runs[-1] = replace(self.runs[-1], last=index)
+            self.runs[-1] = Run(self.runs[-1].first, index, term, segment)
         else:
             self.runs.append(Run(index, index, term, segment))
 

@@ -24,8 +24,8 @@ class WalOptions:
     """Files kept ready, allocated and zeroed or recycled. When there is none a rotation makes one and waits for it."""
     retired_segments_max: int = 8
     """Files without live entries that are kept to be recycled; more are removed."""
-    reserve_bytes: int = 1 << 20
-    """A small file kept for hard state, no-ops and configurations when the disk is full (RULES W5)."""
+    reserve_bytes: int = 4 << 20
+    """A small file kept for hard state, no-ops and configurations when the disk is full (RULES W5): 1024 batches."""
     open_copy_bytes_max: int = 8 << 20
     """A log with at most this much live payload is copied whole when it is opened."""
 

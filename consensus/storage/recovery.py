@@ -7,7 +7,7 @@ batch is a torn tail, and the log ends before it. Must not know: how the log goe
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from consensus.core.interface import Entry, GroupId
 from consensus.storage.batches import (
@@ -60,6 +60,7 @@ class _Newest:
     number: int
     batch: int
     head: Head
+    data: bytes = b""
 
 
 class Reader:
@@ -109,7 +110,7 @@ class Reader:
             whole = isinstance(self._next(data, 0, found.number, found.batch), Batch)
             # A first batch that is not whole was torn, and the segment never began, unless it was durable.
             if whole or gather_evidence(data, 0, found.number).durable >= found.batch:
-                return found
+                return replace(found, data=data)
         return None
 
     def _head(self, number: int) -> _Newest | None:
@@ -181,7 +182,7 @@ class Reader:
 
     def _read_newest(self, newest: _Newest) -> None:
         number, first = newest.number, newest.batch
-        data = self._load(number)
+        data = newest.data
         self._out.capacities[number] = len(data)
         offset, expected, durable = 0, first, 0
         while True:

@@ -323,7 +323,7 @@ class Wal:
         """An empty batch says that the last real one is durable: a bad byte in that is damage now (RULES W2)."""
         if self._written != self._durable:
             self._sync()
-        if self._last_real <= self._covered:
+        if self._last_real <= self._covered or self._usable().prepared.reserve:
             return
         try:
             self._write([plan_batch([])], urgent=True)
@@ -384,6 +384,7 @@ class Wal:
             self._groups[number] = _live(group, copied, self._pool.next_number)
         head_bytes = plan_batch([self._head_record()]).length
         needed = head_bytes + plan_batch(copies).length
+        self._pool.prepare()  # Now, so that the reserve can serve a start on a full disk.
         prepared = self._pool.take(needed, urgent=True)
         for number, group in recovered.groups.items():
             self._groups[number] = _live(group, copied, prepared.number)

@@ -1,0 +1,140 @@
+"""Whose folder this is (RULES I2): made once, durable, never silently made anew."""
+
+import random
+
+import pytest
+
+from consensus.storage.errors import IdentityMismatch, StorageFailed, UnknownFormat
+from consensus.storage.filesystem import DirectoryLock, OsFileSystem
+from consensus.storage.identity import NodeIdentity, load_or_create
+from consensus.storage.memory import MemoryFileSystem, PowerLost
+
+CLUSTER = b"k" * 16
+
+
+def load(disk: MemoryFileSystem, cluster: bytes = CLUSTER, node: int = 1, seed: int = 1) -> NodeIdentity:
+    return load_or_create(disk, "/data", cluster, node, random_bytes=random.Random(seed).randbytes)
+
+
+def test_made_once_and_durable() -> None:
+    disk = MemoryFileSystem()
+    made = load(disk, seed=1)
+    assert len(made.uuid) == 16
+    assert (made.peers, made.activated) == ({}, False)
+    disk.crash(random.Random(1), torn=False)
+    again = load(disk, seed=2)
+    assert (again.uuid, again.identity().node_uuid, again.identity().cluster) == (made.uuid, made.uuid, CLUSTER)
+
+
+def test_peers_and_activation_are_durable() -> None:
+    disk = MemoryFileSystem()
+    identity = load(disk)
+    identity.remember_peer(2, b"2" * 16)
+    identity.remember_peer(3, b"3" * 16)
+    identity.remember_peer(3, b"3" * 16)
+    identity.activate()
+    identity.activate()
+    disk.crash(random.Random(1), torn=False)
+    again = load(disk)
+    assert again.peers == {2: b"2" * 16, 3: b"3" * 16} == again.identity().peers
+    assert again.activated
+
+
+def test_another_folder_under_a_known_node_is_refused() -> None:
+    identity = load(MemoryFileSystem())
+    identity.remember_peer(2, b"2" * 16)
+    with pytest.raises(IdentityMismatch, match="it was wiped or replaced"):
+        identity.remember_peer(2, b"X" * 16)
+    with pytest.raises(IdentityMismatch):
+        identity.remember_peer(1, b"X" * 16)
+    with pytest.raises(IdentityMismatch, match="3 bytes"):
+        identity.remember_peer(3, b"abc")
+    assert identity.peers == {2: b"2" * 16}
+
+
+def test_another_owner_is_refused() -> None:
+    disk = MemoryFileSystem()
+    load(disk)
+    with pytest.raises(IdentityMismatch, match="belongs to node 1"):
+        load(disk, node=2)
+    with pytest.raises(IdentityMismatch, match="start this node on its own folder"):
+        load(disk, cluster=b"z" * 16)
+
+
+def test_damage_is_refused_never_replaced() -> None:
+    disk = MemoryFileSystem()
+    load(disk).remember_peer(2, b"2" * 16)
+    size = len(disk.read("/data/identity"))
+    for offset in range(size):
+        disk.flip_bit("/data/identity", offset, offset % 8)
+        with pytest.raises(IdentityMismatch, match="damaged"):
+            load(disk)
+        disk.flip_bit("/data/identity", offset, offset % 8)
+    load(disk)
+
+
+def test_a_log_without_identity_is_refused() -> None:
+    disk = MemoryFileSystem()
+    load(disk)
+    disk.mkdir("/data/wal")
+    disk.open("/data/wal/0000000000000001.wal", create=True)
+    disk.unlink("/data/identity")
+    with pytest.raises(IdentityMismatch, match="missing"):
+        load(disk)
+
+
+def test_a_newer_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = MemoryFileSystem()
+    monkeypatch.setattr("consensus.storage.identity.FORMAT_VERSION", 2)
+    load(disk)
+    monkeypatch.undo()
+    with pytest.raises(UnknownFormat, match="format 2"):
+        load(disk)
+
+
+@pytest.mark.parametrize("fault", ["stop", "fail"])
+def test_a_crash_at_every_call_keeps_what_was_told(fault: str) -> None:
+    for call in range(1, 1000):
+        disk = MemoryFileSystem()
+        if fault == "stop":
+            disk.faults.stop_call = call
+        else:
+            disk.faults.fail_call = call
+        uuid, peers, activated = b"", 0, False
+        try:
+            identity = load(disk, seed=1)
+            uuid = identity.uuid
+            for node in (2, 3):
+                identity.remember_peer(node, bytes([node]) * 16)
+                peers = node
+            identity.activate()
+            activated = True
+        except (PowerLost, StorageFailed):
+            pass
+        fired = disk.faults.fired
+        disk.crash(random.Random(call))
+        disk.faults.stop_call = disk.faults.fail_call = 0
+        again = load(disk, seed=2)
+        assert not uuid or again.uuid == uuid
+        assert len(again.peers) >= max(0, peers - 1)
+        assert again.activated >= activated
+        if not fired:
+            return
+    pytest.fail("a run without a fault never came")
+
+
+def test_two_processes_on_one_folder(tmp_path: object) -> None:
+    lock = DirectoryLock(f"{tmp_path}/data")
+    with pytest.raises(IdentityMismatch, match="in use by another process"):
+        DirectoryLock(f"{tmp_path}/data")
+    lock.release()
+    lock.release()
+    DirectoryLock(f"{tmp_path}/data").release()
+
+
+def test_on_a_real_disk(tmp_path: object) -> None:
+    disk = OsFileSystem()
+    made = load_or_create(disk, f"{tmp_path}/a/b", CLUSTER, 3)
+    made.remember_peer(1, b"1" * 16)
+    again = load_or_create(disk, f"{tmp_path}/a/b", CLUSTER, 3)
+    assert (again.uuid, again.peers) == (made.uuid, {1: b"1" * 16})

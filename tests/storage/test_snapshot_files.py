@@ -1,0 +1,198 @@
+"""Snapshot files: whole and durable, or not there; damage is found before anything is handed out as good."""
+
+import random
+
+import pytest
+
+from consensus.storage.errors import SnapshotDamaged, StorageFailed, UnknownFormat
+from consensus.storage.memory import MemoryFileSystem, PowerLost
+from consensus.storage.snapshots import CHUNK_BYTES, HEADER, SnapshotFiles, snapshot_path
+from consensus.storage.wal import Wal
+from tests.storage.logs import IDENTITY, OPTIONS, append, install, snapshot
+
+FOLDER = "/data/snapshots"
+
+
+@pytest.fixture
+def disk() -> MemoryFileSystem:
+    return MemoryFileSystem()
+
+
+@pytest.fixture
+def files(disk: MemoryFileSystem) -> SnapshotFiles:
+    return SnapshotFiles(disk, FOLDER)
+
+
+def write(files: SnapshotFiles, index: int, *chunks: bytes, group: int = 1) -> None:
+    writer = files.create(group, snapshot(index))
+    for chunk in chunks:
+        writer.write(chunk)
+    meta = writer.commit()
+    assert (meta.index, meta.size_bytes) == (index, sum(map(len, chunks)))
+
+
+def content(files: SnapshotFiles, index: int, group: int = 1) -> bytes:
+    return b"".join(files.read(group, snapshot(index).snapshot_id))
+
+
+@pytest.mark.parametrize("sizes", [(), (0,), (5,), (CHUNK_BYTES,), (CHUNK_BYTES + 1, 7), (3, 3 * CHUNK_BYTES, 9)])
+def test_content_comes_back_in_chunks(files: SnapshotFiles, sizes: tuple[int, ...]) -> None:
+    parts = [random.Random(size).randbytes(size) for size in sizes]
+    write(files, 5, *parts)
+    chunks = list(files.read(1, snapshot(5).snapshot_id))
+    assert b"".join(chunks) == b"".join(parts)
+    assert all(len(chunk) == CHUNK_BYTES for chunk in chunks[:-1])
+    assert files.meta(1, snapshot(5).snapshot_id).configuration == snapshot(5).configuration
+    files.verify(1, snapshot(5))
+
+
+def test_reading_goes_on_from_an_offset(files: SnapshotFiles) -> None:
+    data = random.Random(1).randbytes(5 * CHUNK_BYTES // 2)
+    write(files, 5, data)
+    assert b"".join(files.read(1, snapshot(5).snapshot_id, CHUNK_BYTES)) == data[CHUNK_BYTES:]
+    with pytest.raises(ValueError):
+        list(files.read(1, snapshot(5).snapshot_id, 17))
+
+
+def test_every_flipped_bit_is_found(disk: MemoryFileSystem, files: SnapshotFiles) -> None:
+    write(files, 5, bytes(range(256)) * 4)
+    path = snapshot_path(FOLDER, 1, snapshot(5).snapshot_id)
+    for offset in range(len(disk.read(path))):
+        disk.flip_bit(path, offset, offset % 8)
+        with pytest.raises(SnapshotDamaged):
+            files.verify(1, snapshot(5))
+        disk.flip_bit(path, offset, offset % 8)
+    files.verify(1, snapshot(5))
+
+
+def test_a_chunk_of_another_place_is_found(disk: MemoryFileSystem, files: SnapshotFiles) -> None:
+    write(files, 5, bytes(2 * CHUNK_BYTES))
+    path = snapshot_path(FOLDER, 1, snapshot(5).snapshot_id)
+    data = disk.read(path)
+    half = CHUNK_BYTES + HEADER.size
+    disk.overwrite(path, data[half : 2 * half] + data[:half])
+    with pytest.raises(SnapshotDamaged, match="chunk 0"):
+        content(files, 5)
+
+
+def test_cut_short_missing_or_of_another_index(disk: MemoryFileSystem, files: SnapshotFiles) -> None:
+    with pytest.raises(SnapshotDamaged, match="missing"):
+        content(files, 5)
+    write(files, 5, bytes(1000))
+    write(files, 6, bytes(1000))
+    with pytest.raises(SnapshotDamaged, match="holds index 5 term 1, the log says index 7"):
+        files.verify(1, snapshot(5).__class__(7, 1, snapshot(5).configuration, snapshot(5).snapshot_id))
+    path = snapshot_path(FOLDER, 1, snapshot(5).snapshot_id)
+    disk.overwrite(path, disk.read(snapshot_path(FOLDER, 1, snapshot(6).snapshot_id)))
+    with pytest.raises(SnapshotDamaged, match="its manifest is of snapshot '1-6'"):
+        content(files, 5)
+    for cut in range(0, 1100, 7):
+        other = MemoryFileSystem()
+        again = SnapshotFiles(other, FOLDER)
+        other.mkdir(f"{FOLDER}/group-1")
+        other.open(path, create=True)
+        other.overwrite(path, disk.read(path)[:cut])
+        with pytest.raises(SnapshotDamaged):
+            content(again, 5)
+
+
+@pytest.mark.parametrize("name", ["", ".", "../x", "a/b", ".hidden", "x" * 101, "a\n", "a\0", "ä"])
+def test_names_from_outside_stay_in_their_folder(files: SnapshotFiles, name: str) -> None:
+    with pytest.raises(ValueError, match="snapshot id"):
+        files.create(1, snapshot(5).__class__(5, 1, snapshot(5).configuration, name))
+    with pytest.raises(ValueError, match="snapshot id"):
+        files.meta(1, name)
+
+
+def test_leftovers_are_removed_when_opened(disk: MemoryFileSystem, files: SnapshotFiles) -> None:
+    write(files, 5, b"five")
+    files.create(1, snapshot(6)).write(bytes(CHUNK_BYTES))
+    disk.kill()
+    assert len(disk.listdir(f"{FOLDER}/group-1")) == 2
+    again = SnapshotFiles(disk, FOLDER)
+    assert disk.listdir(f"{FOLDER}/group-1") == ["1-5.snapshot"]
+    assert content(again, 5) == b"five"
+
+
+def test_abort_leaves_nothing(disk: MemoryFileSystem, files: SnapshotFiles) -> None:
+    writer = files.create(1, snapshot(6))
+    writer.write(b"x")
+    writer.abort()
+    writer.abort()
+    assert disk.listdir(f"{FOLDER}/group-1") == []
+    with pytest.raises(StorageFailed, match="finished"):
+        writer.commit()
+
+
+def test_older_ones_go_newer_ones_stay(disk: MemoryFileSystem, files: SnapshotFiles) -> None:
+    """Two snapshots close together (HAZARDS 24): the newer one may be on its way into the log."""
+    for index in (3, 5, 9):
+        write(files, index, b"x")
+    write(files, 3, b"y", group=2)
+    path = snapshot_path(FOLDER, 1, snapshot(3).snapshot_id)
+    disk.flip_bit(path, len(disk.read(path)) - 10)
+    files.delete_older(1, snapshot(5).snapshot_id)
+    assert disk.listdir(f"{FOLDER}/group-1") == ["1-5.snapshot", "1-9.snapshot"]
+    assert content(files, 3, group=2) == b"y"
+    path = snapshot_path(FOLDER, 1, snapshot(9).snapshot_id)
+    disk.flip_bit(path, len(disk.read(path)) - 10)
+    with pytest.raises(SnapshotDamaged):
+        files.delete_older(1, snapshot(9).snapshot_id)
+    assert content(files, 5) == b"x"
+
+
+def test_a_failed_sync_says_so(disk: MemoryFileSystem, files: SnapshotFiles) -> None:
+    writer = files.create(1, snapshot(5))
+    writer.write(b"x")
+    disk.faults.fail_syncs = 1
+    with pytest.raises(StorageFailed, match="writing snapshot"):
+        writer.commit()
+
+
+def test_a_newer_format_is_refused(monkeypatch: pytest.MonkeyPatch, files: SnapshotFiles) -> None:
+    monkeypatch.setattr("consensus.storage.snapshots.FORMAT_VERSION", 2)
+    write(files, 5, b"x")
+    monkeypatch.undo()
+    with pytest.raises(UnknownFormat, match="version 2"):
+        content(files, 5)
+
+
+@pytest.mark.parametrize("fault", ["stop", "fail"])
+def test_the_state_and_the_index_it_goes_up_to_never_part(fault: str) -> None:
+    """HAZARDS 9. The state here is its own applied index. Whatever call a crash hits between writing state and telling
+    the log, a later start finds the state of exactly the index that the log says: nothing is applied twice or left
+    out."""
+    for call in range(1, 10_000):
+        disk = MemoryFileSystem()
+        if fault == "stop":
+            disk.faults.stop_call = call
+        else:
+            disk.faults.fail_call = call
+        durable = 0
+        try:
+            files = SnapshotFiles(disk, FOLDER)
+            wal, _ = Wal.open(disk, "/data/wal", IDENTITY, OPTIONS)
+            for index in (10, 20, 30):
+                wal.write([append(1, index - 9, index)])
+                wal.sync()
+                write(files, index, str(index).encode())
+                wal.write([install(1, index)])
+                wal.sync()
+                durable = index
+                wal.release(1, index + 1)
+                files.delete_older(1, snapshot(index).snapshot_id)
+        except (PowerLost, StorageFailed):
+            pass
+        fired = disk.faults.fired
+        disk.crash(random.Random(call))
+        disk.faults.stop_call = disk.faults.fail_call = 0
+        group = Wal.open(disk, "/data/wal", IDENTITY, OPTIONS)[1].groups.get(1)
+        meta = group.snapshot if group is not None else None
+        assert (meta.index if meta is not None else 0) >= durable
+        if meta is not None:
+            again = SnapshotFiles(disk, FOLDER)
+            again.verify(1, meta)
+            assert int(b"".join(again.read(1, meta.snapshot_id))) == meta.index
+        if not fired:
+            return
+    pytest.fail("a run without a fault never came")
