@@ -86,8 +86,9 @@ class Progress:
     def window_full(self, *, messages_max: int, bytes_max: int) -> bool:
         return len(self.window) >= messages_max or self.window_bytes >= bytes_max
 
-    def matched(self, index: int) -> bool:
-        """The peer holds everything up to `index` durably; True when that is news, or ends a probe."""
+    def matched(self, index: int, *, probed: bool) -> bool:
+        """The peer holds everything up to `index` durably; True when that is news, or ends a probe (`probed`: it took a
+        request, perhaps the probe)."""
         news = index > self.match_index
         if news:
             self.match_index = index
@@ -97,7 +98,7 @@ class Progress:
         if self.state is ProgressState.REPLICATE:
             # An answer to a request from before a probe may know more than the probe assumed.
             self.next_index = max(self.next_index, self.match_index + 1)
-        elif self.state is ProgressState.PROBE and self.match_index >= self.next_index - 1 and (self.probing or news):
+        elif self.state is ProgressState.PROBE and self.match_index >= self.next_index - 1 and (probed or news):
             self._replicate()
             return True
         return news

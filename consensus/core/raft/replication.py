@@ -154,7 +154,7 @@ class Replication:
         if answer.rejected:
             if answer.conflict_index > progress.match_index:
                 self._due |= progress.rejected(self._retry_index(progress, answer))
-        self._matched(progress, answer.match_index)
+        self._matched(progress, answer.match_index, probed=not answer.rejected)
 
     def heartbeat_answer(self, answer: HeartbeatResponse) -> None:
         progress = self._answering(answer)
@@ -164,7 +164,7 @@ class Replication:
             # The probe, or its answer, may be lost.
             progress.probing = False
             self._due = True
-        self._matched(progress, answer.match_index)
+        self._matched(progress, answer.match_index, probed=False)
 
     def _answering(self, answer: AppendResponse | HeartbeatResponse) -> Progress | None:
         if self._state.role is not Role.LEADER or not self.counts(answer):
@@ -189,8 +189,8 @@ class Replication:
             after = min(after, answer.conflict_index)
         return after if after < progress.next_index else answer.conflict_index
 
-    def _matched(self, progress: Progress, index: int) -> None:
-        if not progress.matched(index):
+    def _matched(self, progress: Progress, index: int, *, probed: bool) -> None:
+        if not progress.matched(index, probed=probed):
             return
         self._due = True
         log = self._state.log
