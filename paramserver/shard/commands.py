@@ -1,0 +1,302 @@
+"""The commands of a data group's log, as bytes.
+
+Byte 0 is the kind of the command, byte 1 the version of its format. Updates and initial values have a fixed header of
+128 bytes, little-endian, and the block's values behind it, so that the buffer a sum ends in *is* the command:
+
+    0 u8 kind   1 u8 format   2 u8 what (gradient, skip, empty)   3 u8 codec   4 u32 flags (bit 0: learning rate given)
+    8 u64 model   16 u32 generation   20 u32 block   24 u64 step   32 u64 view   40 u64 initialization epoch
+    48 u64 contributors (bit r: rank r)   56 u32 count   60 u32 elements   64 f32 learning rate   68 zeros   128 values
+
+All others are two bytes and a `ShardCommand` of the .proto. Invariant: `decode(encode(c)) == c`; decoding checks every
+range before anything is used and raises only `CommandError`. Must not know: state, leaders, streams.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import DecodeError
+
+from paramserver.shard.errors import CommandError
+from paramserver.v1 import paramserver_pb2 as pb
+from paramserver.wire.codecs import Codec
+from paramserver.wire.errors import Refusal
+from paramserver.wire.frames import PushKind
+from paramserver.wire.layout import FLOAT, Flat
+from paramserver.wire.protos import View, spec_from_proto, spec_to_proto, view_from_proto, view_to_proto
+from paramserver.wire.spec import BLOCK_BYTES_MAX, ModelSpec
+
+UPDATE, INITIAL, OTHER = 1, 2, 0x10
+FORMAT = 1
+HEADER_BYTES = 128
+_HEADER = struct.Struct("<BBBBIQIIQQQQIIf60x")
+_RATE_GIVEN = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateBlock:
+    """Take `block` from version `step` to `step + 1`. `values` (elements,) is the sum over `contributors`; None for a
+    skip and for an empty one. `learning_rate` overrides the optimizer's for this step."""
+
+    model: int
+    generation: int
+    view: int
+    block: int
+    step: int
+    kind: PushKind
+    contributors: int
+    count: int
+    elements: int
+    codec: Codec = Codec.FP32
+    learning_rate: float | None = None
+    values: Flat | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InitialBlock:
+    """Values of a block before the model is open (RULES M3), under the init lease's `epoch`."""
+
+    model: int
+    generation: int
+    epoch: int
+    block: int
+    elements: int
+    values: Flat | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateShard:
+    """The group owns blocks [first_block, first_block + blocks) of this model."""
+
+    model: int
+    generation: int
+    spec: ModelSpec
+    first_block: int
+    blocks: int
+    placement_epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenShard:
+    model: int
+    generation: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetView:
+    model: int
+    generation: int
+    view: View
+
+
+Command: TypeAlias = UpdateBlock | InitialBlock | CreateShard | OpenShard | SetView
+Buffer: TypeAlias = npt.NDArray[np.uint8]
+
+
+# --- commands with values -------------------------------------------------------------------------------------------
+
+
+def new_buffer(elements: int) -> tuple[Buffer, Flat]:
+    """A buffer for a command with that many values, and the view of it where the values go; neither is filled."""
+    buffer: Buffer = np.empty(HEADER_BYTES + elements * FLOAT.itemsize, np.uint8)
+    return buffer, buffer[HEADER_BYTES:].view(FLOAT)
+
+
+def encode_update(command: UpdateBlock, buffer: Buffer | None = None) -> memoryview:
+    """The command's bytes. With `buffer` (of `new_buffer`, values already in it) only the header is written. The buffer
+    must not be written again."""
+    if buffer is None:
+        size = command.elements if command.kind is PushKind.GRADIENT else 0
+        buffer, values = new_buffer(size)
+        if command.values is not None:
+            np.copyto(values, command.values)
+    rate = command.learning_rate
+    _HEADER.pack_into(
+        buffer.data,
+        0,
+        UPDATE,
+        FORMAT,
+        command.kind,
+        command.codec,
+        0 if rate is None else _RATE_GIVEN,
+        command.model,
+        command.generation,
+        command.block,
+        command.step,
+        command.view,
+        0,
+        command.contributors,
+        command.count,
+        command.elements,
+        0.0 if rate is None else rate,
+    )
+    return _sealed(buffer)
+
+
+def encode_initial(command: InitialBlock, buffer: Buffer | None = None) -> memoryview:
+    """As `encode_update`."""
+    if buffer is None:
+        buffer, values = new_buffer(command.elements)
+        if command.values is None:
+            raise ValueError("initial values are missing")
+        np.copyto(values, command.values)
+    _HEADER.pack_into(
+        buffer.data,
+        0,
+        INITIAL,
+        FORMAT,
+        PushKind.INITIAL,
+        Codec.FP32,
+        0,
+        command.model,
+        command.generation,
+        command.block,
+        0,
+        0,
+        command.epoch,
+        0,
+        0,
+        command.elements,
+        0.0,
+    )
+    return _sealed(buffer)
+
+
+def _sealed(buffer: Buffer) -> memoryview:
+    buffer.flags.writeable = False
+    return buffer.data
+
+
+# --- the others -----------------------------------------------------------------------------------------------------
+
+
+def encode_create(command: CreateShard) -> bytes:
+    message = pb.CreateShard(
+        model=command.model,
+        generation=command.generation,
+        spec=spec_to_proto(command.spec),
+        first_block=command.first_block,
+        blocks=command.blocks,
+        placement_epoch=command.placement_epoch,
+    )
+    return _other(pb.ShardCommand(create=message))
+
+
+def encode_open(command: OpenShard) -> bytes:
+    message = pb.OpenShard(model=command.model, generation=command.generation, initialization_epoch=command.epoch)
+    return _other(pb.ShardCommand(open=message))
+
+
+def encode_set_view(command: SetView) -> bytes:
+    view = view_to_proto(command.view)
+    return _other(pb.ShardCommand(set_view=pb.SetView(model=command.model, generation=command.generation, view=view)))
+
+
+def encode(command: Command) -> bytes | memoryview:
+    match command:
+        case UpdateBlock():
+            return encode_update(command)
+        case InitialBlock():
+            return encode_initial(command)
+        case CreateShard():
+            return encode_create(command)
+        case OpenShard():
+            return encode_open(command)
+        case SetView():
+            return encode_set_view(command)
+
+
+def _other(message: Any) -> bytes:
+    return bytes((OTHER, FORMAT)) + message.SerializeToString()
+
+
+# --- and back -------------------------------------------------------------------------------------------------------
+
+
+def decode(payload: bytes | memoryview) -> Command:
+    """The command; its values are a view of `payload`. Raises `CommandError`."""
+    if len(payload) < 2:
+        raise CommandError(f"a command has at least 2 bytes, this one {len(payload)}")
+    kind, form = payload[0], payload[1]
+    if form != FORMAT:
+        raise CommandError(f"format {form} of command kind {kind} is unknown; this server knows {FORMAT}")
+    if kind == OTHER:
+        return _decode_other(bytes(payload[2:]))
+    if kind not in (UPDATE, INITIAL):
+        raise CommandError(f"command kind {kind} is unknown")
+    if len(payload) < HEADER_BYTES:
+        raise CommandError(f"a header has {HEADER_BYTES} bytes, here are {len(payload)}")
+    return _decode_valued(kind, payload)
+
+
+def _decode_valued(kind: int, payload: bytes | memoryview) -> UpdateBlock | InitialBlock:
+    (_, _, what, codec, flags, model, generation, block, step, view, epoch, contributors, count, elements, rate) = (
+        _HEADER.unpack_from(payload)
+    )
+    if codec != Codec.FP32 or elements * FLOAT.itemsize > BLOCK_BYTES_MAX:
+        raise CommandError(f"codec {codec} with {elements} elements")
+    if kind == INITIAL:
+        values = _values(payload, elements)
+        return InitialBlock(
+            model=model, generation=generation, epoch=epoch, block=block, elements=elements, values=values
+        )
+    if what not in (PushKind.GRADIENT, PushKind.SKIP, PushKind.EMPTY):
+        raise CommandError(f"an update is a gradient, a skip or empty, not {what}")
+    given = bool(flags & _RATE_GIVEN)
+    if given and not (math.isfinite(rate) and rate >= 0):
+        raise CommandError(f"learning rate {rate}")
+    return UpdateBlock(
+        model=model,
+        generation=generation,
+        view=view,
+        block=block,
+        step=step,
+        kind=PushKind(what),
+        contributors=contributors,
+        count=count,
+        elements=elements,
+        learning_rate=rate if given else None,
+        values=_values(payload, elements if what == PushKind.GRADIENT else 0),
+    )
+
+
+def _values(payload: bytes | memoryview, elements: int) -> Flat | None:
+    if len(payload) - HEADER_BYTES != elements * FLOAT.itemsize:
+        raise CommandError(f"{elements} elements in {len(payload) - HEADER_BYTES} bytes")
+    return np.frombuffer(payload, FLOAT, offset=HEADER_BYTES) if elements else None
+
+
+def _decode_other(data: bytes) -> CreateShard | OpenShard | SetView:
+    message = pb.ShardCommand()
+    try:
+        message.ParseFromString(data)
+        match message.WhichOneof("kind"):
+            case "create":
+                return create_from_proto(message.create)
+            case "open":
+                opened = message.open
+                return OpenShard(model=opened.model, generation=opened.generation, epoch=opened.initialization_epoch)
+            case "set_view":
+                change = message.set_view
+                return SetView(model=change.model, generation=change.generation, view=view_from_proto(change.view))
+            case _:
+                raise CommandError("a ShardCommand of an unknown kind")
+    except (DecodeError, Refusal) as error:
+        raise CommandError(str(error)) from None
+
+
+def create_from_proto(message: Any) -> CreateShard:
+    return CreateShard(
+        model=message.model,
+        generation=message.generation,
+        spec=spec_from_proto(message.spec),
+        first_block=message.first_block,
+        blocks=message.blocks,
+        placement_epoch=message.placement_epoch,
+    )

@@ -1,0 +1,239 @@
+"""The state machine of a data group (`consensus.runtime.interface.StateMachine`).
+
+Owns the shards of all models in the group and decides what each command does to them. Deterministic: nothing but the
+entries decides what the state becomes. Invariants: RULES S1 (a command acts only on the version it names), S6, S8,
+M1, M3; a bad command is a result, never an exception; an entry whose CRC does not fit ends the process. `apply`,
+`snapshot` and `restore` run on one lane; any thread may read `shards` (see `state.py`). Must not know: leaders,
+streams, clocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from enum import Enum
+
+import numpy as np
+
+from consensus.core.errors import InvariantViolated
+from consensus.core.interface import Entry, GroupId, Payload
+from paramserver.shard import snapshots
+from paramserver.shard.commands import (
+    CreateShard,
+    InitialBlock,
+    OpenShard,
+    SetView,
+    UpdateBlock,
+    decode,
+)
+from paramserver.shard.errors import CommandError
+from paramserver.shard.results import Answer, Duplicate, NotTaken, Result, Stored, Updated, Why
+from paramserver.shard.state import Shard, new_shard
+from paramserver.wire.checksum import crc32c
+from paramserver.wire.frames import PushKind
+from paramserver.wire.spec import NonFinite
+
+
+class Verdict(Enum):
+    TAKE = 1
+    BEHIND = 2
+    AHEAD = 3
+
+
+class ShardMachine:
+    """All shards of one group. `shards` is replaced as a whole when one is added."""
+
+    def __init__(self, group: GroupId) -> None:
+        self.group = group
+        self.shards: Mapping[int, Shard] = {}
+
+    # --- StateMachine ------------------------------------------------------------------------------------------------
+
+    def apply(self, entry: Entry) -> Result:
+        if crc32c(entry.payload) != entry.crc:
+            raise InvariantViolated(f"group {self.group}: payload of entry {entry.index} changed in memory")
+        try:
+            command = decode(entry.payload)
+        except CommandError as error:
+            return NotTaken(why=Why.MALFORMED, message=str(error))
+        with np.errstate(all="ignore"):
+            match command:
+                case UpdateBlock():
+                    return self._update(command)
+                case InitialBlock():
+                    return self._initial(command)
+                case CreateShard():
+                    return self._create(command)
+                case OpenShard():
+                    return self._open(command)
+                case SetView():
+                    return self._set_view(command)
+
+    def snapshot(self) -> Iterator[Payload]:
+        """Holds references to what is immutable; slots are lent, and copied when the next update would change them.
+        So the chunks may be written while apply goes on."""
+        return snapshots.dump(tuple(self.shards.values()))
+
+    def restore(self, chunks: Iterator[memoryview]) -> None:
+        """All or nothing. Raises `SnapshotDamaged`."""
+        self.shards = {shard.info.create.model: shard for shard in snapshots.load(chunks)}
+
+    def size_bytes(self) -> int:
+        return sum(shard.size_bytes() for shard in self.shards.values())
+
+    # --- updates -----------------------------------------------------------------------------------------------------
+
+    def _update(self, command: UpdateBlock) -> Updated | Duplicate | NotTaken:
+        found = self._find(command.model, command.generation)
+        if isinstance(found, Why):
+            return _not_taken(command, found)
+        info = found.info
+        index = info.index_of(command.block)
+        if index is None:
+            return _not_taken(command, Why.NOT_HERE)
+        if not info.is_open:
+            return _not_taken(command, Why.NOT_OPEN)
+        version = found.published[index].version
+        match self._verdict(version, command.step):
+            case Verdict.BEHIND:
+                return Duplicate(model=command.model, block=command.block, step=command.step, version=version)
+            case Verdict.AHEAD:
+                return _not_taken(command, Why.AHEAD, version)
+        if command.view != info.view.number:
+            return _not_taken(command, Why.VIEW, version)
+        ranks = info.create.spec.ranks
+        if command.contributors != (1 << ranks) - 1 or command.count != ranks:
+            return _not_taken(command, Why.CONTRIBUTORS, version)
+        if command.elements != found.elements(index):
+            return _not_taken(command, Why.MALFORMED, version)
+        if command.kind is PushKind.GRADIENT:
+            now = found.update(index, command)
+        else:
+            now = found.pass_over(index)
+        if now.weights is None:
+            raise InvariantViolated("an updated block has no weights")
+        return Updated(
+            model=command.model,
+            block=command.block,
+            step=command.step,
+            version=now.version,
+            view=command.view,
+            weights=now.weights,
+            crc=now.crc,
+            digest=now.digests[-1][1],
+        )
+
+    def _verdict(self, version: int, step: int) -> Verdict:
+        """RULES S1: the one place where exactly-once is decided."""
+        if step < version:
+            return Verdict.BEHIND
+        return Verdict.TAKE if step == version else Verdict.AHEAD
+
+    # --- models ------------------------------------------------------------------------------------------------------
+
+    def _create(self, command: CreateShard) -> Answer:
+        present = self.shards.get(command.model)
+        if present is not None:
+            same = present.info.create == command
+            why = None if same else Why.SPEC
+            message = "" if same else "the group has this model with another generation, spec, range or placement"
+            return self._answer(present, ok=same, why=why, message=message)
+        problems = command.spec.validate()
+        if problems:
+            message = "; ".join(str(problem) for problem in problems)
+            return Answer(model=command.model, ok=False, why=Why.SPEC, message=message)
+        shard = new_shard(command) if command.blocks > 0 else None
+        if shard is None or command.first_block + command.blocks > shard.info.layout.blocks:
+            message = f"blocks {command.first_block} + {command.blocks} are not in the model"
+            return Answer(model=command.model, ok=False, why=Why.NOT_HERE, message=message)
+        self.shards = {**self.shards, command.model: shard}
+        return self._answer(shard, ok=True, changed=True)
+
+    def _initial(self, command: InitialBlock) -> Stored | NotTaken:
+        found = self._find(command.model, command.generation)
+        if isinstance(found, Why):
+            return NotTaken(why=found, message="initial values", model=command.model, block=command.block)
+        index = found.info.index_of(command.block)
+        why: Why | None = None
+        if index is None:
+            why = Why.NOT_HERE
+        elif command.values is None or command.elements != found.elements(index):
+            why = Why.MALFORMED
+        else:
+            why = self._initial_refused(found, index, command.epoch)
+        if why is not None or index is None or command.values is None:
+            message = f"initial values of epoch {command.epoch}: {why}"
+            return NotTaken(why=why or Why.MALFORMED, message=message, model=command.model, block=command.block)
+        values = command.values
+        if not np.isfinite(values).all() and found.info.create.spec.non_finite is not NonFinite.ALLOW:
+            return NotTaken(
+                why=Why.MALFORMED, message="initial values are not finite", model=command.model, block=command.block
+            )
+        found.initialise(index, values, command.epoch)
+        return Stored(model=command.model, block=command.block, epoch=command.epoch)
+
+    def _initial_refused(self, shard: Shard, index: int, epoch: int) -> Why | None:
+        """RULES M3: nothing after open, nothing of an older epoch."""
+        if shard.info.is_open:
+            return Why.ALREADY_OPEN
+        return Why.EPOCH if epoch < shard.private[index].initial_epoch else None
+
+    def _open(self, command: OpenShard) -> Answer:
+        found = self._find(command.model, command.generation)
+        if isinstance(found, Why):
+            return Answer(model=command.model, ok=False, why=found, message="open")
+        if found.info.is_open:
+            same = found.info.open_epoch == command.epoch
+            message = "" if same else f"open with the values of epoch {found.info.open_epoch}"
+            return self._answer(found, ok=same, why=None if same else Why.EPOCH, message=message)
+        first = found.info.create.first_block
+        for index, block in enumerate(found.private):
+            if found.published[index].weights is None or block.initial_epoch != command.epoch:
+                message = f"block {first + index} has no values of epoch {command.epoch}"
+                return self._answer(found, ok=False, why=Why.NOT_COMPLETE, message=message)
+        found.open(command.epoch)
+        return self._answer(found, ok=True, changed=True)
+
+    def _set_view(self, command: SetView) -> Answer:
+        found = self._find(command.model, command.generation)
+        if isinstance(found, Why):
+            return Answer(model=command.model, ok=False, why=found, message="set view")
+        view, now = command.view, found.info.view
+        if len(view.lease_epochs) != found.info.create.spec.ranks:
+            return self._answer(found, ok=False, why=Why.MALFORMED, message="one lease epoch a rank is needed")
+        if view.number < now.number or (view.number == now.number and view != now):
+            return self._answer(found, ok=False, why=Why.VIEW, message=f"view {now.number} is in effect")
+        if view == now:
+            return self._answer(found, ok=True)
+        found.set_view(view)
+        return self._answer(found, ok=True, changed=True)
+
+    def _find(self, model: int, generation: int) -> Shard | Why:
+        shard = self.shards.get(model)
+        if shard is None:
+            return Why.UNKNOWN_MODEL
+        return shard if shard.info.create.generation == generation else Why.GENERATION
+
+    def _answer(
+        self, shard: Shard, *, ok: bool, changed: bool = False, why: Why | None = None, message: str = ""
+    ) -> Answer:
+        return Answer(
+            model=shard.info.create.model,
+            ok=ok,
+            changed=changed,
+            why=why,
+            message=message,
+            lowest_version=shard.lowest_version,
+            view=shard.info.view.number,
+        )
+
+
+def _not_taken(command: UpdateBlock, why: Why, version: int = 0) -> NotTaken:
+    return NotTaken(
+        why=why,
+        message=f"update of model {command.model} block {command.block} step {command.step} view {command.view}: {why}",
+        model=command.model,
+        block=command.block,
+        step=command.step,
+        view=command.view,
+        version=version,
+    )

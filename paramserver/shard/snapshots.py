@@ -1,0 +1,196 @@
+"""A data group's whole state as a stream of chunks, and back.
+
+Format 1, little-endian: magic, u32 shards; for each shard u32 length and a `CreateShard`, u32 length and a `View`, u8
+open, u64 epoch of opening; for each of its blocks a fixed head, its digests (u64 version, 16 bytes), its scalars
+(f64), weights, the version before unless it is the same buffer, slots; magic again at the end. Chunks may be cut
+anywhere on the way. Invariants: loading gives the same digests as were dumped, or raises; nothing of the old state is
+touched. Must not know: files, checksums of files, networks.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from paramserver.shard.commands import create_from_proto
+from paramserver.shard.errors import SnapshotDamaged
+from paramserver.shard.state import DIGESTS_KEPT, Private, Published, Shard, new_shard
+from paramserver.v1 import paramserver_pb2 as pb
+from paramserver.wire.checksum import DIGEST_BYTES
+from paramserver.wire.errors import Refusal
+from paramserver.wire.layout import FLOAT, Flat
+from paramserver.wire.protos import spec_to_proto, view_from_proto, view_to_proto
+
+MAGIC = b"PSSHARD\x01"
+SHARDS_MAX = 1 << 20
+"""A group; bounds what a damaged count makes us do."""
+PART_BYTES_MAX = 64 << 20
+_COUNT = struct.Struct("<I")
+_OPEN = struct.Struct("<BQ")
+_BLOCK = struct.Struct(
+    "<QQIIBBBB4x"
+)  # version, initial epoch, crc, previous crc, weights?, previous?, scalars, digests
+_DIGEST = struct.Struct(f"<Q{DIGEST_BYTES}s")
+_NONE, _OWN, _SAME = 0, 1, 2
+
+Chunk: TypeAlias = bytes | memoryview
+
+
+def dump(shards: Sequence[Shard]) -> Iterator[Chunk]:
+    """The chunks. What they show is the state at the time of this call, however late they are read."""
+    captured = [(shard, shard.info, tuple(shard.published), tuple(shard.private)) for shard in shards]
+    for shard in shards:
+        for block in shard.private:
+            block.lent = True
+
+    def chunks() -> Iterator[Chunk]:
+        yield MAGIC + _COUNT.pack(len(captured))
+        for _, info, published, private in captured:
+            create = info.create
+            message = pb.CreateShard(
+                model=create.model,
+                generation=create.generation,
+                spec=spec_to_proto(create.spec),
+                first_block=create.first_block,
+                blocks=create.blocks,
+                placement_epoch=create.placement_epoch,
+            ).SerializeToString()
+            view = view_to_proto(info.view).SerializeToString()
+            opened = _OPEN.pack(info.is_open, info.open_epoch or 0)
+            yield b"".join((_COUNT.pack(len(message)), message, _COUNT.pack(len(view)), view, opened))
+            for seen, own in zip(published, private, strict=True):
+                yield from _dump_block(seen, own)
+        yield MAGIC
+
+    return chunks()
+
+
+def _dump_block(seen: Published, own: Private) -> Iterator[Chunk]:
+    if seen.previous is None:
+        previous = _NONE
+    else:
+        previous = _SAME if seen.previous is seen.weights else _OWN
+    has_weights = _NONE if seen.weights is None else _OWN
+    head = _BLOCK.pack(
+        seen.version,
+        own.initial_epoch,
+        seen.crc,
+        seen.previous_crc,
+        has_weights,
+        previous,
+        len(own.scalars),
+        len(seen.digests),
+    )
+    digests = b"".join(_DIGEST.pack(version, known) for version, known in seen.digests)
+    yield head + digests + struct.pack(f"<{len(own.scalars)}d", *own.scalars)
+    if seen.weights is not None:
+        yield seen.weights.data.cast("B")
+    if seen.previous is not None and previous == _OWN:
+        yield seen.previous.data.cast("B")
+    for slot in own.slots:
+        yield slot.data.cast("B")
+
+
+def load(chunks: Iterator[memoryview]) -> list[Shard]:
+    """The shards. Raises `SnapshotDamaged` for anything that `dump` cannot have written."""
+    reader = _Reader(chunks)
+    try:
+        if reader.take(len(MAGIC)) != MAGIC:
+            raise SnapshotDamaged("not a snapshot of a data group, or of a newer format")
+        shards = [_load_shard(reader) for _ in range(reader.count(SHARDS_MAX))]
+        if reader.take(len(MAGIC)) != MAGIC or not reader.at_end():
+            raise SnapshotDamaged("the snapshot does not end where it should")
+    except (DecodeError, Refusal, struct.error, ValueError) as error:
+        raise SnapshotDamaged(f"the snapshot does not decode: {error}") from None
+    return shards
+
+
+def _load_shard(reader: _Reader) -> Shard:
+    create_message, view_message = pb.CreateShard(), pb.View()
+    create_message.ParseFromString(reader.take(reader.count(PART_BYTES_MAX)))
+    view_message.ParseFromString(reader.take(reader.count(PART_BYTES_MAX)))
+    create = create_from_proto(create_message)
+    if create.spec.validate() or create.blocks < 1:
+        raise SnapshotDamaged(f"model {create.model}: the spec is not valid")
+    shard = new_shard(create)
+    if create.first_block + create.blocks > shard.info.layout.blocks:
+        raise SnapshotDamaged(f"model {create.model}: blocks outside the model")
+    is_open, epoch = _OPEN.unpack(reader.take(_OPEN.size))
+    shard.info = replace(shard.info, view=view_from_proto(view_message), open_epoch=epoch if is_open else None)
+    for index in range(create.blocks):
+        _load_block(reader, shard, index)
+    return shard
+
+
+def _load_block(reader: _Reader, shard: Shard, index: int) -> None:
+    version, epoch, crc, previous_crc, has_weights, previous_kind, scalars, digests = _BLOCK.unpack(
+        reader.take(_BLOCK.size)
+    )
+    if digests > DIGESTS_KEPT or has_weights > _OWN or previous_kind > _SAME:
+        raise SnapshotDamaged(f"block {index}: the head is not ours")
+    known = tuple(_DIGEST.unpack(reader.take(_DIGEST.size)) for _ in range(digests))
+    numbers = struct.unpack(f"<{scalars}d", reader.take(8 * scalars))
+    if not has_weights:
+        return
+    elements = shard.elements(index)
+    weights = reader.floats(elements)
+    previous: Flat | None = None
+    if previous_kind == _OWN:
+        previous = reader.floats(elements)
+    elif previous_kind == _SAME:
+        previous = weights
+    slots = tuple(reader.floats(elements, writeable=True) for _ in range(shard.slots))
+    shard.private[index] = Private(slots, numbers, epoch)
+    shard.published[index] = Published(version, weights, crc, previous, previous_crc, known)
+    if known and shard.state_digest(index, version, weights) != known[-1][1]:
+        raise SnapshotDamaged(f"model {shard.info.create.model} block {index}: digest of version {version} differs")
+
+
+class _Reader:
+    """Takes exact sizes from chunks of any size. Never allocates more than what really arrived, plus one array."""
+
+    def __init__(self, chunks: Iterator[memoryview]) -> None:
+        self._chunks = chunks
+        self._rest = memoryview(b"")
+
+    def take(self, size: int) -> bytes:
+        parts: list[bytes] = []
+        while size:
+            part = self._some(size)
+            parts.append(bytes(part))
+            size -= len(part)
+        return b"".join(parts)
+
+    def count(self, bound: int) -> int:
+        value = int(_COUNT.unpack(self.take(_COUNT.size))[0])
+        if value > bound:
+            raise SnapshotDamaged(f"a count of {value}, at most {bound} is possible")
+        return value
+
+    def floats(self, elements: int, *, writeable: bool = False) -> Flat:
+        values = np.empty(elements, FLOAT)
+        target = values.data.cast("B")
+        done = 0
+        while done < len(target):
+            part = self._some(len(target) - done)
+            target[done : done + len(part)] = part
+            done += len(part)
+        values.flags.writeable = writeable
+        return values
+
+    def at_end(self) -> bool:
+        return not len(self._rest) and all(not len(chunk) for chunk in self._chunks)
+
+    def _some(self, size: int) -> memoryview:
+        while not len(self._rest):
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                raise SnapshotDamaged("the snapshot ends too early")
+            self._rest = memoryview(chunk).cast("B")
+        part, self._rest = self._rest[:size], self._rest[size:]
+        return part

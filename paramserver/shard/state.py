@@ -1,0 +1,187 @@
+"""The replicated state of one shard: what it is made of, and what other threads may look at.
+
+Owns blocks in memory. The lane that applies is the only writer. `Shard.info` and each item of `Shard.published` are
+immutable values that are replaced, never changed, so any thread may read them at any time; the rest belongs to the
+lane. Invariants (RULES S6, R6, D1): a block keeps its weights and those of the version before; a weights buffer is
+never written once published, it is freed when the last holder drops it; the last 8 digests of a block are kept. Must
+not know: logs, streams.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from paramserver.optim.factory import make
+from paramserver.optim.interface import Optimizer, Update
+from paramserver.shard.commands import CreateShard, UpdateBlock
+from paramserver.wire.checksum import crc32c, digest
+from paramserver.wire.layout import FLOAT, Flat, Layout
+from paramserver.wire.protos import View
+from paramserver.wire.spec import Reduction
+
+DIGESTS_KEPT = 8
+"""A block."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardInfo:
+    """What a shard is, apart from its numbers. `open_epoch` None: initial values may still come."""
+
+    create: CreateShard
+    layout: Layout
+    view: View
+    open_epoch: int | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self.open_epoch is not None
+
+    def index_of(self, block: int) -> int | None:
+        """Place of a block in this shard; None when another group has it."""
+        index = block - self.create.first_block
+        return index if 0 <= index < self.create.blocks else None
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One block as everybody may see it. Without `weights`: no initial values yet. `previous` are version - 1's."""
+
+    version: int = 0
+    weights: Flat | None = None
+    crc: int = 0
+    previous: Flat | None = None
+    previous_crc: int = 0
+    digests: tuple[tuple[int, bytes], ...] = ()
+
+    def at(self, version: int) -> tuple[Flat, int] | None:
+        """(weights, crc) of exactly that version, None where it is not kept."""
+        if version == self.version and self.weights is not None:
+            return self.weights, self.crc
+        if version == self.version - 1 and self.previous is not None:
+            return self.previous, self.previous_crc
+        return None
+
+    def digest_of(self, version: int) -> bytes | None:
+        return next((known for number, known in self.digests if number == version), None)
+
+
+@dataclass(slots=True)
+class Private:
+    """The lane's own part of a block. `lent`: a snapshot holds the slots, they must not be overwritten (RULES W6)."""
+
+    slots: tuple[Flat, ...] = ()
+    scalars: tuple[float, ...] = ()
+    initial_epoch: int = 0
+    lent: bool = False
+
+
+class Shard:
+    """One model's blocks in this group."""
+
+    __slots__ = ("_optimizer", "info", "private", "published")
+
+    def __init__(self, info: ShardInfo) -> None:
+        self.info = info
+        self.published: list[Published] = [Published() for _ in range(info.create.blocks)]
+        self.private: list[Private] = [Private() for _ in range(info.create.blocks)]
+        self._optimizer: Optimizer = make(info.create.spec.optimizer)
+
+    @property
+    def lowest_version(self) -> int:
+        return min(block.version for block in self.published)
+
+    @property
+    def slots(self) -> int:
+        """fp32 arrays a block has beside its weights."""
+        return self._optimizer.slots
+
+    def elements(self, index: int) -> int:
+        return self.info.layout.block_elements(self.info.create.first_block + index)
+
+    def initialise(self, index: int, values: Flat, epoch: int) -> None:
+        """Version 0 of a block, from `values` (copied)."""
+        weights = values.astype(FLOAT)
+        weights.flags.writeable = False
+        optimizer = self._optimizer
+        self.private[index] = Private(
+            tuple(np.zeros(weights.size, FLOAT) for _ in range(optimizer.slots)), optimizer.scalars, epoch
+        )
+        self.published[index] = Published(weights=weights, crc=crc32c(weights.data.cast("B")))
+
+    def open(self, epoch: int) -> None:
+        """Take no more initial values. From here on digests are comparable between replicas."""
+        for index, block in enumerate(self.published):
+            first = (0, self.state_digest(index, 0, block.weights))
+            self.published[index] = replace(block, digests=(first,))
+        self.info = replace(self.info, open_epoch=epoch)
+
+    def set_view(self, view: View) -> None:
+        self.info = replace(self.info, view=view)
+
+    def update(self, index: int, command: UpdateBlock) -> Published:
+        """Version + 1 by the optimizer; returns what is published now."""
+        block, private = self.published[index], self.private[index]
+        if block.weights is None or command.values is None:
+            raise ValueError("an update needs weights and values")
+        out = self._fresh(block)
+        slots_out = private.slots
+        if private.lent:
+            slots_out = tuple(np.empty_like(slot) for slot in private.slots)
+        mean = self.info.create.spec.reduction is Reduction.MEAN
+        scalars = self._optimizer.update(
+            Update(
+                weights=block.weights,
+                gradient=command.values,
+                count=command.count if mean else 1,
+                slots=private.slots,
+                scalars=private.scalars,
+                out=out,
+                slots_out=slots_out,
+                learning_rate=command.learning_rate,
+            )
+        )
+        self.private[index] = Private(slots_out, scalars, private.initial_epoch)
+        return self._publish(index, out, crc32c(out.data.cast("B")))
+
+    def pass_over(self, index: int) -> Published:
+        """Version + 1 and nothing else, for a skip or an empty step."""
+        block = self.published[index]
+        if block.weights is None:
+            raise ValueError("a block without weights has no next version")
+        return self._publish(index, block.weights, block.crc)
+
+    def _fresh(self, block: Published) -> Flat:
+        """Where the next version goes: memory that nobody else can see."""
+        return np.empty(block.weights.shape if block.weights is not None else 0, FLOAT)
+
+    def _publish(self, index: int, weights: Flat, crc: int) -> Published:
+        before = self.published[index]
+        weights.flags.writeable = False
+        version = before.version + 1
+        known = (*before.digests[1 - DIGESTS_KEPT :], (version, self.state_digest(index, version, weights)))
+        now = Published(version, weights, crc, before.weights, before.crc, known)
+        self.published[index] = now
+        return now
+
+    def state_digest(self, index: int, version: int, weights: Flat | None) -> bytes:
+        """xxh3-128 of all that the next update of this block depends on (RULES D1)."""
+        private = self.private[index]
+        tail = struct.pack(f"<Q{len(private.scalars)}d", version, *private.scalars)
+        arrays = () if weights is None else (weights, *private.slots)
+        return digest((*(array.data.cast("B") for array in arrays), tail))
+
+    def size_bytes(self) -> int:
+        """Weights, the version before, and slots, as if every block had them all."""
+        create, layout = self.info.create, self.info.layout
+        first = create.first_block
+        elements = layout.block_slice(first + create.blocks - 1).stop - layout.block_slice(first).start
+        return int(elements) * FLOAT.itemsize * (2 + self._optimizer.slots)
+
+
+def new_shard(create: CreateShard) -> Shard:
+    """A shard without values; its view has number 0 and holds no rank."""
+    view = View(0, 0, (0,) * create.spec.ranks)
+    return Shard(ShardInfo(create, Layout(create.spec), view))
