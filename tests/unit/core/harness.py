@@ -173,9 +173,9 @@ class Host:
     def lead(self) -> Host:
         """Win an election with the votes of everybody, in the next term; messages so far are forgotten."""
         self.core.tick(300)
-        while self.core.status().role is not Role.PRE_CANDIDATE:
+        while self.core.status().role is Role.FOLLOWER:
             self.core.tick(10)
-        self.drain()
+        self.persist()
         for pre in (True, False):
             for voter in self.configuration.voters:
                 if voter != self.replica and self.core.status().role is not Role.LEADER:
