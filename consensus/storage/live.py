@@ -62,12 +62,11 @@ class LiveLog:
             self.runs.append(Run(index, index, term, segment))
 
     def install(self, meta: SnapshotMeta) -> bool:
-        """A SNAPSHOT record is written; tells whether entries above it stay."""
-        keeps = self.holds(meta.index, meta.term)
+        """A SNAPSHOT record is written; tells whether entries above it stay. One that a newer snapshot overtook on its
+        way here changes nothing."""
         if self.snapshot is not None and meta.index < self.snapshot.index:
-            raise InvariantViolated(
-                f"group {self.group}: snapshot {meta.index} after one of {self.snapshot.index} goes back"
-            )
+            return True
+        keeps = self.holds(meta.index, meta.term)
         self.snapshot = meta
         if not keeps:
             self.runs.clear()

@@ -86,6 +86,8 @@ class GroupReplay:
         self.hard_state, self.lost_hard_state = state, ""
 
     def took_snapshot(self, meta: SnapshotMeta, *, keeps_above: bool) -> None:
+        if self.snapshot is not None and meta.index < self.snapshot.index:
+            return  # Overtaken by a newer one.
         self.snapshot, self.lost_snapshot = meta, ""
         if keeps_above:
             self._drop_below(meta.index + 1)

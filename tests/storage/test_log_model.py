@@ -134,6 +134,12 @@ class LogMachine(RuleBasedStateMachine):
         term = max(now.hard_state.term, now.log[-1][1] if now.log else 0, now.snapshot.term if now.snapshot else 0) + 1
         self.write([GroupAppend(group=group, install=snapshot(now.base + ahead + 1, term), hard_state=HardState(term))])
 
+    @precondition(lambda self: any(group.base > 1 for group in self.now.groups.values()))
+    @rule(data=st.data())
+    def record_an_overtaken_snapshot(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from([number for number, group in self.now.groups.items() if group.base > 1]))
+        self.wal.write([GroupAppend(group=number, install=snapshot(self.now.get(number).base - 1))])
+
     @rule(group=GROUPS, below=st.integers(0, 100))
     def release(self, group: int, below: int) -> None:
         self.wal.release(group, below)
