@@ -83,9 +83,12 @@ class CreateShard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenShard:
+    """`check_only`: answer whether it could be opened, change nothing. Group 0 asks every group before it decides."""
+
     model: int
     generation: int
     epoch: int
+    check_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +192,12 @@ def encode_create(command: CreateShard) -> bytes:
 
 
 def encode_open(command: OpenShard) -> bytes:
-    message = pb.OpenShard(model=command.model, generation=command.generation, initialization_epoch=command.epoch)
+    message = pb.OpenShard(
+        model=command.model,
+        generation=command.generation,
+        initialization_epoch=command.epoch,
+        check_only=command.check_only,
+    )
     return _other(pb.ShardCommand(open=message))
 
 
@@ -281,7 +289,12 @@ def _decode_other(data: bytes) -> CreateShard | OpenShard | SetView:
                 return create_from_proto(message.create)
             case "open":
                 opened = message.open
-                return OpenShard(model=opened.model, generation=opened.generation, epoch=opened.initialization_epoch)
+                return OpenShard(
+                    model=opened.model,
+                    generation=opened.generation,
+                    epoch=opened.initialization_epoch,
+                    check_only=opened.check_only,
+                )
             case "set_view":
                 change = message.set_view
                 return SetView(model=change.model, generation=change.generation, view=view_from_proto(change.view))
