@@ -1,1 +1,7 @@
-"""Drives many groups: inputs to the core, persisting and sending in parallel, applying, timers."""
+"""Drives many groups: inputs to cores, persisting and sending beside each other, applying, time."""
+
+from consensus.runtime.group import GroupHandle, GroupStatus
+from consensus.runtime.node import NodeRuntime
+from consensus.runtime.options import RuntimeOptions
+
+__all__ = ["GroupHandle", "GroupStatus", "NodeRuntime", "RuntimeOptions"]

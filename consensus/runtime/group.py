@@ -1,0 +1,462 @@
+"""One replica of one group on this node: its core, driven.
+
+Owns the way of every `Ready`: what must be durable goes to the writer, what may be sent to the network, what is
+committed to the state machine's lane, each at once and beside the others; and the reports back. Invariants: every
+proposal gets exactly one outcome; a batch of committed entries is one job on the lane; nothing runs before the newest
+snapshot is in the state machine; a replica whose log or snapshot is damaged does not run and says so, while the other
+groups of its node go on. Must not know: what payloads mean, threads, sockets.
+
+The core is only touched inside an input of the node (`Services.input`), which settles this group before it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from consensus.core.errors import Busy, InvariantViolated, NotLeader
+from consensus.core.interface import (
+    AppendRequest,
+    AppendResponse,
+    Configuration,
+    Core,
+    GroupId,
+    HeartbeatResponse,
+    NodeId,
+    Payload,
+    Ready,
+    ReplicaId,
+    Role,
+    SnapshotMeta,
+    SnapshotOffer,
+    Status,
+)
+from consensus.runtime.interface import Applied, GroupListener, Refused, StateMachine
+from consensus.runtime.machine import AppliedBatch, MachineHost
+from consensus.runtime.proposals import Done, Proposals
+from consensus.runtime.receiving import SnapshotReceiving
+from consensus.runtime.sending import SnapshotSending
+from consensus.runtime.services import FILES_LANE, Services
+from consensus.runtime.snapshots import SnapshotWriting
+from consensus.storage.interface import GroupAppend, RecoveredGroup
+from consensus.transport.interface import Channel, Envelope, SnapshotAnswer, SnapshotChunk, TransportMessage
+
+
+def channel_of(message: TransportMessage) -> Channel:
+    """Bulk takes what carries payload, and every append request, so that they stay in order; all else is control and
+    never waits behind payload (RULES C3, HAZARDS 30)."""
+    return Channel.BULK if isinstance(message, AppendRequest | SnapshotChunk) else Channel.CONTROL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupStatus:
+    """`core` is None for a replica that does not run (yet); then `problem` may say why."""
+
+    core: Status | None
+    problem: str
+    configuration: Configuration
+    dropped: Mapping[str, int]
+    """Messages that the core dropped, by reason."""
+    snapshots_written: int = 0
+    snapshots_sent: int = 0
+
+
+class GroupHandle:
+    """Made by `NodeRuntime.add_group`."""
+
+    def __init__(
+        self,
+        services: Services,
+        *,
+        group: GroupId,
+        replica: ReplicaId,
+        configuration: Configuration,
+        nodes: Mapping[ReplicaId, NodeId],
+        machine: StateMachine,
+        listener: GroupListener,
+        lane: str,
+        mark: Callable[[], None],
+        make_core: Callable[[], Core],
+        recovered: RecoveredGroup | None,
+        problem: str,
+    ) -> None:
+        self.group = group
+        self.replica = replica
+        self.nodes: dict[ReplicaId, NodeId] = dict(nodes)
+        self.problem = problem
+        """Why this replica does not run; empty when all is well."""
+        self._services = services
+        self._configuration = configuration
+        self._listener = listener
+        self._lane = lane
+        self._mark = mark
+        self._make_core = make_core
+        self._recovered = recovered
+        self._machine = MachineHost(
+            group=group,
+            machine=machine,
+            configuration=configuration,
+            node=services.node,
+            incarnation=services.incarnation,
+        )
+        self._core: Core | None = None
+        self._writing: SnapshotWriting | None = None
+        self._sending: SnapshotSending | None = None
+        self._receiving: SnapshotReceiving | None = None
+        self._proposals = Proposals()
+        self._snapshot: SnapshotMeta | None = None
+        """The newest snapshot whose record is durable."""
+        self._installing = 0
+        self._started = False
+        self._leads_term = 0
+        """The term this replica leads in, as the listener knows it; 0 when it does not."""
+        self._served_term = 0
+        self._leader: tuple[ReplicaId, int] = (0, 0)
+        self._heard = False
+        """A message came since the node noticed a stall."""
+
+    # --- what its owner calls ---------------------------------------------------------------------------------------
+
+    def propose(self, payload: Payload, crc: int, done: Done) -> None:
+        """Have a command applied. `done` gets exactly one `Outcome`, on the host's thread; a refusal comes before this
+        returns. `crc` is the CRC32C of `payload`, which must not change any more."""
+        with self._services.input() as running:
+            core = self._core
+            if core is None or not running:
+                done(Refused(0, 0))
+                return
+            if len(self._proposals) >= self._services.options.proposals_max:
+                done(Refused(self.replica, core.status().term, busy=True))
+                return
+            try:
+                term, index = core.propose(payload, crc)
+            except NotLeader as error:
+                done(Refused(error.leader, error.term))
+                return
+            except Busy:
+                done(Refused(self.replica, core.status().term, busy=True))
+                return
+            self._proposals.add(term, index, done)
+            self._mark()
+
+    def leader(self) -> tuple[ReplicaId, NodeId, int]:
+        """(replica, node, term) of the leader as this replica knows it; 0 where it does not."""
+        if self._core is None:
+            return 0, 0, 0
+        status = self._core.status()
+        leader = self.replica if status.role is Role.LEADER else status.leader
+        return leader, self.nodes.get(leader, 0), status.term
+
+    @property
+    def ready_to_serve(self) -> bool:
+        """It leads and its no-op of this term is applied (RULES S2)."""
+        return self._core is not None and self._core.status().ready_to_serve
+
+    def status(self) -> GroupStatus:
+        return GroupStatus(
+            core=self._core.status() if self._core is not None else None,
+            problem=self.problem,
+            configuration=self._configuration,
+            dropped=dict(getattr(self._core, "dropped", {})),
+            snapshots_written=self._writing.written if self._writing is not None else 0,
+            snapshots_sent=self._sending.started if self._sending is not None else 0,
+        )
+
+    @property
+    def core(self) -> Core | None:
+        """For checks that look at all replicas from outside; nobody else drives it."""
+        return self._core
+
+    # --- beginning and end ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Restore the newest snapshot, then run. Called inside an input."""
+        if self._started or self.problem:
+            return
+        self._started = True
+        snapshot = self._recovered.snapshot if self._recovered is not None else None
+        if snapshot is None:
+            self._run(None)
+            return
+        meta, store = snapshot, self._services.store
+        self._services.run(
+            self._lane, lambda: self._machine.restore(store, meta), lambda problem: self._was_restored(meta, problem)
+        )
+
+    def _was_restored(self, meta: SnapshotMeta, problem: str) -> None:
+        if problem:
+            self.problem = f"snapshot {meta.snapshot_id} of group {self.group} can't be used: {problem}"
+            return
+        self._listener.restored(meta.index)
+        self._run(meta)
+
+    def _run(self, snapshot: SnapshotMeta | None) -> None:
+        try:
+            core = self._make_core()
+        except InvariantViolated as error:
+            self.problem = f"log of group {self.group} can't be used: {error}"
+            return
+        self._core = core
+        self._recovered = None
+        self._snapshot = snapshot
+        self._sending = SnapshotSending(
+            self._services,
+            group=self.group,
+            replica=self.replica,
+            core=core,
+            newest=lambda: self._snapshot,
+            send=self._send,
+            want_new=self._want_snapshot,
+            changed=self._mark,
+        )
+        self._writing = SnapshotWriting(
+            self._services,
+            group=self.group,
+            core=core,
+            machine=self._machine,
+            lane=self._lane,
+            kept_for=self._sending.kept_for,
+            recorded=self._recorded,
+            changed=self._mark,
+        )
+        self._receiving = SnapshotReceiving(
+            self._services, group=self.group, replica=self.replica, answer=self._send, offer=self._offer
+        )
+        self._mark()
+
+    def stop(self) -> None:
+        """No more inputs will come."""
+        if self._leads_term:
+            self._depose()
+        if self._receiving is not None:
+            self._receiving.stop()
+        if self._writing is not None:
+            self._writing.stop()
+
+    # --- inputs from the node ---------------------------------------------------------------------------------------
+
+    def received(self, node: NodeId, envelope: Envelope) -> None:
+        core, message = self._core, envelope.message
+        if core is None or self._receiving is None or self._sending is None:
+            self._services.dropped["group_not_running"] += 1
+            return
+        if self.nodes.get(message.sender) != node:
+            self._services.dropped["replica_not_on_node"] += 1
+            return
+        self._heard = True
+        if isinstance(message, SnapshotChunk):
+            self._chunk(core, self._receiving, message)
+        elif isinstance(message, SnapshotAnswer):
+            if message.to == self.replica and message.term <= core.status().term:
+                self._sending.answered(message)
+        elif isinstance(message, SnapshotOffer):
+            self._services.dropped["snapshot_offer_from_outside"] += 1
+        else:
+            core.step(message)
+            if envelope.note and isinstance(message, AppendResponse | HeartbeatResponse):
+                self._noted(core, message, envelope.note)
+        self._mark()
+
+    def _noted(self, core: Core, message: AppendResponse | HeartbeatResponse, note: bytes) -> None:
+        status = core.status()
+        if status.role is Role.LEADER and message.term == status.term and message.sender in status.match:
+            self._listener.noted(message.sender, note)
+
+    def _chunk(self, core: Core, receiving: SnapshotReceiving, message: SnapshotChunk) -> None:
+        status = core.status()
+        members = (*self._configuration.voters, *self._configuration.learners)
+        if message.to != self.replica or message.sender == self.replica or message.sender not in members:
+            self._services.dropped["snapshot_chunk_from_stranger"] += 1
+            return
+        if message.term != status.term or status.leader not in (0, message.sender):
+            # Of a leader of the past; or of a new one, whose heartbeat will say so before the chunk comes again.
+            self._services.dropped["snapshot_chunk_of_another_term"] += 1
+            return
+        if status.commit_index >= message.meta.index:
+            self._say_installed(core, message)
+            return
+        receiving.chunk(message, term=status.term)
+
+    def connection(self, node: NodeId, *, closed: bool) -> None:
+        for replica, home in self.nodes.items():
+            if home == node and self._core is not None and replica != self.replica:
+                self._core.connection(replica, closed=closed)
+                if closed and self._sending is not None:
+                    self._sending.disconnected(replica)
+        self._mark()
+
+    def tick(self, elapsed_ms: int, now_ms: int) -> None:
+        if self._core is None or self._sending is None or self._receiving is None:
+            return
+        self._core.tick(elapsed_ms)
+        self._sending.tick(now_ms)
+        self._receiving.tick(now_ms)
+        self._mark()
+
+    def stalled(self) -> None:
+        """From now on note whether anything is heard."""
+        self._heard = False
+
+    @property
+    def heard(self) -> bool:
+        return self._heard
+
+    # --- carrying out -----------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Do all that the core asks for."""
+        core = self._core
+        if core is None:
+            return
+        self._observe(core)
+        while core.has_ready():
+            self._carry_out(core, core.ready())
+            self._observe(core)
+
+    def _observe(self, core: Core) -> None:
+        """Tell the owner who leads, when that changed."""
+        status = core.status()
+        leads = status.role is Role.LEADER
+        if self._leads_term and (not leads or status.term != self._leads_term):
+            self._depose()
+        if leads:
+            self._leads_term = status.term
+        leader = (self.replica if leads else status.leader, status.term)
+        if leader != self._leader:
+            self._leader = leader
+            self._listener.leader_changed(*leader)
+        if status.ready_to_serve and self._served_term != status.term:
+            self._served_term = status.term
+            self._listener.leading(status.term)
+
+    def _depose(self) -> None:
+        term, self._leads_term = self._leads_term, 0
+        if self._sending is not None:
+            self._sending.stop()
+        self._listener.deposed(term)
+        self._proposals.forget()
+
+    def _carry_out(self, core: Core, ready: Ready) -> None:
+        if ready.persist_number:
+            self._persist(core, ready)
+        for message in ready.messages:
+            self._send(message)
+        if ready.committed:
+            entries = ready.committed
+            self._services.run(self._lane, lambda: self._machine.apply(entries), self._applied)
+        for replica in ready.send_snapshot:
+            if self._sending is not None:
+                self._sending.start(replica)
+
+    def _persist(self, core: Core, ready: Ready) -> None:
+        append = GroupAppend(
+            group=self.group, install=ready.install, hard_state=ready.hard_state, entries=ready.entries
+        )
+        if ready.install is not None:
+            self._installing += 1
+
+        def durable() -> None:
+            with self._services.input() as running:
+                if running:
+                    core.persisted(ready.persist_number)
+                    if ready.install is not None:
+                        self._load(core, ready.install)
+                    self._mark()
+
+        self._services.writer.submit(append, durable)
+
+    def _send(self, message: TransportMessage) -> None:
+        node = self.nodes.get(message.to, 0)
+        if not node:
+            self._services.dropped["peer_without_node"] += 1
+            return
+        note = b""
+        if isinstance(message, AppendResponse | HeartbeatResponse):
+            note = self._listener.note()
+            if len(note) > self._services.options.note_bytes_max:
+                self._services.dropped["note_too_long"] += 1
+                note = b""
+        self._services.send(node, channel_of(message), Envelope(self.group, message, note))
+
+    # --- applying ---------------------------------------------------------------------------------------------------
+
+    def _applied(self, batch: AppliedBatch) -> None:
+        core, writing = self._core, self._writing
+        if core is None or writing is None:
+            return
+        core.applied(batch.index)
+        results: tuple[Applied, ...] = batch.results
+        if results:
+            self._listener.applied(results)
+            self._proposals.applied(results)
+        writing.applied(batch)
+        self._mark()
+
+    # --- snapshots --------------------------------------------------------------------------------------------------
+
+    def _want_snapshot(self) -> None:
+        if self._writing is not None:
+            self._writing.want()
+
+    def _recorded(self, meta: SnapshotMeta) -> None:
+        """A snapshot of this replica's own is durable, its record too."""
+        self._snapshot = meta
+        self._tidy()
+
+    def _offer(self, meta: SnapshotMeta, chunk: SnapshotChunk) -> None:
+        """A whole snapshot of a leader's lies here as a file."""
+        core = self._core
+        if core is None:
+            return
+        core.step(
+            SnapshotOffer(
+                sender=chunk.sender, to=self.replica, term=chunk.term, incarnation=chunk.incarnation, meta=meta
+            )
+        )
+        # The core's own answer says so once it is durable.
+        self._mark()
+
+    def _say_installed(self, core: Core, chunk: SnapshotChunk) -> None:
+        answer = SnapshotAnswer(
+            sender=self.replica,
+            to=chunk.sender,
+            term=core.status().term,
+            incarnation=self._services.incarnation,
+            snapshot_id=chunk.meta.snapshot_id,
+            next_offset=chunk.meta.size_bytes,
+            installed=True,
+            index=chunk.meta.index,
+        )
+        self._send(answer)
+
+    def _load(self, core: Core, meta: SnapshotMeta) -> None:
+        """The record of an installed snapshot is durable: put it into the state machine."""
+        store = self._services.store
+
+        def loaded(problem: str) -> None:
+            if problem:
+                # Verified when it was written; now neither the old state nor the new one can be had.
+                raise InvariantViolated(
+                    f"group {self.group}: snapshot {meta.snapshot_id} can't be installed: {problem}"
+                )
+            self._installing -= 1
+            self._snapshot = meta
+            core.installed(meta)
+            if self._writing is not None:
+                self._writing.restored(meta)
+            self._services.writer.release(self.group, meta.index + 1)
+            self._listener.restored(meta.index)
+            self._tidy()
+            self._mark()
+
+        self._services.run(self._lane, lambda: self._machine.restore(store, meta), loaded)
+
+    def _tidy(self) -> None:
+        """Remove older snapshot files, when nothing reads or is about to record one."""
+        busy = self._installing or (self._writing is not None and self._writing.active)
+        busy = busy or (self._sending is not None and self._sending.active)
+        busy = busy or (self._receiving is not None and self._receiving.active)
+        if busy or self._snapshot is None:
+            return
+        keep, store = self._snapshot.snapshot_id, self._services.store
+        self._services.run(FILES_LANE, lambda: store.delete_older(self.group, keep), lambda _: None)

@@ -1,0 +1,87 @@
+"""Times and limits of the runtime.
+
+Owns `RuntimeOptions`. Invariant: what `validate` finds no problem in can be used as it is. Must not know: how.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from consensus.core.raft.config import RaftConfig
+
+MIB = 1 << 20
+
+
+def default_raft() -> RaftConfig:
+    """One append request is about one chunk: the loop that serves control copies no more than that at a time (C3)."""
+    return RaftConfig(append_bytes_max=MIB)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeOptions:
+    """Bytes are payload bytes; times are in milliseconds."""
+
+    raft: RaftConfig = field(default_factory=default_raft)
+    """Times and limits of every group's core."""
+    tick_ms: int = 10
+    """How often the driver calls `NodeRuntime.tick`."""
+    stall_ms: int = 150
+    """A gap between ticks above this is a stall: messages that wait are looked at before its time counts (C1)."""
+    proposals_max: int = 65536
+    """Proposals of one group without an outcome; further ones are refused as busy."""
+    note_bytes_max: int = 4096
+    """A longer note of a listener is not sent, and counted."""
+    snapshot_log_multiple: int = 4
+    """A snapshot is due when the log since the last one is this many times the size of the state (RULES W6)."""
+    snapshot_log_bytes_min: int = 8 * MIB
+    """But not before the log since the last one is this long."""
+    snapshot_retry_ms: int = 10_000
+    """A snapshot that could not be written for lack of space is tried again after this time."""
+    keep_bytes_max: int = 16 * MIB
+    """Entries kept in the log below a snapshot, for peers that lag a little."""
+    transfer_keep_bytes_max: int = 256 * MIB
+    """Entries kept for a peer that is being sent a snapshot; beyond them it will need another snapshot."""
+    transfers_max: int = 2
+    """Snapshots that a node sends at a time; further ones wait."""
+    transfer_window_chunks: int = 4
+    """Chunks (of at most 1 MiB) on their way to a peer and held in memory, per transfer."""
+    transfer_resend_ms: int = 500
+    """Chunks that are not answered for this long are sent again."""
+    transfer_timeout_ms: int = 10_000
+    """A transfer that makes no progress for this long is given up, and starts over."""
+    install_timeout_ms: int = 60_000
+    """How long a peer that holds all chunks may take to install them: another thing than a chunk (HAZARDS 25)."""
+    transfer_retry_ms: int = 500
+    """Pause between a failed transfer and the next."""
+    receive_lease_ms: int = 30_000
+    """A half-received snapshot is removed when no chunk comes for this long."""
+    receive_window_chunks: int = 16
+    """Chunks received and not yet written; further ones are dropped, to be sent again."""
+    chunk_bytes_max: int = 4 * MIB
+    """A longer chunk is refused."""
+    snapshot_bytes_max: int = 1 << 40
+    """A snapshot that claims to be longer is refused."""
+
+    def validate(self) -> list[str]:
+        """All problems at once, one line each."""
+        problems = self.raft.validate()
+        for name in self.__slots__:
+            value = getattr(self, name)
+            least = 0 if name.startswith("keep_") else 1
+            if name != "raft" and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                problems.append(f"{name} must be a whole number of at least {least}, not {value!r}")
+        if problems:
+            return problems
+        if self.tick_ms >= self.raft.heartbeat_ms:
+            problems.append(f"tick_ms ({self.tick_ms}) must be below heartbeat_ms ({self.raft.heartbeat_ms})")
+        if not self.tick_ms < self.stall_ms < self.raft.election_timeout_ms:
+            problems.append(
+                f"stall_ms ({self.stall_ms}) must lie between tick_ms ({self.tick_ms}) and election_timeout_ms "
+                f"({self.raft.election_timeout_ms})"
+            )
+        if self.transfer_resend_ms >= self.transfer_timeout_ms:
+            problems.append(
+                f"transfer_resend_ms ({self.transfer_resend_ms}) must be below transfer_timeout_ms "
+                f"({self.transfer_timeout_ms})"
+            )
+        return problems

@@ -1,0 +1,294 @@
+"""The runtime on real threads and an event loop.
+
+Owns the log's writer thread, the lanes' threads, and the ticker. Invariants: results come back to the loop's thread by
+`post`, in order; appends become durable in the order of submission, everything that is queued in one write and one
+sync; after a failed write or sync nothing is reported any more and the process ends (HAZARDS 22). Must not know: Raft,
+what work does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+from consensus.core.interface import GroupId
+from consensus.core.raft.log import size_of
+from consensus.runtime.node import NodeRuntime
+from consensus.storage.errors import EXIT_STORAGE_FAILED, StorageError
+from consensus.storage.interface import GroupAppend, LogStore
+
+T = TypeVar("T")
+Post = Callable[[Callable[[], None]], Any]
+"""`loop.call_soon_threadsafe`: have something run on the loop's thread, soon, in order."""
+
+EXIT_INVARIANT_BROKEN = 70
+"""Process exit code after a broken invariant or another bug (EX_SOFTWARE)."""
+
+
+def end_process(error: BaseException) -> NoReturn:
+    """The default of every `fatal`: one line, and out, with nothing run on the way that could touch the disk."""
+    if isinstance(error, StorageError):
+        line, code = f"storage failed, so this server ends: {error}", EXIT_STORAGE_FAILED
+    else:
+        line, code = (
+            f"an invariant is broken, so this server ends: {type(error).__name__}: {error}",
+            (EXIT_INVARIANT_BROKEN),
+        )
+    sys.stderr.write(f"fatal: {line} (exit code {code})\n")
+    if code == EXIT_INVARIANT_BROKEN:
+        import traceback
+
+        traceback.print_exception(error, file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class MonotonicClock:
+    """`Clock` of the process."""
+
+    def now_ms(self) -> int:
+        return time.monotonic_ns() // 1_000_000
+
+
+class ThreadLogWriter:
+    """`LogWriter`: one thread drives the log, with group commit; a second one keeps a spare segment ready.
+
+    A full disk ends the process too, for now: a leader that can't write must not go on leading (HAZARDS 16)."""
+
+    def __init__(
+        self,
+        wal: LogStore,
+        post: Post,
+        *,
+        fatal: Callable[[BaseException], None] = end_process,
+        flush_bytes_max: int = 8 << 20,
+        idle_ms: int = 100,
+        queue_appends_max: int = 1 << 20,
+    ) -> None:
+        """A flush takes what is queued up to `flush_bytes_max` payload bytes, or one append that is larger. After
+        `idle_ms` without an append the log is told so once. More than `queue_appends_max` waiting appends are a bug of
+        those who bound what they submit (payload: `RaftConfig.uncommitted_bytes_max`), and fatal."""
+        self._wal = wal
+        self._post = post
+        self._fatal = fatal
+        self._flush_bytes_max = flush_bytes_max
+        self._idle_s = idle_ms / 1000
+        self._queue_appends_max = queue_appends_max
+        self._queue: deque[tuple[GroupAppend, Callable[[], None]]] = deque()
+        self._releases: deque[tuple[GroupId, int]] = deque()
+        self._condition = threading.Condition()
+        self._closing = False
+        self._failed = False
+        self._prepare = threading.Event()
+        self.syncs = 0
+        """Flushes made in this life."""
+        self._thread = threading.Thread(target=self._run, name="wal", daemon=True)
+        self._spares = threading.Thread(target=self._keep_spares, name="wal-spares", daemon=True)
+        self._thread.start()
+        self._spares.start()
+
+    def submit(self, append: GroupAppend, done: Callable[[], None]) -> None:
+        with self._condition:
+            if len(self._queue) >= self._queue_appends_max:
+                raise RuntimeError(f"{len(self._queue)} appends wait for the log")
+            self._queue.append((append, done))
+            self._condition.notify()
+
+    def release(self, group: GroupId, below_index: int) -> None:
+        with self._condition:
+            self._releases.append((group, below_index))
+            self._condition.notify()
+
+    def close(self, timeout_s: float = 10.0) -> bool:
+        """Flush what is queued, cover it (RULES W2), close the log. Callbacks of the last flush are still posted.
+        False when it took longer than `timeout_s`."""
+        with self._condition:
+            self._closing = True
+            self._condition.notify()
+        self._prepare.set()
+        self._thread.join(timeout_s)
+        self._spares.join(timeout_s)
+        return not (self._thread.is_alive() or self._spares.is_alive())
+
+    # --- the thread -------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._turn():
+                pass
+            self._prepare.set()
+            self._spares.join()
+            self._wal.close()
+        except BaseException as error:
+            self._failed = True
+            self._fatal(error)
+
+    def _turn(self) -> bool:
+        """One flush, or the idle batch; False at the end."""
+        quiet = False
+        with self._condition:
+            while not (self._queue or self._releases):
+                if self._closing:
+                    return False
+                arrived = self._condition.wait(None if quiet else self._idle_s)
+                if not arrived and not (self._queue or self._releases or self._closing):
+                    quiet = True
+                    self._condition.release()
+                    try:
+                        self._wal.idle()
+                    finally:
+                        self._condition.acquire()
+            batch, dones = self._take()
+            releases = list(self._releases)
+            self._releases.clear()
+        if batch:
+            self._wal.write(batch)
+            self._wal.sync()
+            self.syncs += 1
+            self._report(dones)
+            self._prepare.set()
+        for group, below_index in releases:
+            self._wal.release(group, below_index)
+        return True
+
+    def _take(self) -> tuple[list[GroupAppend], list[Callable[[], None]]]:
+        batch: list[GroupAppend] = []
+        dones: list[Callable[[], None]] = []
+        size = 0
+        while self._queue:
+            append, done = self._queue[0]
+            size += sum(map(size_of, append.entries))
+            if batch and size > self._flush_bytes_max:
+                break
+            self._queue.popleft()
+            batch.append(append)
+            dones.append(done)
+        return batch, dones
+
+    def _report(self, dones: list[Callable[[], None]]) -> None:
+        def run() -> None:
+            for done in dones:
+                done()
+
+        try:
+            self._post(run)
+        except RuntimeError:
+            if not self._closing:  # The loop is gone.
+                raise
+
+    def _keep_spares(self) -> None:
+        while True:
+            self._prepare.wait()
+            self._prepare.clear()
+            if self._closing or self._failed:
+                return
+            try:
+                self._wal.prepare()
+            except BaseException as error:
+                self._fatal(error)
+                return
+
+
+class ThreadLanes:
+    """`Lanes`: one thread a lane, made when it is first used."""
+
+    def __init__(
+        self,
+        post: Post,
+        *,
+        fatal: Callable[[BaseException], None] = end_process,
+        at_start: Callable[[str], None] | None = None,
+        jobs_max: int = 100_000,
+    ) -> None:
+        """`at_start` runs first on each lane's thread and gets its name (known-answer tests, RULES S13). Work that
+        raises is fatal. More than `jobs_max` waiting jobs are a bug of those who bound what they hand in, and raise."""
+        self._post = post
+        self._fatal = fatal
+        self._at_start = at_start
+        self._jobs_max = jobs_max
+        self._queues: dict[str, queue.SimpleQueue[tuple[Callable[[], Any], Callable[[Any], None]] | None]] = {}
+        self._threads: dict[str, threading.Thread] = {}
+        self._closing = False
+
+    def run(self, lane: str, work: Callable[[], T], done: Callable[[T], None]) -> None:
+        jobs = self._queues.get(lane)
+        if jobs is None:
+            if self._closing:
+                return
+            jobs = self._queues[lane] = queue.SimpleQueue()
+            thread = self._threads[lane] = threading.Thread(
+                target=self._serve, args=(lane, jobs), name=f"lane-{lane}", daemon=True
+            )
+            thread.start()
+        if jobs.qsize() >= self._jobs_max:
+            raise RuntimeError(f"{self._jobs_max} jobs wait for lane {lane}")
+        jobs.put((work, done))
+
+    def close(self, timeout_s: float = 10.0) -> bool:
+        """Finish what was handed in; False when it took longer than `timeout_s`."""
+        self._closing = True
+        for jobs in self._queues.values():
+            jobs.put(None)
+        for thread in self._threads.values():
+            thread.join(timeout_s)
+        return not any(thread.is_alive() for thread in self._threads.values())
+
+    def _serve(
+        self, lane: str, jobs: queue.SimpleQueue[tuple[Callable[[], Any], Callable[[Any], None]] | None]
+    ) -> None:
+        try:
+            if self._at_start is not None:
+                self._at_start(lane)
+            while (job := jobs.get()) is not None:
+                work, done = job
+                self._report(done, work())
+                del job, work, done  # Payloads must not live until the next job comes.
+        except BaseException as error:
+            self._fatal(error)
+
+    def _report(self, done: Callable[[Any], None], result: Any) -> None:
+        try:
+            self._post(lambda: done(result))
+        except RuntimeError:
+            if not self._closing:
+                raise
+
+
+class Ticker:
+    """Calls `NodeRuntime.tick` on an event loop."""
+
+    def __init__(self, runtime: NodeRuntime, *, tick_ms: int = 10) -> None:
+        self._runtime = runtime
+        self._tick_s = tick_ms / 1000
+        self._handle: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.lag_ms_max = 0
+        """The longest delay of a tick so far: how long the loop that serves control was busy (C3)."""
+        self._due_s = 0.0
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._arm(self._loop)
+
+    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._due_s = loop.time() + self._tick_s
+        self._handle = loop.call_at(self._due_s, self._tick)
+
+    def _tick(self) -> None:
+        if self._loop is None:
+            return
+        self.lag_ms_max = max(self.lag_ms_max, int((self._loop.time() - self._due_s) * 1000))
+        self._arm(self._loop)
+        self._runtime.tick()
+
+    def stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+        self._loop = None
