@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -182,3 +183,34 @@ def test_full_and_stopped() -> None:
         with pytest.raises(PowerLost):
             call()
     assert disk.read("/x") == b"y" * 100
+
+
+def test_spares_are_made_on_another_thread(tmp_path: Path) -> None:
+    options = WalOptions(segment_bytes=128 << 10, reserve_bytes=64 << 10, spare_segments=2)
+    wal, _ = Wal.open(OsFileSystem(), str(tmp_path), IDENTITY, options)
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def prepare() -> None:
+        while not stop.is_set():
+            try:
+                wal.prepare()
+            except BaseException as error:
+                failures.append(error)
+                return
+
+    thread = threading.Thread(target=prepare)
+    thread.start()
+    try:
+        for first in range(1, 2000, 20):
+            wal.write([append(1, first, first + 19, size=3000)])
+            wal.sync()
+            wal.write([install(1, first + 10)])
+            wal.sync()
+            wal.release(1, first + 11)
+    finally:
+        stop.set()
+        thread.join()
+        wal.close()
+    assert failures == []
+    assert indexes(Wal.open(OsFileSystem(), str(tmp_path), IDENTITY, options)[1], 1) == span(1992, 2000)
