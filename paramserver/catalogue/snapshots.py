@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from consensus.core.interface import Payload
+from consensus.storage.errors import UnknownFormat
 from paramserver.catalogue import protos
 from paramserver.catalogue.sessions import Answer, Session
 from paramserver.catalogue.state import InitializationLease, Model, Node
@@ -21,10 +22,6 @@ FORMAT = 1
 CHUNK_BYTES = 256 << 10
 RECORD_BYTES_MAX = 8 << 20
 _LENGTH = struct.Struct("<I")
-
-
-class SnapshotUnreadable(Exception):
-    """Of a format that this build does not know, or not a catalogue's. The files' CRCs were right: it is not damage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,13 +65,14 @@ def write(
 
 
 def read(chunks: Iterable[Payload]) -> Contents:
+    """Raises `UnknownFormat`: the files' CRCs were right, so what can't be read is not damage."""
     records = _records(chunks)
     first = next(records, None)
     if first is None or first.WhichOneof("kind") != "header":
-        raise SnapshotUnreadable("a catalogue's snapshot begins with a header")
+        raise UnknownFormat("a catalogue's snapshot begins with a header")
     header = first.header
     if header.format != FORMAT:
-        raise SnapshotUnreadable(f"a catalogue's snapshot of format {header.format}; this build reads {FORMAT}")
+        raise UnknownFormat(f"a catalogue's snapshot of format {header.format}; this build reads {FORMAT}")
     nodes: list[Node] = []
     sessions: list[Session] = []
     models: list[Model] = []
@@ -87,7 +85,7 @@ def read(chunks: Iterable[Payload]) -> Contents:
             case "model":
                 models.append(_to_model(record.model))
             case kind:
-                raise SnapshotUnreadable(f"an unexpected record in a catalogue's snapshot: {kind}")
+                raise UnknownFormat(f"an unexpected record in a catalogue's snapshot: {kind}")
     return Contents(
         next_model=header.next_model, next_session=header.next_session, nodes=nodes, sessions=sessions, models=models
     )
@@ -101,7 +99,7 @@ def _records(chunks: Iterable[Payload]) -> Iterator[pb.CatalogueRecord]:
         while len(held) - start >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(held, start)
             if length > RECORD_BYTES_MAX:
-                raise SnapshotUnreadable(f"a record of {length} bytes, at most {RECORD_BYTES_MAX}")
+                raise UnknownFormat(f"a record of {length} bytes, at most {RECORD_BYTES_MAX}")
             end = start + _LENGTH.size + length
             if len(held) < end:
                 break
@@ -109,7 +107,7 @@ def _records(chunks: Iterable[Payload]) -> Iterator[pb.CatalogueRecord]:
             start = end
         del held[:start]
     if held:
-        raise SnapshotUnreadable(f"{len(held)} bytes behind the last record")
+        raise UnknownFormat(f"{len(held)} bytes behind the last record")
 
 
 def _from_session(session: Session) -> pb.SessionRecord:

@@ -1,0 +1,220 @@
+"""Carries group 0's intent into the data groups (RULES I3, M2, S9).
+
+For every (model, group) there is what group 0 decided (the shard exists, it is open, view n holds) and what the group
+has confirmed to this leader. A drive sends the commands in between, one at a time, again and again until they are
+confirmed: all of them are idempotent, so a new leader starts from nothing. Invariants: only a leader of group 0 drives;
+at most DRIVES_MAX commands are on their way; a wait ends with the tenure. Must not know: where groups live, what blocks
+hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from consensus.core.interface import GroupId
+from paramserver.catalogue.state import Model, ModelId, Shard
+from paramserver.wire.errors import Reason, Refusal
+from paramserver.wire.protos import View
+
+log = logging.getLogger(__name__)
+
+DRIVES_MAX = 16
+"""Commands to data groups on their way at once; the others wait."""
+BACK_OFF_MS = (20, 50, 100, 250, 500, 1000)
+"""Between attempts; the last one repeats."""
+
+
+@dataclass(frozen=True, slots=True)
+class CreateShard:
+    """The group gets its shard of the model, with no values and not open."""
+
+    model: Model
+    shard: Shard
+
+
+@dataclass(frozen=True, slots=True)
+class OpenShard:
+    """`check_only`: does every block have values of that epoch? Nothing changes."""
+
+    model: ModelId
+    generation: int
+    epoch: int
+    check_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SetView:
+    model: ModelId
+    generation: int
+    view: View
+
+
+ShardCommand: TypeAlias = CreateShard | OpenShard | SetView
+
+
+@dataclass(frozen=True, slots=True)
+class ShardReply:
+    """A data group's answer, committed and applied there. `view`: the number it holds now; `lowest_version`: of the
+    model's blocks in that group."""
+
+    ok: bool
+    reason: str = ""
+    message: str = ""
+    lowest_version: int = 0
+    view: int = 0
+
+
+Execute: TypeAlias = Callable[[GroupId, ShardCommand], Awaitable[ShardReply]]
+"""Commits a command in a data group, wherever its leader is. Raises `Refusal` or OSError-like errors when it could not;
+the command may have taken effect all the same."""
+
+
+@dataclass(slots=True)
+class Confirmed:
+    """What a group has confirmed to this leader in this tenure."""
+
+    created: bool = False
+    opened: bool = False
+    view: int = 0
+    lowest_version: int = 0
+    trouble: str = ""
+    """Why the last attempt failed."""
+
+
+class Drives:
+    """All drives of one tenure. `report_created` commits in group 0 that a shard exists."""
+
+    def __init__(
+        self,
+        models: Callable[[], Mapping[ModelId, Model]],
+        execute: Execute,
+        report_created: Callable[[Model, GroupId], Awaitable[None]],
+    ) -> None:
+        self._models = models
+        self._execute = execute
+        self._report_created = report_created
+        self._confirmed: dict[tuple[ModelId, GroupId], Confirmed] = {}
+        self._tasks: dict[tuple[ModelId, GroupId], asyncio.Task[None]] = {}
+        self._slots = asyncio.Semaphore(DRIVES_MAX)
+        self._progress = asyncio.Event()
+        self._ended = False
+
+    # --- the tenure
+
+    def poke(self, model: ModelId) -> None:
+        """Something was decided about the model: carry it out."""
+        if self._ended:
+            return
+        for group in self._models()[model].groups:
+            key = (model, group)
+            if key not in self._tasks:
+                self._tasks[key] = asyncio.create_task(self._drive(key), name=f"drive model {model} group {group}")
+
+    def poke_all(self) -> None:
+        for model in self._models():
+            self.poke(model)
+
+    def end(self) -> None:
+        """Leadership is lost: whoever waits is told."""
+        self._ended = True
+        for task in self._tasks.values():
+            task.cancel()
+        self._progress.set()
+
+    # --- waiting
+
+    async def everywhere(self, model: ModelId, done: Callable[[Confirmed], bool]) -> list[Confirmed]:
+        """What every group of the model has confirmed, once it is `done` in all. Raises `Refusal` when the tenure ends;
+        the deadline is the caller's."""
+        while True:
+            confirmed = [self._of(model, group) for group in self._models()[model].groups]
+            if self._ended:
+                raise Refusal(Reason.NOT_READY, "group 0's leader changed; send it again")
+            if all(done(one) for one in confirmed):
+                return confirmed
+            self.poke(model)
+            progress = self._progress
+            await progress.wait()
+
+    async def ask_all(self, model: Model, command: ShardCommand) -> dict[GroupId, ShardReply]:
+        """Every group's answer to one command."""
+        replies = await asyncio.gather(*(self._run(group, command) for group in model.groups))
+        return dict(zip(model.groups, replies, strict=True))
+
+    def troubles(self) -> list[str]:
+        """One line for each drive that fails at the moment."""
+        return [
+            f"group {group} does not take model {model}: {confirmed.trouble}"
+            for (model, group), confirmed in self._confirmed.items()
+            if confirmed.trouble
+        ]
+
+    # --- one drive
+
+    async def _drive(self, key: tuple[ModelId, GroupId]) -> None:
+        model, group = key
+        confirmed = self._of(model, group)
+        failures = 0
+        try:
+            while (command := self._next(self._models()[model], group, confirmed)) is not None:
+                trouble = await self._attempt(group, command, confirmed)
+                if trouble and trouble != confirmed.trouble:
+                    log.info("group %d, model %d: %s", group, model, trouble)
+                confirmed.trouble = trouble
+                if trouble:
+                    await asyncio.sleep(BACK_OFF_MS[min(failures, len(BACK_OFF_MS) - 1)] / 1000)
+                    failures += 1
+                else:
+                    failures = 0
+                    self._signal()
+        finally:
+            del self._tasks[key]
+            self._signal()
+
+    def _next(self, model: Model, group: GroupId, confirmed: Confirmed) -> ShardCommand | None:
+        """The first thing that was decided and is not confirmed."""
+        shard = model.shard_of(group)
+        if shard is not None and not confirmed.created and group not in model.created:
+            return CreateShard(model, shard)
+        if model.open and not confirmed.opened:
+            return OpenShard(model.model, model.generation, model.initialization.epoch)
+        if confirmed.view < model.view.number:
+            return SetView(model.model, model.generation, model.view)
+        return None
+
+    async def _attempt(self, group: GroupId, command: ShardCommand, confirmed: Confirmed) -> str:
+        """Empty, or why it failed."""
+        try:
+            reply = await self._run(group, command)
+            if not reply.ok:
+                return f"{reply.reason}: {reply.message}"
+            match command:
+                case CreateShard(model, _):
+                    await self._report_created(model, group)
+                    confirmed.created = True
+                case OpenShard():
+                    confirmed.opened = True
+                case SetView(view=view):
+                    confirmed.view = max(view.number, reply.view)
+                    confirmed.lowest_version = reply.lowest_version
+        except Refusal as refusal:
+            return f"{refusal.reason}: {refusal.message}"
+        except Exception as error:  # a defect must not stop the drive, nor spin it
+            log.exception("a drive of group %d failed", group)
+            return f"{type(error).__name__}"
+        return ""
+
+    async def _run(self, group: GroupId, command: ShardCommand) -> ShardReply:
+        async with self._slots:
+            return await self._execute(group, command)
+
+    def _of(self, model: ModelId, group: GroupId) -> Confirmed:
+        return self._confirmed.setdefault((model, group), Confirmed())
+
+    def _signal(self) -> None:
+        progress, self._progress = self._progress, asyncio.Event()
+        progress.set()

@@ -1,0 +1,417 @@
+"""What group 0's leader does for clients: propose, carry into the data groups, answer.
+
+Owns one tenure at a time (its drives and its lease clock); `leading` begins one, `deposed` ends it and everybody who
+waits in it is sent elsewhere. Invariants: nothing is answered before it is committed, and where data groups must know,
+before all of them have applied it (RULES M2, S9); leases end by command only (I4). Runs on the host's event loop. Must
+not know: gRPC, weights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from consensus.core.interface import GroupId, NodeId, ReplicaId
+from consensus.runtime.interface import Applied, Committed, Outcome, Refused
+from paramserver.catalogue import commands
+from paramserver.catalogue.commands import (
+    ClaimInitialization,
+    ClaimRank,
+    ClientCommand,
+    Command,
+    CreateModel,
+    Envelope,
+    ModelOpened,
+    OpenSession,
+    RegisterNode,
+    ReleaseRank,
+    ShardCreated,
+)
+from paramserver.catalogue.drive import Drives, Execute, OpenShard
+from paramserver.catalogue.leases import LEASE_MS, LeaseClock, LeaseKey
+from paramserver.catalogue.machine import CatalogueMachine
+from paramserver.catalogue.sessions import Answer, Session
+from paramserver.catalogue.state import Model, ModelId, Node, SessionId
+from paramserver.wire.errors import Reason, Refusal, invalid, refuse_problems
+from paramserver.wire.protos import View
+from paramserver.wire.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+
+CATALOGUE = 0
+LEASE_CHECK_MS = 200
+"""How late a lease may end."""
+SEQUENCE_MAX = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, with the proof. `secret_digest`: sha-256 of the secret it sent."""
+
+    session: SessionId
+    sequence: int
+    secret_digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RankClaim:
+    """`lowest_version` is m of RULES S7. `view` holds in every data group."""
+
+    lease_epoch: int
+    view: View
+    lowest_version: int
+    lease_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class InitializationClaim:
+    """Not `granted`: the model is `open`, or `holder` has the lease for that long."""
+
+    granted: bool
+    epoch: int = 0
+    open: bool = False
+    holder: str = ""
+    lease_ends_ms: int = 0
+
+
+@dataclass(slots=True)
+class Tenure:
+    term: int
+    drives: Drives
+    tasks: list[asyncio.Task[None]]
+
+
+class CatalogueLeader:
+    """`GroupListener` of group 0 and its clients' counterpart.
+
+    `propose(payload)` commits in group 0. `elsewhere()` is the refusal that says where group 0's leader is, as far as
+    this node knows. `nodes()`: the members with their uuids, as far as known here.
+    """
+
+    def __init__(
+        self,
+        machine: CatalogueMachine,
+        *,
+        propose: Callable[[bytes], Awaitable[Outcome]],
+        execute: Execute,
+        elsewhere: Callable[[], Refusal],
+        nodes: Callable[[], Mapping[NodeId, Node]],
+        now_ms: Callable[[], int],
+        lease_ms: int = LEASE_MS,
+    ) -> None:
+        self._machine = machine
+        self._propose = propose
+        self._execute = execute
+        self._elsewhere = elsewhere
+        self._nodes = nodes
+        self._now_ms = now_ms
+        self._leases = LeaseClock(lease_ms)
+        self._tenure: Tenure | None = None
+
+    # --- GroupListener
+
+    def leading(self, term: int) -> None:
+        self.deposed(term)
+        drives = Drives(lambda: self._machine.models, self._execute, self._report_created)
+        self._leases.leading(self._machine.models, self._now_ms())
+        tasks = [
+            asyncio.create_task(self._expire_leases(), name="leases of group 0"),
+            asyncio.create_task(self._register_nodes(), name="nodes of group 0"),
+        ]
+        self._tenure = Tenure(term, drives, tasks)
+        drives.poke_all()
+
+    def deposed(self, term: int) -> None:
+        tenure, self._tenure = self._tenure, None
+        self._leases.deposed()
+        if tenure is not None:
+            tenure.drives.end()
+            for task in tenure.tasks:
+                task.cancel()
+
+    def leader_changed(self, leader: ReplicaId, term: int) -> None:
+        pass
+
+    def applied(self, batch: Sequence[Applied]) -> None:
+        pass
+
+    def restored(self, index: int) -> None:
+        pass
+
+    def note(self) -> bytes:
+        return b""
+
+    def noted(self, replica: ReplicaId, note: bytes) -> None:
+        pass
+
+    # --- what clients ask
+
+    async def open_session(self, client: bytes, secret_digest: bytes, name: str) -> SessionId:
+        self._leading()
+        answer = await self._commit(Envelope(OpenSession(client, secret_digest, name)))
+        return answer.value
+
+    async def create_model(self, caller: Caller, spec: ModelSpec) -> Model:
+        """The model, complete in all its groups (RULES M2)."""
+        tenure = self._leading()
+        refuse_problems(spec.validate())
+        existing = self._machine.named(spec.name)
+        if existing is not None and existing.spec != spec:
+            raise mismatch(existing.spec, spec)
+        try:
+            answer = await self._commit_for(caller, CreateModel(spec))
+        except _Refused as refused:
+            if refused.answer.reason != Reason.SPEC_MISMATCH:
+                raise
+            raise mismatch(self._machine.models[refused.answer.value].spec, spec) from None
+        model = self._machine.models[answer.value]
+        if not model.complete:
+            await tenure.drives.everywhere(model.model, lambda group: group.view >= 1)
+        return self._machine.models[model.model]
+
+    def describe(self, *, name: str = "", model: ModelId = 0) -> Model:
+        self._leading()
+        found = self._machine.models.get(model) if model else self._machine.named(name)
+        if found is None or (name and found.spec.name != name):
+            field = "model" if model else "name"
+            raise Refusal(
+                Reason.NOT_FOUND,
+                f"no model {'has the id ' + str(model) if model else repr(name)}",
+                field=field,
+                received=str(model) if model else name,
+                hint="create it first, or check the name",
+            )
+        return found
+
+    async def claim_initialization(self, caller: Caller, model: ModelId, generation: int) -> InitializationClaim:
+        self._leading()
+        try:
+            answer = await self._commit_for(caller, ClaimInitialization(model, generation))
+        except _Refused as refused:
+            if refused.answer.reason == Reason.ALREADY_OPEN:
+                return InitializationClaim(granted=False, open=True)
+            if refused.answer.reason != Reason.RANK_TAKEN:
+                raise
+            lease = self._machine.models[model].initialization
+            key = LeaseKey(model, 0, lease.epoch, initialization=True)
+            return InitializationClaim(
+                granted=False,
+                holder=self._holder(refused.answer.holder),
+                lease_ends_ms=self._leases.ends_in_ms(key, self._now_ms()),
+            )
+        self._leases.renewed(LeaseKey(model, 0, answer.value, initialization=True), self._now_ms())
+        return InitializationClaim(granted=True, epoch=answer.value)
+
+    async def open_model(self, caller: Caller, model: ModelId, generation: int, epoch: int) -> Model:
+        """Opens a model whose blocks all hold values of `epoch`, and returns when every data group has opened."""
+        tenure = self._leading()
+        found = self.describe(model=model)
+        if not found.open:
+            await self._refuse_incomplete(tenure, found, epoch)
+        await self._commit_for(caller, ModelOpened(model, generation, epoch))
+        await tenure.drives.everywhere(model, lambda group: group.opened)
+        return self._machine.models[model]
+
+    async def claim_rank(self, caller: Caller, model: ModelId, generation: int, rank: int) -> RankClaim:
+        """The rank, once every data group of the model has applied the view that grants it (RULES S9)."""
+        tenure = self._leading()
+        try:
+            answer = await self._commit_for(caller, ClaimRank(model, generation, rank))
+        except _Refused as refused:
+            if refused.answer.reason != Reason.RANK_TAKEN:
+                raise
+            raise self._rank_taken(model, rank, refused.answer) from None
+        self._leases.renewed(LeaseKey(model, rank, answer.value), self._now_ms())
+        tenure.drives.poke(model)
+        confirmed = await tenure.drives.everywhere(model, lambda group: group.view >= answer.view)
+        # The model's view of now: where another rank was claimed meanwhile, the groups hold that one or will soon.
+        return RankClaim(
+            lease_epoch=answer.value,
+            view=self._machine.models[model].view,
+            lowest_version=min(group.lowest_version for group in confirmed),
+            lease_ms=self._leases.lease_ms,
+        )
+
+    def renew(self, caller: Caller, model: ModelId, rank: int, lease_epoch: int, initialization_epoch: int) -> View:
+        """Not logged (RULES I4). With `initialization_epoch` it is that lease, else the rank's."""
+        self._leading()
+        self._authenticate(caller)
+        found = self.describe(model=model)
+        if initialization_epoch:
+            lease = found.initialization
+            ours = lease.session == caller.session and lease.epoch == initialization_epoch
+            key = LeaseKey(model, 0, initialization_epoch, initialization=True)
+            current = lease.epoch
+        else:
+            if not 0 <= rank < len(found.leases):
+                raise invalid("rank", f"0 to {len(found.leases) - 1}", rank)
+            held = found.leases[rank]
+            ours = held.held and held.session == caller.session and held.epoch == lease_epoch
+            key = LeaseKey(model, rank, lease_epoch)
+            current = held.epoch
+        if not ours:
+            raise Refusal(
+                Reason.STALE_LEASE,
+                f"the lease is not held by session {caller.session} under that epoch; epoch {current} is the latest",
+                epoch=current,
+                rank=rank,
+                view=found.view.number,
+                hint="claim it again",
+            )
+        self._leases.renewed(key, self._now_ms())
+        return found.view
+
+    async def release(self, caller: Caller, model: ModelId, rank: int, lease_epoch: int) -> None:
+        self._leading()
+        await self._commit_for(caller, ReleaseRank(model, rank, lease_epoch))
+
+    @property
+    def lease_ms(self) -> int:
+        return self._leases.lease_ms
+
+    def troubles(self) -> list[str]:
+        return self._tenure.drives.troubles() if self._tenure is not None else []
+
+    # --- parts
+
+    def _leading(self) -> Tenure:
+        if self._tenure is None:
+            raise self._elsewhere()
+        return self._tenure
+
+    def _authenticate(self, caller: Caller) -> Session:
+        session = self._machine.session(caller.session)
+        if session is None:
+            raise Refusal(Reason.UNKNOWN_SESSION, f"session {caller.session} is not open", hint="open a session")
+        if not session.owns(caller.secret_digest):
+            raise Refusal(Reason.WRONG_SECRET, f"the secret is not that of session {caller.session}")
+        return session
+
+    async def _commit_for(self, caller: Caller, command: ClientCommand) -> Answer:
+        self._authenticate(caller)
+        if not 1 <= caller.sequence < SEQUENCE_MAX:
+            raise invalid("sequence", f"1 to {SEQUENCE_MAX - 1}", caller.sequence)
+        return await self._commit(Envelope(command, caller.session, caller.sequence, caller.secret_digest))
+
+    async def _commit(self, envelope: Envelope) -> Answer:
+        """Committed and applied here, or a `Refusal`; `_Refused` where apply said no."""
+        outcome = await self._propose(commands.encode(envelope))
+        match outcome:
+            case Committed(result=Answer() as answer):
+                if not answer.ok:
+                    raise _Refused(answer)
+                return answer
+            case Refused(busy=True):
+                raise Refusal(Reason.BUSY, "group 0 has too much to commit", retry_after_ms=100)
+            case Refused():
+                raise self._elsewhere()
+            case _:
+                raise Refusal(
+                    Reason.NOT_READY,
+                    "group 0's leader changed before the outcome was known; the same sequence may be sent again",
+                )
+
+    async def _refuse_incomplete(self, tenure: Tenure, model: Model, epoch: int) -> None:
+        """Ask every group before group 0 decides: once it has, there is no way back (RULES M3)."""
+        if epoch != model.initialization.epoch:
+            raise Refusal(
+                Reason.STALE_LEASE,
+                f"epoch {epoch} of the initialization lease is not the current one, {model.initialization.epoch}",
+                epoch=model.initialization.epoch,
+            )
+        question = OpenShard(model.model, model.generation, epoch, check_only=True)
+        replies = await tenure.drives.ask_all(model, question)
+        missing = [f"group {group}: {reply.message}" for group, reply in replies.items() if not reply.ok]
+        if missing:
+            raise Refusal(
+                Reason.NOT_OPEN,
+                f"not every block holds values of epoch {epoch}: {'; '.join(missing)}",
+                code="FAILED_PRECONDITION",
+                epoch=epoch,
+                hint="send the missing initial values",
+            )
+
+    def _rank_taken(self, model: ModelId, rank: int, answer: Answer) -> Refusal:
+        ends_ms = self._leases.ends_in_ms(LeaseKey(model, rank, answer.value), self._now_ms())
+        holder = self._holder(answer.holder)
+        return Refusal(
+            Reason.RANK_TAKEN,
+            f"rank {rank} is held by {holder}; its lease ends in {ends_ms} ms unless it is renewed",
+            field="rank",
+            rank=rank,
+            holder=holder,
+            lease_ends_ms=ends_ms,
+            retry_after_ms=ends_ms,
+            epoch=answer.value,
+            hint="wait for the lease to end, or use the holder's session file",
+        )
+
+    def _holder(self, session: SessionId) -> str:
+        known = self._machine.session(session)
+        name = known.name if known is not None else ""
+        return f"{name} (session {session})" if name else f"session {session}"
+
+    # --- the tenure's own work
+
+    async def _report_created(self, model: Model, group: GroupId) -> None:
+        await self._commit(Envelope(ShardCreated(model.model, model.generation, group)))
+
+    async def _expire_leases(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE_CHECK_MS / 1000)
+            for expire in self._leases.due(self._machine.models, self._now_ms()):
+                if await self._quietly(expire):
+                    what = "initialization" if expire.initialization else f"rank {expire.rank}"
+                    log.info("the lease of %s of model %d ended, epoch %d", what, expire.model, expire.lease_epoch)
+
+    async def _register_nodes(self) -> None:
+        """The record of who belongs to the cluster, where what this node knows is newer."""
+        for node in self._nodes().values():
+            if self._machine.nodes.get(node.node) != node:
+                await self._quietly(RegisterNode(node))
+
+    async def _quietly(self, command: Command) -> bool:
+        """Commit what a later leader or a later round does again anyway."""
+        try:
+            return (await self._commit(Envelope(command))).ok
+        except Refusal as refusal:
+            log.debug("%s: %s", type(command).__name__, refusal.message)
+            return False
+
+
+class _Refused(Refusal):
+    """Apply said no."""
+
+    def __init__(self, answer: Answer) -> None:
+        reason = Reason(answer.reason)
+        code = "FAILED_PRECONDITION" if reason is Reason.OUT_OF_ORDER else None
+        super().__init__(reason, answer.message, code=code, epoch=answer.value)
+        self.answer = answer
+
+
+def mismatch(existing: ModelSpec, asked: ModelSpec) -> Refusal:
+    """Both specs, as far as they differ."""
+    differences = [
+        (field, str(here), str(there))
+        for field in ("optimizer", "ranks", "reduction", "non_finite", "block_bytes")
+        if (here := getattr(existing, field)) != (there := getattr(asked, field))
+    ]
+    if existing.tensors != asked.tensors:
+        pairs = zip(existing.tensors, asked.tensors, strict=False)
+        first = next((i for i, (here, there) in enumerate(pairs) if here != there), None)
+        if first is None:
+            differences.append(("tensors", f"{len(existing.tensors)} tensors", f"{len(asked.tensors)} tensors"))
+        else:
+            differences.append((f"tensors[{first}]", str(existing.tensors[first]), str(asked.tensors[first])))
+    expected = "; ".join(f"{field} {here}" for field, here, _ in differences)
+    received = "; ".join(f"{field} {there}" for field, _, there in differences)
+    return Refusal(
+        Reason.SPEC_MISMATCH,
+        f"model {existing.name!r} exists with another spec: it has {expected}; asked was {received}",
+        field=differences[0][0] if differences else "spec",
+        expected=expected,
+        received=received,
+        hint="open the model with its own spec, or take another name",
+    )

@@ -1,0 +1,131 @@
+"""The `Admin` service: what this node says of itself.
+
+Invariant: an answer is put together from published values on the event loop and bounded by BLOCKS_MAX, so that asking
+never holds up control. Must not know: how any of it is decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from paramserver.catalogue.machine import CatalogueMachine
+from paramserver.catalogue.protos import from_lease, from_shard
+from paramserver.catalogue.state import Model
+from paramserver.rpc.calls import Calls, Context
+from paramserver.rpc.groups import Groups, Hosted
+from paramserver.shard.machine import ShardMachine
+from paramserver.v1 import paramserver_pb2 as pb
+
+SERVICE = "paramserver.v1.Admin"
+BLOCKS_MAX = 20_000
+"""Blocks told in one answer; an alarm says that there are more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who answers; fixed for this life."""
+
+    node: int
+    address: str
+    cluster: bytes
+    node_uuid: bytes
+    incarnation: int
+    version: str
+    durability: str
+
+
+class AdminService:
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        groups: Groups,
+        catalogue: CatalogueMachine | None,
+        alarms: Callable[[], Iterable[str]],
+        counters: Callable[[], Mapping[str, int]],
+        gauges: Callable[[], Mapping[str, float]],
+    ) -> None:
+        self._identity = identity
+        self._groups = groups
+        self._catalogue = catalogue
+        self._alarms = alarms
+        self._counters = counters
+        self._gauges = gauges
+
+    def handlers(self, calls: Calls) -> grpc.GenericRpcHandler:
+        return grpc.method_handlers_generic_handler(SERVICE, {"Status": calls.unary(pb.StatusRequest, self._status)})
+
+    async def _status(self, request: pb.StatusRequest, context: Context) -> pb.NodeStatus:
+        alarms = list(self._alarms())
+        left = BLOCKS_MAX if request.blocks else 0
+        groups = []
+        for group in sorted(self._groups.hosted):
+            state = self._group(self._groups.hosted[group], left)
+            left -= len(state.blocks)
+            groups.append(state)
+        if request.blocks and left == 0:
+            alarms.append(f"not all blocks are told: the answer holds {BLOCKS_MAX}, its bound")
+        me = self._identity
+        return pb.NodeStatus(
+            node=me.node,
+            address=me.address,
+            cluster=me.cluster,
+            node_uuid=me.node_uuid,
+            incarnation=me.incarnation,
+            version=me.version,
+            durability=me.durability,
+            groups=groups,
+            models=[_model(model) for model in (self._catalogue.models.values() if self._catalogue else ())],
+            alarms=alarms,
+            counters=self._counters(),
+            gauges=self._gauges(),
+        )
+
+    def _group(self, hosted: Hosted, blocks_max: int) -> pb.GroupState:
+        status: Any = hosted.handle.status()
+        state = pb.GroupState(group=hosted.group, replica=hosted.replica, role="stopped", problem=status.problem)
+        state.state_bytes = hosted.machine.size_bytes()
+        core = status.core
+        if core is not None:
+            _, leader_node, _ = hosted.handle.leader()
+            state.role = core.role.name.lower()
+            state.term = core.term
+            state.leader_node = leader_node
+            state.commit_index = core.commit_index
+            state.applied_index = core.applied_index
+            state.last_index = core.last_index
+            state.snapshot_index = core.snapshot_index
+            state.flushed_index = core.flushed_index
+        if blocks_max and isinstance(hosted.machine, ShardMachine):
+            state.blocks.extend(_blocks(hosted.machine, blocks_max))
+        return state
+
+
+def _blocks(machine: ShardMachine, blocks_max: int) -> Iterable[pb.BlockState]:
+    for model, shard in machine.shards.items():
+        first = shard.info.create.first_block
+        for index, block in enumerate(shard.published):
+            if blocks_max == 0:
+                return
+            blocks_max -= 1
+            digest = block.digest_of(block.version)
+            yield pb.BlockState(
+                model=model, block=first + index, version=block.version, digest=digest.hex() if digest else ""
+            )
+
+
+def _model(model: Model) -> pb.ModelState:
+    return pb.ModelState(
+        model=model.model,
+        generation=model.generation,
+        name=model.spec.name,
+        open=model.open,
+        parameters=model.spec.parameters,
+        ranks=[from_lease(rank, lease) for rank, lease in enumerate(model.leases)],
+        view=model.view.number,
+        shards=[from_shard(shard) for shard in model.shards],
+    )

@@ -1,0 +1,138 @@
+"""The `Catalogue` service: protobuf to the values of `catalogue.leader` and back."""
+
+from __future__ import annotations
+
+import hashlib
+
+import grpc
+
+from paramserver.catalogue import protos
+from paramserver.catalogue.leader import Caller, CatalogueLeader
+from paramserver.catalogue.machine import CatalogueMachine
+from paramserver.catalogue.state import Node
+from paramserver.rpc.calls import Calls, Context
+from paramserver.rpc.groups import Groups
+from paramserver.v1 import paramserver_pb2 as pb
+from paramserver.wire.errors import invalid, refuse_problems
+from paramserver.wire.protos import valid_spec_from_proto, view_to_proto
+from paramserver.wire.spec import NAME_CHARACTERS_MAX, name_problems
+
+SERVICE = "paramserver.v1.Catalogue"
+SECRET_BYTES = (16, 64)
+"""Least and most a client's secret may have."""
+CLIENT_BYTES = 16
+DIGEST_BYTES = 32
+
+
+class CatalogueService:
+    """`known`: members with their uuids, as far as this node knows them."""
+
+    def __init__(
+        self, *, leader: CatalogueLeader, machine: CatalogueMachine | None, groups: Groups, cluster: bytes
+    ) -> None:
+        self._leader = leader
+        self._machine = machine
+        self._groups = groups
+        self._cluster = cluster
+
+    def handlers(self, calls: Calls) -> grpc.GenericRpcHandler:
+        methods = {
+            "DescribeCluster": calls.unary(pb.DescribeClusterRequest, self._describe_cluster),
+            "OpenSession": calls.unary(pb.OpenSessionRequest, self._open_session),
+            "CreateModel": calls.unary(pb.CreateModelRequest, self._create_model),
+            "DescribeModel": calls.unary(pb.DescribeModelRequest, self._describe_model),
+            "ClaimInitialization": calls.unary(pb.ClaimInitializationRequest, self._claim_initialization),
+            "OpenModel": calls.unary(pb.OpenModelRequest, self._open_model),
+            "ClaimRank": calls.unary(pb.ClaimRankRequest, self._claim_rank),
+            "RenewLease": calls.unary(pb.RenewLeaseRequest, self._renew_lease),
+            "ReleaseRank": calls.unary(pb.ReleaseRankRequest, self._release_rank),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    async def _describe_cluster(self, _: pb.DescribeClusterRequest, context: Context) -> pb.ClusterDescription:
+        """Answered by any node, from what it knows."""
+        registered = self._machine.nodes if self._machine is not None else {}
+        nodes = [
+            registered.get(node, Node(node, address, b"")) for node, address in sorted(self._groups.addresses.items())
+        ]
+        groups = []
+        for group, configuration in sorted(self._groups.layout.items()):
+            leader, term = self._groups.leader(group)
+            members = [pb.GroupMember(replica=replica, node=replica) for replica in configuration.voters]
+            groups.append(pb.GroupDescription(group=group, members=members, leader_node=leader, term=term))
+        return pb.ClusterDescription(
+            cluster=self._cluster,
+            node=self._groups.node,
+            nodes=[protos.from_node(node) for node in nodes],
+            groups=groups,
+        )
+
+    async def _open_session(self, request: pb.OpenSessionRequest, context: Context) -> pb.OpenSessionResponse:
+        _length("client", request.client, CLIENT_BYTES, CLIENT_BYTES)
+        _length("secret_digest", request.secret_digest, DIGEST_BYTES, DIGEST_BYTES)
+        if request.name:
+            refuse_problems(name_problems("name", request.name))
+        session = await self._leader.open_session(request.client, request.secret_digest, request.name)
+        return pb.OpenSessionResponse(session=session)
+
+    async def _create_model(self, request: pb.CreateModelRequest, context: Context) -> pb.ModelDescription:
+        caller = _caller(request.session, request.sequence, request.secret)
+        return protos.from_model(await self._leader.create_model(caller, valid_spec_from_proto(request.spec)))
+
+    async def _describe_model(self, request: pb.DescribeModelRequest, context: Context) -> pb.ModelDescription:
+        if not request.name and not request.model:
+            raise invalid("name", "a model's name or id", "neither")
+        if len(request.name) > NAME_CHARACTERS_MAX:
+            raise invalid("name", f"at most {NAME_CHARACTERS_MAX} characters", f"{len(request.name)} characters")
+        return protos.from_model(self._leader.describe(name=request.name, model=request.model))
+
+    async def _claim_initialization(
+        self, request: pb.ClaimInitializationRequest, context: Context
+    ) -> pb.ClaimInitializationResponse:
+        caller = _caller(request.session, request.sequence, request.secret)
+        claim = await self._leader.claim_initialization(caller, request.model, request.generation)
+        return pb.ClaimInitializationResponse(
+            granted=claim.granted,
+            epoch=claim.epoch,
+            open=claim.open,
+            holder=claim.holder,
+            lease_ends_ms=claim.lease_ends_ms,
+        )
+
+    async def _open_model(self, request: pb.OpenModelRequest, context: Context) -> pb.ModelDescription:
+        caller = _caller(request.session, request.sequence, request.secret)
+        model = await self._leader.open_model(caller, request.model, request.generation, request.epoch)
+        return protos.from_model(model)
+
+    async def _claim_rank(self, request: pb.ClaimRankRequest, context: Context) -> pb.ClaimRankResponse:
+        caller = _caller(request.session, request.sequence, request.secret)
+        claim = await self._leader.claim_rank(caller, request.model, request.generation, request.rank)
+        return pb.ClaimRankResponse(
+            lease_epoch=claim.lease_epoch,
+            view=view_to_proto(claim.view),
+            lowest_version=claim.lowest_version,
+            lease_ms=claim.lease_ms,
+        )
+
+    async def _renew_lease(self, request: pb.RenewLeaseRequest, context: Context) -> pb.RenewLeaseResponse:
+        caller = _caller(request.session, 0, request.secret)
+        view = self._leader.renew(
+            caller, request.model, request.rank, request.lease_epoch, request.initialization_epoch
+        )
+        return pb.RenewLeaseResponse(lease_ms=self._leader.lease_ms, view=view_to_proto(view))
+
+    async def _release_rank(self, request: pb.ReleaseRankRequest, context: Context) -> pb.ReleaseRankResponse:
+        caller = _caller(request.session, request.sequence, request.secret)
+        await self._leader.release(caller, request.model, request.rank, request.lease_epoch)
+        return pb.ReleaseRankResponse()
+
+
+def _caller(session: int, sequence: int, secret: bytes) -> Caller:
+    _length("secret", secret, *SECRET_BYTES)
+    return Caller(session, sequence, hashlib.sha256(secret).digest())
+
+
+def _length(field: str, value: bytes, least: int, most: int) -> None:
+    if not least <= len(value) <= most:
+        expected = f"{least} bytes" if least == most else f"{least} to {most} bytes"
+        raise invalid(field, expected, f"{len(value)} bytes")
