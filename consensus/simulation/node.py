@@ -1,0 +1,269 @@
+"""One simulated process: the real runtime, log and snapshots over a disk in memory, with crash and restart.
+
+Owns a node's disk, its lives, and the guard around everything that runs in it. Invariants: an event scheduled in one
+life never runs in the next; while paused nothing of it runs; what it throws either ends the process, as it would end a
+real one, or is a bug and ends the simulation. Must not know: why it is crashed, what its groups are for.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from consensus.core.interface import Configuration, GroupId, NodeId, Randomness, ReplicaId
+from consensus.runtime.group import GroupHandle
+from consensus.runtime.interface import GroupListener, StateMachine
+from consensus.runtime.node import NodeRuntime
+from consensus.runtime.options import RuntimeOptions
+from consensus.simulation.checkers import Speech, Witness, WitnessedMachine
+from consensus.simulation.network import Network, SimulatedTransport
+from consensus.simulation.profile import Profile
+from consensus.simulation.schedule import MS, DriftingClock, Scheduler, stream
+from consensus.simulation.threads import SimulatedLanes, SimulatedLogWriter
+from consensus.simulation.trace import Trace
+from consensus.storage.errors import StorageFailed, StorageFull
+from consensus.storage.identity import load_or_create
+from consensus.storage.memory import FaultPlan, MemoryFileSystem, PowerLost
+from consensus.storage.options import WalOptions
+from consensus.storage.snapshots import SnapshotFiles
+from consensus.storage.wal import Wal
+
+DIRECTORY = "/data"
+CLUSTER = b"simulated-------"
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSpec:
+    """A group and where its replicas live."""
+
+    group: GroupId
+    configuration: Configuration
+    nodes: Mapping[ReplicaId, NodeId]
+
+    def replica_on(self, node: NodeId) -> ReplicaId | None:
+        return next((replica for replica, at in self.nodes.items() if at == node), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all nodes of a simulation share."""
+
+    seed: int
+    scheduler: Scheduler
+    network: Network
+    trace: Trace
+    speech: Speech
+    witnesses: Mapping[GroupId, Witness]
+    groups: tuple[GroupSpec, ...]
+    runtime_options: RuntimeOptions
+    wal_options: WalOptions
+
+
+class Owner(Protocol):
+    """Who looks after the node."""
+
+    def machine(self, node: NodeId, group: GroupId) -> tuple[StateMachine, GroupListener]:
+        """A fresh, empty state machine, and who listens, for a new life of that replica."""
+
+    def running(self, node: SimulatedNode) -> None:
+        """All its groups were added; called before the first event of this life."""
+
+    def stopped(self, node: SimulatedNode, reason: str) -> None: ...
+
+    def after_event(self, node: SimulatedNode) -> None: ...
+
+
+class SimulatedNode:
+    def __init__(self, node: NodeId, surroundings: Surroundings, owner: Owner) -> None:
+        self.node = node
+        self.filesystem = MemoryFileSystem()
+        self.handles: dict[GroupId, GroupHandle] = {}
+        self.machines: dict[GroupId, WitnessedMachine] = {}
+        self.disk_lag_us = 0
+        self._around = surroundings
+        self._owner = owner
+        self._random = stream(surroundings.seed, f"node {node}")
+        self._runtime: NodeRuntime | None = None
+        self._life = 0
+        self._paused = False
+        self._backlog: list[tuple[str, Callable[[], None]]] = []
+        self._name = f"n{node}"
+        drift_max = surroundings.network.profile.drift_ppm_max
+        self._clock = DriftingClock(
+            surroundings.scheduler,
+            origin_ms=self._random.randrange(10**6),
+            drift_ppm=self._random.randrange(-drift_max, drift_max + 1),
+        )
+
+    # --- events -----------------------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> bool:
+        return self._runtime is not None
+
+    @property
+    def life(self) -> int:
+        return self._life
+
+    @property
+    def paused(self) -> bool:
+        return self._paused
+
+    def later(self, delay_us: int, what: str, action: Callable[[], None]) -> None:
+        """Run something in this process, in this life of it. `what` goes into the trace, unless it is empty."""
+        life = self._life
+
+        def fire() -> None:
+            if self._life != life or self._runtime is None:
+                return
+            if self._paused:
+                self._backlog.append((what, action))
+            else:
+                self._run(what, action)
+
+        self._around.scheduler.after(delay_us, fire)
+
+    def _run(self, what: str, action: Callable[[], None]) -> None:
+        if what:
+            self._around.trace.add(self._name, what)
+        try:
+            action()
+        except PowerLost as lost:
+            self.power_cut(str(lost))
+        except StorageFailed as failure:
+            self.kill(f"ends by itself: {failure}")
+        if self._runtime is not None:
+            self._owner.after_event(self)
+
+    # --- life and death ---------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the process on what the disk holds. It may fail to, as a real one may; then it stays down."""
+        if self._runtime is not None:
+            return
+        self._life += 1
+        self._around.trace.add(self._name, f"starts life {self._life}")
+        self.filesystem.faults = FaultPlan()
+        try:
+            self._start()
+        except PowerLost as lost:
+            self.power_cut(str(lost))
+        except (StorageFailed, StorageFull) as failure:
+            self.kill(f"can't start: {failure}")
+
+    def _start(self) -> None:
+        around, life = self._around, self._life
+        identity = load_or_create(
+            self.filesystem, DIRECTORY, CLUSTER, self.node, random_bytes=stream(around.seed, f"uuid {self.node}").randbytes
+        )
+        wal, recovery = Wal.open(self.filesystem, f"{DIRECTORY}/wal", identity.identity(), around.wal_options)
+        snapshots = SnapshotFiles(self.filesystem, f"{DIRECTORY}/snapshots")
+        around.trace.add(
+            self._name,
+            f"recovered incarnation {recovery.incarnation}, {recovery.discarded_tail_bytes} bytes of torn tail, "
+            + "; ".join(
+                f"g{number} {group.hard_state} {len(group.entries)} entries to "
+                f"{group.entries[-1].index if group.entries else 0}{group.damage}"
+                for number, group in sorted(recovery.groups.items())
+            ),
+        )
+        profile = self._profile
+        transport = SimulatedTransport(around.network, self.node, around.speech.sent)
+        runtime = NodeRuntime(
+            node=self.node,
+            recovery=recovery,
+            writer=SimulatedLogWriter(
+                wal, around.scheduler, self._stream("writer"), profile, self, lambda: self.disk_lag_us
+            ),
+            snapshots=snapshots,
+            lanes=SimulatedLanes(around.scheduler, self._stream("lanes"), profile, self),
+            transport=transport,
+            clock=self._clock,
+            random=self._raft_random,
+            options=around.runtime_options,
+        )
+        self._runtime = runtime
+        self.handles, self.machines = {}, {}
+        for spec in around.groups:
+            replica = spec.replica_on(self.node)
+            if replica is None:
+                continue
+            around.speech.recovered(spec.group, replica, recovery.groups.get(spec.group))
+            inner, listener = self._owner.machine(self.node, spec.group)
+            machine = WitnessedMachine(inner, around.witnesses[spec.group], self.node)
+            self.machines[spec.group] = machine
+            self.handles[spec.group] = runtime.add_group(
+                group=spec.group,
+                replica=replica,
+                configuration=spec.configuration,
+                nodes=dict(spec.nodes),
+                machine=machine,
+                listener=listener,
+            )
+        self._owner.running(self)
+        self.later(0, "", runtime.start)
+        if transport.receiver is not None:
+            around.network.started(self.node, transport.receiver)
+        self._tick_later(life)
+
+    def _stream(self, name: str) -> random.Random:
+        return stream(self._around.seed, f"{name} {self.node}.{self._life}")
+
+    def _raft_random(self, group: GroupId) -> Randomness:
+        return self._stream(f"raft {group}")
+
+    def _profile(self) -> Profile:
+        return self._around.network.profile
+
+    def _tick_later(self, life: int) -> None:
+        def tick() -> None:
+            if self._runtime is not None and self._life == life:
+                self._tick_later(life)
+                self._runtime.tick()
+
+        self.later(self._around.runtime_options.tick_ms * MS, "", tick)
+
+    def kill(self, reason: str) -> None:
+        """The process is gone; its peers' kernels may say so. What it wrote stays in the page cache."""
+        self.filesystem.kill()
+        self._gone(reason, silent=False)
+
+    def power_cut(self, reason: str) -> None:
+        """The machine is gone, and with it what was not synced."""
+        torn = self._random.random() < 0.7
+        self.filesystem.crash(self._random, torn=torn)
+        self._gone(f"{reason} (power cut{', torn' if torn else ''})", silent=True)
+
+    def _gone(self, reason: str, *, silent: bool) -> None:
+        was_running = self._runtime is not None
+        self._runtime = None
+        self._paused = False
+        self._backlog.clear()
+        self._life += 1
+        self.handles, self.machines = {}, {}
+        self._around.trace.add(self._name, f"is gone: {reason}")
+        if was_running:
+            self._around.network.gone(self.node, silent=silent)
+            self._owner.stopped(self, reason)
+
+    def heal(self) -> None:
+        """Nothing is wrong any more with the disk, the machine or the process; it runs."""
+        self.disk_lag_us = 0
+        self.filesystem.faults = FaultPlan()
+        self.resume()
+        self.start()
+
+    def pause(self) -> None:
+        if self._runtime is not None:
+            self._paused = True
+
+    def resume(self) -> None:
+        """What came meanwhile is waiting in sockets and timers."""
+        if not self._paused:
+            return
+        self._paused = False
+        backlog, self._backlog = self._backlog, []
+        for what, action in backlog:
+            self.later(0, what, action)
