@@ -9,6 +9,8 @@ acknowledgement said, no line stands twice, and what was acknowledged before som
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from consensus.core.interface import GroupId, NodeId
@@ -38,11 +40,14 @@ class Line:
     acknowledged_us: int
 
 
-class Silent:
-    """A `GroupListener` with nothing to say."""
+class Counting:
+    """A `GroupListener` that only counts."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        self._counts = counts
 
     def leading(self, term: int) -> None:
-        return None
+        self._counts["leaders that served"] += 1
 
     def deposed(self, term: int) -> None:
         return None
@@ -50,11 +55,11 @@ class Silent:
     def leader_changed(self, leader: int, term: int) -> None:
         return None
 
-    def applied(self, batch: object) -> None:
-        return None
+    def applied(self, batch: Sequence[Applied]) -> None:
+        self._counts["applied"] += len(batch)
 
     def restored(self, index: int) -> None:
-        return None
+        self._counts["restored from snapshots"] += 1
 
     def note(self) -> bytes:
         return b""
@@ -69,17 +74,24 @@ class Client:
         self.group = group
         self._load = load
         self._random = source
-        self._left = lines
+        self._lines_after = lines
+        self._left: int | None = None
+        """Lines still to append; None: as many as there is time for."""
         self._sequence = 0
         self._attempt = 0
         self._asked_us = 0
         self._command = b""
+        """What is being asked for; empty between lines."""
         self._target: NodeId = 0
         self._name = f"client {number}"
 
     @property
     def done(self) -> bool:
-        return not self._left
+        return self._left is not None and self._left <= 0
+
+    def heal(self) -> None:
+        """The line under way, and some more: that there is progress is to be shown."""
+        self._left = self._lines_after
 
     def next_line(self) -> None:
         if self.done:
@@ -101,17 +113,16 @@ class Client:
         self._travel(lambda: self._arrive(target, attempt))
         cluster.scheduler.after(between(self._random, TIMEOUT_MS) * MS, lambda: self._again(attempt, "no answer"))
 
-    def _travel(self, arrive: object) -> None:
+    def _travel(self, arrive: Callable[[], None]) -> None:
         """Over the client's own link, which may lose it."""
         profile = self._load.cluster.network.profile
         if self._random.randrange(1000) >= profile.client_loss_permille:
-            assert callable(arrive)
             self._load.cluster.scheduler.after(between(self._random, profile.delay_us), arrive)
 
     def _arrive(self, target: NodeId, attempt: int) -> None:
         node = self._load.cluster.nodes[target]
         sequence, command = self._sequence, self._command
-        if attempt != self._attempt:
+        if attempt != self._attempt or not command:
             return
 
         def propose() -> None:
@@ -129,9 +140,11 @@ class Client:
         if isinstance(outcome, Committed) and isinstance(outcome.result, Place):
             # Late answers count too: they are promises.
             self._load.promised(self.group, self.number, sequence, outcome.result, self._asked_us, self._name)
-            if sequence == self._sequence and not self.done:
+            if sequence == self._sequence and self._command:
                 self._attempt += 1
-                self._left -= 1
+                self._command = b""
+                if self._left is not None:
+                    self._left -= 1
                 pause = between(self._random, THINK_MS) * MS
                 self._load.cluster.scheduler.after(pause, self.next_line)
             return
@@ -149,7 +162,7 @@ class Client:
 
 
 class LedgerLoad:
-    """`Application`: a ledger in every group, `clients` clients each, `lines` lines a client."""
+    """`Application`: a ledger in every group, `clients` clients each, `lines` lines a client after healing."""
 
     def __init__(self, *, seed: int, clients: int, lines: int) -> None:
         self._seed = seed
@@ -161,16 +174,14 @@ class LedgerLoad:
     # --- Application ------------------------------------------------------------------------------------------------
 
     def machine(self, node: NodeId, group: GroupId) -> tuple[StateMachine, GroupListener]:
-        return Ledger(), Silent()
+        return Ledger(), Counting(self.cluster.counts)
 
     def begin(self, cluster: Cluster) -> None:
         self.cluster = cluster
         for spec in cluster.groups:
             for _ in range(self._clients_a_group):
                 number = len(self._clients) + 1
-                client = Client(
-                    number, spec.group, self, stream(self._seed, f"client {number}"), self._lines_a_client
-                )
+                client = Client(number, spec.group, self, stream(self._seed, f"client {number}"), self._lines_a_client)
                 self._clients.append(client)
                 cluster.scheduler.after(number * 7 * MS, client.next_line)
 
@@ -181,7 +192,8 @@ class LedgerLoad:
         return None
 
     def heal(self) -> None:
-        return None
+        for client in self._clients:
+            client.heal()
 
     def done(self) -> bool:
         return all(client.done for client in self._clients)
@@ -247,7 +259,3 @@ class LedgerLoad:
                 ended += 1
             if line.position < highest:
                 raise Violated(f"group {group}: {line} stands before one at {highest} acknowledged earlier")
-
-
-def entries_of(batch: list[Applied]) -> list[int]:
-    return [applied.index for applied in batch]

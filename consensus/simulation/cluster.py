@@ -28,6 +28,7 @@ from consensus.simulation.report import Report
 from consensus.simulation.schedule import MS, Scheduler, stream
 from consensus.simulation.trace import Trace
 from consensus.storage.errors import StorageError
+from consensus.storage.interface import Recovery
 from consensus.storage.options import WalOptions
 
 LOOK_AGAIN_US = 50 * MS
@@ -152,10 +153,24 @@ class Cluster:
         self.counts["starts"] += 1
         self._application.running(node)
 
+    def recovered(self, node: SimulatedNode, recovery: Recovery) -> None:
+        self.counts["torn tails"] += bool(recovery.discarded_tail_bytes)
+        for group in recovery.groups.values():
+            self.counts["entries recovered"] += len(group.entries)
+
     def stopped(self, node: SimulatedNode, reason: str) -> None:
+        self._count(node)
         self._application.stopped(node.node)
         if self._healed:
             raise Violated(f"node {node.node} ended although nothing was wrong with it: {reason}")
+
+    def _count(self, node: SimulatedNode) -> None:
+        for handle in node.handles.values():
+            status = handle.status()
+            self.counts["snapshots written"] += status.snapshots_written
+            self.counts["snapshots sent"] += status.snapshots_sent
+            for reason, count in status.dropped.items():
+                self.counts[f"dropped {reason}"] += count
 
     def after_event(self, node: SimulatedNode) -> None:
         for group, handle in node.handles.items():
@@ -182,6 +197,8 @@ class Cluster:
             self._application.check()
         except (Violated, ConsensusError, StorageError) as error:
             failure = f"{type(error).__name__}: {error}"
+        for node in self.nodes.values():
+            self._count(node)
         return Report(
             seed=self.seed,
             failure=failure,

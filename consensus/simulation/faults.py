@@ -98,7 +98,8 @@ def _draw(
         links = tuple(link for link in _all_links(nodes) if source.random() < 0.4)
         return Fault(at_ms=at_ms, kind=kind, links=links, for_ms=_draw_length(source), amount=source.randrange(5, 800))
     amount = {FaultKind.POWER_DURING_IO: source.randrange(1, 40), FaultKind.SLOW_DISK: source.randrange(20, 1000)}
-    leader_of, hit = None, ()
+    leader_of: GroupId | None = None
+    hit: tuple[NodeId, ...] = ()
     if source.random() < 0.5:
         leader_of = source.choice(groups)
     else:
@@ -145,5 +146,3 @@ def _draw_cut(source: random.Random, nodes: tuple[NodeId, ...]) -> tuple[tuple[N
 
 def last_end_ms(plan: tuple[Fault, ...]) -> int:
     return max((fault.at_ms + fault.for_ms for fault in plan), default=0)
-
-

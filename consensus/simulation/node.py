@@ -25,6 +25,7 @@ from consensus.simulation.threads import SimulatedLanes, SimulatedLogWriter
 from consensus.simulation.trace import Trace
 from consensus.storage.errors import StorageFailed, StorageFull
 from consensus.storage.identity import load_or_create
+from consensus.storage.interface import Recovery
 from consensus.storage.memory import FaultPlan, MemoryFileSystem, PowerLost
 from consensus.storage.options import WalOptions
 from consensus.storage.snapshots import SnapshotFiles
@@ -70,7 +71,10 @@ class Owner(Protocol):
     def running(self, node: SimulatedNode) -> None:
         """All its groups were added; called before the first event of this life."""
 
-    def stopped(self, node: SimulatedNode, reason: str) -> None: ...
+    def recovered(self, node: SimulatedNode, recovery: Recovery) -> None: ...
+
+    def stopped(self, node: SimulatedNode, reason: str) -> None:
+        """Called while its groups can still be looked at."""
 
     def after_event(self, node: SimulatedNode) -> None: ...
 
@@ -156,9 +160,14 @@ class SimulatedNode:
     def _start(self) -> None:
         around, life = self._around, self._life
         identity = load_or_create(
-            self.filesystem, DIRECTORY, CLUSTER, self.node, random_bytes=stream(around.seed, f"uuid {self.node}").randbytes
+            self.filesystem,
+            DIRECTORY,
+            CLUSTER,
+            self.node,
+            random_bytes=stream(around.seed, f"uuid {self.node}").randbytes,
         )
         wal, recovery = Wal.open(self.filesystem, f"{DIRECTORY}/wal", identity.identity(), around.wal_options)
+        self._owner.recovered(self, recovery)
         snapshots = SnapshotFiles(self.filesystem, f"{DIRECTORY}/snapshots")
         around.trace.add(
             self._name,
@@ -238,6 +247,8 @@ class SimulatedNode:
 
     def _gone(self, reason: str, *, silent: bool) -> None:
         was_running = self._runtime is not None
+        if was_running:
+            self._owner.stopped(self, reason)
         self._runtime = None
         self._paused = False
         self._backlog.clear()
@@ -246,7 +257,6 @@ class SimulatedNode:
         self._around.trace.add(self._name, f"is gone: {reason}")
         if was_running:
             self._around.network.gone(self.node, silent=silent)
-            self._owner.stopped(self, reason)
 
     def heal(self) -> None:
         """Nothing is wrong any more with the disk, the machine or the process; it runs."""

@@ -41,7 +41,7 @@ def run_seed(
     plan: Sequence[Fault] | None = None,
     size: tuple[int, int, int] | None = None,
     clients: int = 3,
-    lines: int = 40,
+    lines: int = 5,
 ) -> Report:
     """Run clients of ledgers on a cluster with faults. What is not given is drawn from the seed. The same arguments
     give the same report, trace hash included."""

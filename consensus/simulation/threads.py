@@ -1,8 +1,8 @@
 """The threads of a server as events on virtual time: lanes of heavy work, and the one that writes the log.
 
 Owns work that is queued or running. Invariants: a lane does one thing at a time, in order; the outcome reaches the
-host's thread after the work was done, never within `run` or `submit`; other events come between. Must not know: what the
-work is.
+host's thread after the work was done, never within `run` or `submit`; other events come between. Must not know: what
+the work is.
 """
 
 from __future__ import annotations
