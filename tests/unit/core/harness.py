@@ -73,6 +73,11 @@ class Disk:
             self.entries = [old for old in self.entries if old.index < ready.entries[0].index]
             self.entries.extend(ready.entries)
 
+    def holds(self, one: Entry) -> bool:
+        if self.snapshot is not None and self.snapshot.index >= one.index:
+            return True
+        return any(found.index == one.index and found.term == one.term for found in self.entries)
+
     def take_snapshot(self, snapshot: SnapshotMeta, *, keep_from: int | None = None) -> None:
         self.snapshot = snapshot
         least = snapshot.index + 1 if keep_from is None else keep_from
@@ -345,8 +350,10 @@ class Cluster:
         return self.leader()
 
 
-def offer(host: Host, snapshot: SnapshotMeta, *, sender: int = 1, term: int | None = None) -> SnapshotOffer:
-    return host.message(SnapshotOffer, sender=sender, term=term, meta=snapshot)
+def offer(
+    host: Host, snapshot: SnapshotMeta, *, sender: int = 1, term: int | None = None, incarnation: int = 1
+) -> SnapshotOffer:
+    return host.message(SnapshotOffer, sender=sender, term=term, incarnation=incarnation, meta=snapshot)
 
 
 def resend(message: M, **changes: Any) -> M:
