@@ -1,0 +1,402 @@
+"""One model's steps at a group's leader: which contributions are taken, parked or answered, and what is proposed.
+
+Owns, for each block of the shard, its version as the listener heard of it and the round in progress: the contributors
+of (block, step), who waits for the answer, whether the command was proposed. Invariants: a round is proposed at most
+once in a tenure and view; a rank counts once a round; open rounds lie in the window [lo, lo + n) of (step, block) in
+their one order, lo the lowest not yet proposed (RULES S5), so open sums are bounded and what others wait for always
+fits. None of this makes anything exactly-once: that is decided in apply (S1). Must not know: leadership (`leader.py`
+drops and revives it), threads, bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from consensus.runtime.interface import Outcome, Refused
+from paramserver.shard.effects import Effects
+from paramserver.shard.results import Duplicate, NotTaken, Updated
+from paramserver.shard.state import Shard, ShardInfo
+from paramserver.shard.streams import PushStream, StreamState
+from paramserver.shard.sums import Complete, OpenSum, Rejected
+from paramserver.wire.codecs import check_size
+from paramserver.wire.errors import Reason, Refusal, invalid
+from paramserver.wire.frames import BlockFrame, BlockStatus, PushFrame, PushKind
+from paramserver.wire.layout import Flat
+
+T = TypeVar("T")
+SUM_LANE = "sum"
+
+
+class Surroundings(Protocol):
+    """What a gathering asks of the leader."""
+
+    effects: Effects
+
+    @property
+    def term(self) -> int: ...
+
+    def count(self, name: str) -> None: ...
+
+    def alarm(self, message: str) -> None: ...
+
+    def run(self, lane: str, work: Callable[[], T], done: Callable[[T], None]) -> None: ...
+
+    def propose(self, payload: memoryview, crc: int, done: Callable[[Outcome], None]) -> None: ...
+
+    def end(self, stream: PushStream, refusal: Refusal) -> None: ...
+
+    def not_leader(self) -> Refusal: ...
+
+
+@dataclass(slots=True, eq=False)
+class Round:
+    """Contributions to one (block, step). `alive` ends when it is settled or dropped: what comes back from the lane or
+    the log for a dead round is ignored."""
+
+    index: int
+    step: int
+    view: int
+    sum: OpenSum
+    contributors: int = 0
+    proposed: bool = False
+    alive: bool = True
+    waiting: dict[PushStream, bool] = field(default_factory=dict)
+    """Who asked for the answer, and whether it wants the weights."""
+
+
+class Gathering:
+    """See the module. `window` in blocks."""
+
+    def __init__(self, shard: Shard, around: Surroundings, *, window: int) -> None:
+        self._shard = shard
+        self.info: ShardInfo = shard.info
+        """As the listener heard of it, not as the lane has it now: a contribution taken under one view must never get into
+        a sum of the next, which the lane may have applied before anybody here knows."""
+        self._around = around
+        self._window = window
+        self._blocks = shard.info.create.blocks
+        self._versions: list[int] = [0] * self._blocks
+        self._rounds: list[Round | None] = [None] * self._blocks
+        self._lowest = 0
+        self._retry: list[tuple[Round, Complete]] = []
+        self.streams: dict[int, PushStream] = {}
+        """The newest stream of each rank."""
+        self.resync()
+
+    def resync(self) -> None:
+        """Nothing is open; versions and view are what the machine has (which may be ahead of what was reported)."""
+        self.info = self._shard.info
+        for index, block in enumerate(self._shard.published):
+            self._versions[index] = max(self._versions[index], block.version)
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget every open round: leadership is lost, or the view is another. The window starts at the lowest block
+        not yet applied."""
+        for round_ in self._rounds:
+            if round_ is not None:
+                if not round_.proposed:
+                    self._around.count("sums_dropped")
+                self._kill(round_)
+        self._retry.clear()
+        self._lowest = min(version * self._blocks + index for index, version in enumerate(self._versions))
+        self._advance()
+
+    # --- contributions -----------------------------------------------------------------------------------------------
+
+    def join(self, stream: PushStream) -> None:
+        """A stream was judged and is open from now on; an older one of the same rank ends."""
+        older = self.streams.get(stream.rank)
+        if older is not None:
+            self._around.end(older, Refusal(Reason.SUPERSEDED, "a newer stream of this rank was opened"))
+        self.streams[stream.rank] = stream
+        stream.state = StreamState.OPEN
+        lowest = min(self._versions)
+        hello = self._frame(self.info.create.first_block, lowest, lowest, BlockStatus.STREAM_OPEN)
+        self._around.effects.post(stream.sink.reply, hello)
+        self.try_held(stream)
+
+    def leave(self, stream: PushStream) -> None:
+        if self.streams.get(stream.rank) is stream:
+            del self.streams[stream.rank]
+
+    def try_held(self, stream: PushStream) -> None:
+        """Judge the frame that the stream holds, if any."""
+        if stream.held is None or stream.state is not StreamState.OPEN:
+            return
+        frame, admitted = stream.held
+        try:
+            settled = self._judge(stream, frame)
+        except Refusal as refusal:
+            self._around.count(f"pushes_refused_{refusal.reason.value.lower()}")
+            self._around.end(stream, refusal)
+            return
+        if settled:
+            stream.held = None
+            self._around.effects.post(admitted)
+
+    def try_all_held(self) -> None:
+        for stream in tuple(self.streams.values()):
+            self.try_held(stream)
+
+    def _judge(self, stream: PushStream, frame: PushFrame) -> bool:
+        """True: taken or answered. False: it waits its turn. Raises `Refusal`."""
+        index = self._checked(frame)
+        version, step = self._versions[index], frame.step
+        wants = frame.want_weights or stream.hello.want_weights
+        if step < version:
+            self._around.count("pushes_duplicate")
+            self._reply_behind(stream, index, step, wants)
+        elif step > version + 1:
+            raise self._far_ahead(frame, version)
+        elif step == version + 1:
+            return False  # its version is on the way: the rank saw it elsewhere before us (RULES S2)
+        else:
+            round_ = self._rounds[index]
+            if round_ is not None and (round_.proposed or round_.contributors >> stream.rank & 1):
+                self._around.count("pushes_repeated")
+                round_.waiting[stream] = wants
+            elif (skipped := self._first_skipped(stream, step, index)) is not None:
+                raise self._out_of_order(frame, skipped)
+            elif not self._in_window(step, index):
+                return False
+            else:
+                self._take(stream, frame, index, wants)
+        stream.position = (step, index)
+        return True
+
+    def _checked(self, frame: PushFrame) -> int:
+        """The block's place in this shard; raises `Refusal` for what cannot be a contribution."""
+        info = self.info
+        index = info.index_of(frame.block)
+        if frame.hello is not None:
+            raise invalid("hello", "one, as the first frame", "another one")
+        if index is None:
+            last = info.create.first_block + self._blocks - 1
+            raise invalid("block", f"{info.create.first_block} to {last} in this group", frame.block)
+        if frame.kind is PushKind.INITIAL:
+            raise invalid("kind", "GRADIENT, SKIP_STEP or EMPTY", "INITIAL")
+        if frame.kind is PushKind.GRADIENT:
+            check_size(frame.codec, len(frame.payload), info.layout.block_elements(frame.block))
+        elif len(frame.payload):
+            raise invalid("payload", f"none with {frame.kind.name}", f"{len(frame.payload)} bytes")
+        return index
+
+    def _in_window(self, step: int, index: int) -> bool:
+        return step * self._blocks + index < self._lowest + self._window
+
+    def _first_skipped(self, stream: PushStream, step: int, index: int) -> int | None:
+        """RULES S5: a rank sends blocks in their one order and leaves out only what is proposed or applied. The place
+        of a block that it jumped over, None if there is none. Jumping would fill the window with sums which wait for
+        ranks that wait for the window."""
+        first = 0
+        if stream.position is not None:
+            last_step, last = stream.position
+            if last_step == step:
+                first = last + 1
+            elif last_step < step:
+                for skipped in range(last + 1, self._blocks):
+                    if self._next_step(skipped) <= last_step:
+                        return skipped
+        return next((skipped for skipped in range(first, index) if self._next_step(skipped) <= step), None)
+
+    def _take(self, stream: PushStream, frame: PushFrame, index: int, wants: bool) -> None:
+        round_ = self._rounds[index]
+        if round_ is None:
+            info = self.info
+            round_ = Round(index, frame.step, info.view.number, OpenSum(info, frame.block, frame.step))
+            self._rounds[index] = round_
+        open_round, rank = round_, stream.rank
+        open_round.contributors |= 1 << rank
+        open_round.waiting[stream] = wants
+        self._around.count("pushes_taken")
+        self._around.effects.post(
+            self._around.run,
+            SUM_LANE,
+            lambda: open_round.sum.take(rank, frame),
+            lambda outcome: self._summed(open_round, outcome),
+        )
+
+    # --- sums and proposals ------------------------------------------------------------------------------------------
+
+    def _summed(self, round_: Round, outcome: Complete | Rejected | None) -> None:
+        """The sum lane took a contribution."""
+        if round_.alive and outcome is not None:
+            if isinstance(outcome, Complete):
+                round_.proposed = True
+                self._propose(round_, outcome)
+                self._advance()
+                self.try_all_held()
+            else:
+                self._rejected(round_, outcome)
+        self._around.effects.flush()
+
+    def _rejected(self, round_: Round, outcome: Rejected) -> None:
+        """The rank may send the block again; with a sum that overflowed, all of them."""
+        self._around.count(f"pushes_refused_{outcome.refusal.reason.value.lower()}")
+        if outcome.rank is None:
+            self._kill(round_)
+            for stream in tuple(round_.waiting):
+                self._around.end(stream, outcome.refusal)
+            return
+        self._around.count(f"rejected_model_{self.info.create.model}_rank_{outcome.rank}")
+        round_.contributors &= ~(1 << outcome.rank)
+        for stream in [stream for stream in round_.waiting if stream.rank == outcome.rank]:
+            del round_.waiting[stream]
+            self._around.end(stream, outcome.refusal)
+
+    def _propose(self, round_: Round, complete: Complete) -> None:
+        def done(outcome: Outcome) -> None:
+            self._proposed(round_, complete, outcome)
+
+        self._around.effects.post(self._around.propose, complete.payload, complete.crc, done)
+
+    def _proposed(self, round_: Round, complete: Complete, outcome: Outcome) -> None:
+        """`applied` brings the result. Of an unknown outcome nothing is concluded: the round stays proposed until the
+        tenure ends (HAZARDS 31)."""
+        if round_.alive and isinstance(outcome, Refused):
+            if outcome.busy:
+                self._retry.append((round_, complete))
+            else:
+                self.end_all(self._around.not_leader())
+        self._around.effects.flush()
+
+    def propose_again(self) -> None:
+        """Something was applied, so the log has room again."""
+        waiting, self._retry = self._retry, []
+        for round_, complete in waiting:
+            if round_.alive:
+                self._propose(round_, complete)
+
+    def _next_step(self, index: int) -> int:
+        """The lowest step of this block that is not yet proposed."""
+        round_ = self._rounds[index]
+        version = self._versions[index]
+        return version + 1 if round_ is not None and round_.proposed and round_.step == version else version
+
+    def _advance(self) -> None:
+        while self._next_step(self._lowest % self._blocks) > self._lowest // self._blocks:
+            self._lowest += 1
+
+    # --- results -----------------------------------------------------------------------------------------------------
+
+    def applied(self, result: Updated | Duplicate | NotTaken) -> None:
+        """Apply answered a command on this model, whoever proposed it."""
+        index = self.info.index_of(result.block)
+        if index is None:
+            return
+        if isinstance(result, NotTaken):
+            self._not_taken(index, result)
+            return
+        self._versions[index] = max(self._versions[index], result.version)
+        round_ = self._rounds[index]
+        if round_ is None or round_.step >= self._versions[index]:
+            return
+        self._kill(round_)
+        if isinstance(result, Updated) and result.step == round_.step:
+            self._reply(round_.waiting, index, round_.step, result)
+            return
+        for stream, wants in round_.waiting.items():
+            self._reply_behind(stream, index, round_.step, wants)
+
+    def after_applied(self) -> None:
+        """A batch of results is in: the window may have moved, versions have come."""
+        self._advance()
+        self.try_all_held()
+
+    def _not_taken(self, index: int, result: NotTaken) -> None:
+        """Only the refusal of what is proposed now matters; those of an earlier view were dropped with it."""
+        round_ = self._rounds[index]
+        if round_ is None or not round_.proposed or (round_.step, round_.view) != (result.step, result.view):
+            return
+        self._around.count("updates_refused")
+        number = self._shard.info.view.number
+        if number != round_.view:
+            self.end_all(view_changed(number))
+        else:
+            self._around.alarm(f"apply refused what this leader proposed: {result.message}")
+            self.end_all(Refusal(Reason.INTERNAL, result.message))
+
+    def changed(self) -> None:
+        """The shard was opened or has another view: everything starts anew under it (RULES S8)."""
+        self.resync()
+        self.end_all(view_changed(self.info.view.number))
+
+    def end_all(self, refusal: Refusal) -> None:
+        """Drop what is open and end every stream."""
+        self.drop()
+        for stream in tuple(self.streams.values()):
+            self._around.end(stream, refusal)
+
+    def _kill(self, round_: Round) -> None:
+        round_.alive = False
+        round_.sum.abandoned = True
+        self._rounds[round_.index] = None
+
+    # --- answers -----------------------------------------------------------------------------------------------------
+
+    def _reply(self, waiting: dict[PushStream, bool], index: int, step: int, result: Updated) -> None:
+        block = self.info.create.first_block + index
+        bare = self._frame(block, step, result.version, BlockStatus.APPLIED)
+        full = self._frame(block, step, result.version, BlockStatus.APPLIED, result.weights, result.crc)
+        for stream, wants in waiting.items():
+            if stream.state is StreamState.OPEN:
+                self._around.effects.post(stream.sink.reply, full if wants else bare)
+
+    def _reply_behind(self, stream: PushStream, index: int, step: int, wants: bool) -> None:
+        """The step is done already: the version that the block has now, and its weights."""
+        if stream.state is not StreamState.OPEN:
+            return
+        now = self._shard.published[index]
+        weights = now.weights if wants else None
+        block = self.info.create.first_block + index
+        frame = self._frame(block, step, now.version, BlockStatus.DUPLICATE, weights, now.crc)
+        self._around.effects.post(stream.sink.reply, frame)
+
+    def _frame(
+        self, block: int, step: int, version: int, status: BlockStatus, weights: Flat | None = None, crc: int = 0
+    ) -> BlockFrame:
+        return BlockFrame(
+            block=block,
+            step=step,
+            version=version,
+            status=status,
+            crc=0 if weights is None else crc,
+            view=self.info.view.number,
+            term=self._around.term,
+            payload=b"" if weights is None else weights.data.cast("B"),
+        )
+
+    def _far_ahead(self, frame: PushFrame, version: int) -> Refusal:
+        return Refusal(
+            Reason.FAR_AHEAD,
+            f"block {frame.block}: expected a step up to {version + 1}, received {frame.step}",
+            field="step",
+            expected=f"at most {version + 1}",
+            received=str(frame.step),
+            hint="a worker computes step s from version s of every block",
+            version=version,
+        )
+
+    def _out_of_order(self, frame: PushFrame, skipped: int) -> Refusal:
+        expected = self.info.create.first_block + skipped
+        return Refusal(
+            Reason.OUT_OF_ORDER,
+            f"block {frame.block} of step {frame.step}: expected block {expected} before it",
+            field="block",
+            expected=str(expected),
+            received=str(frame.block),
+            hint="every rank sends the blocks of a step in ascending order",
+        )
+
+
+def view_changed(number: int) -> Refusal:
+    return Refusal(
+        Reason.VIEW_CHANGED,
+        f"the view is {number} now: open a new stream and start at the lowest unacknowledged block",
+        field="hello.view",
+        expected=str(number),
+        view=number,
+    )

@@ -1,0 +1,159 @@
+"""Pulls: one version of a block, from any replica that has it (RULES R1).
+
+Owns the waiters of a group. Invariants: an exact version is answered by exactly these bits, waited for, or GONE; a
+minimum version by committed state at least that new; the number of waiters is bounded, deadlines are the caller's. Runs
+on the host's thread and reads only what is published. Must not know: leaders, gRPC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from paramserver.shard.options import LeaderOptions
+from paramserver.shard.state import Published, Shard
+from paramserver.wire.errors import Reason, Refusal, invalid
+from paramserver.wire.layout import Flat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockRead:
+    """Which block, and which version of it: exactly `version`, or at least `min_version` (exactly one is given)."""
+
+    model: int
+    generation: int
+    placement_epoch: int
+    block: int
+    version: int | None = None
+    min_version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    version: int
+    payload: memoryview
+    crc: int
+
+
+class Waiter:
+    """A read whose version is not here yet. `wake` is called once when it may be; then read again."""
+
+    __slots__ = ("_reads", "key", "version", "wake")
+
+    def __init__(self, reads: Reads, key: tuple[int, int], version: int, wake: Callable[[], None]) -> None:
+        self._reads = reads
+        self.key = key
+        self.version = version
+        self.wake = wake
+
+    def cancel(self) -> None:
+        """Harmless after waking."""
+        self._reads.forget(self)
+
+
+class Reads:
+    def __init__(self, shards: Callable[[], Mapping[int, Shard]], options: LeaderOptions) -> None:
+        self._shards = shards
+        self._options = options
+        self._waiters: dict[tuple[int, int], list[Waiter]] = {}
+        self.waiting = 0
+
+    def read(self, want: BlockRead, wake: Callable[[], None], *, certain: bool = False) -> Value | Waiter:
+        """The value, or a waiter. `certain`: this replica leads, so what it does not know does not exist; others may
+        only be behind. Raises `Refusal`."""
+        if (want.version is None) == (want.min_version is None):
+            raise invalid("want", "version or min_version", "both or none")
+        block = self._find(want, certain=certain)
+        if want.version is not None and want.version <= block.version:
+            kept = block.at(want.version)
+            if kept is None:
+                raise Refusal(
+                    Reason.GONE,
+                    f"block {want.block}: version {want.version} is no longer kept, now is {block.version}",
+                    field="version",
+                    expected=f"{max(block.version - 1, 0)} or later",
+                    received=str(want.version),
+                    version=block.version,
+                )
+            return _value(want.version, *kept)
+        if want.min_version is not None and want.min_version <= block.version and block.weights is not None:
+            return _value(block.version, block.weights, block.crc)
+        return self._wait(want, want.version if want.version is not None else want.min_version or 0, wake)
+
+    def _find(self, want: BlockRead, *, certain: bool) -> Published:
+        shard = self._shards().get(want.model)
+        if shard is None or shard.info.create.generation != want.generation:
+            if not certain:
+                raise Refusal(Reason.NOT_READY, f"this replica does not know model {want.model} yet", field="model")
+            raise Refusal(Reason.NOT_FOUND, f"no model {want.model} of that generation in this group", field="model")
+        info = shard.info
+        if want.placement_epoch != info.create.placement_epoch:
+            if want.placement_epoch > info.create.placement_epoch and not certain:
+                raise Refusal(Reason.NOT_READY, "this replica is behind that placement", field="placement_epoch")
+            raise stale_epoch(info.create.placement_epoch, want.placement_epoch)
+        index = info.index_of(want.block)
+        if index is None:
+            create = info.create
+            last = create.first_block + create.blocks - 1
+            raise invalid("blocks", f"{create.first_block} to {last} in this group", want.block)
+        if not info.is_open:
+            raise not_open(want.model)
+        return shard.published[index]
+
+    def _wait(self, want: BlockRead, version: int, wake: Callable[[], None]) -> Waiter:
+        if self.waiting >= self._options.waiters_max:
+            raise Refusal(
+                Reason.BUSY,
+                f"{self.waiting} pulls are waiting already",
+                hint="pull fewer versions ahead of time",
+                retry_after_ms=self._options.retry_after_ms,
+            )
+        waiter = Waiter(self, (want.model, want.block), version, wake)
+        self._waiters.setdefault(waiter.key, []).append(waiter)
+        self.waiting += 1
+        return waiter
+
+    def forget(self, waiter: Waiter) -> None:
+        waiters = self._waiters.get(waiter.key, [])
+        if waiter in waiters:
+            waiters.remove(waiter)
+            self.waiting -= 1
+            if not waiters:
+                del self._waiters[waiter.key]
+
+    def ready(self, model: int, block: int, version: int) -> list[Callable[[], None]]:
+        """The block is at `version`: whom to wake."""
+        waiters = self._waiters.get((model, block))
+        if not waiters:
+            return []
+        due = [waiter for waiter in waiters if waiter.version <= version]
+        for waiter in due:
+            self.forget(waiter)
+        return [waiter.wake for waiter in due]
+
+    def all(self) -> list[Callable[[], None]]:
+        """Everything was replaced: wake everybody."""
+        due = [waiter.wake for waiters in self._waiters.values() for waiter in waiters]
+        self._waiters.clear()
+        self.waiting = 0
+        return due
+
+
+def _value(version: int, weights: Flat, crc: int) -> Value:
+    return Value(version, weights.data.cast("B"), crc)
+
+
+def stale_epoch(current: int, received: int) -> Refusal:
+    return Refusal(
+        Reason.STALE_EPOCH,
+        f"placement_epoch: expected {current}, received {received}",
+        field="placement_epoch",
+        expected=str(current),
+        received=str(received),
+        hint="describe the model again",
+        epoch=current,
+    )
+
+
+def not_open(model: int) -> Refusal:
+    return Refusal(Reason.NOT_OPEN, f"model {model} has no initial values yet", field="model", retry_after_ms=100)
