@@ -26,7 +26,7 @@ from consensus.storage.checksum import crc32c
 TIMEOUT_MS = (100, 600)
 PAUSE_MS = (5, 40)
 """After a refusal."""
-THINK_MS = (0, 60)
+THINK_MS = (0, 20)
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ class Fault:
 _KINDS = (
     (FaultKind.KILL, 5),
     (FaultKind.POWER, 4),
-    (FaultKind.POWER_DURING_IO, 2),
+    (FaultKind.POWER_DURING_IO, 4),
     (FaultKind.SYNC_FAILS, 1),
     (FaultKind.PAUSE, 3),
     (FaultKind.CUT, 5),

@@ -33,6 +33,7 @@ from consensus.storage.wal import Wal
 
 DIRECTORY = "/data"
 CLUSTER = b"simulated-------"
+"""16 bytes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ def draw_profile(source: random.Random) -> Profile:
         drift_ppm_max=source.choice((0, 0, 500, 20_000)),
         slow_sync_permille=source.choice((0, 0, 5, 30)),
         client_loss_permille=source.choice((0, 10, 50)),
-        sync_us=source.choice(((50, 300), (100, 2000), (2 * MS, 12 * MS))),
+        sync_us=source.choice(((50, 300), (100, 2000), (2 * MS, 12 * MS), (5 * MS, 40 * MS))),
     )
     if kind == "slow":
         return replace(profile, delay_us=(2 * MS, 20 * MS), late_permille=10)

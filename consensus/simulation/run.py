@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 
 from consensus.core.interface import Configuration, GroupId, NodeId
 from consensus.simulation.clients import LedgerLoad
 from consensus.simulation.cluster import Cluster, SimulationOptions
 from consensus.simulation.faults import Fault, draw_faults
-from consensus.simulation.node import GroupSpec
+from consensus.simulation.node import CLUSTER, GroupSpec
 from consensus.simulation.profile import Profile, draw_profile
 from consensus.simulation.report import Report
 from consensus.simulation.schedule import stream
+from consensus.simulation.wire import through_codec
 
 
 def spread_groups(nodes: Sequence[NodeId], groups: Sequence[GroupId], replicas: int) -> tuple[GroupSpec, ...]:
@@ -40,7 +42,7 @@ def run_seed(
     profile: Profile | None = None,
     plan: Sequence[Fault] | None = None,
     size: tuple[int, int, int] | None = None,
-    clients: int = 3,
+    clients: int = 6,
     lines: int = 5,
 ) -> Report:
     """Run clients of ledgers on a cluster with faults. What is not given is drawn from the seed. The same arguments
@@ -60,6 +62,6 @@ def run_seed(
         profile=profile,
         plan=drawn if plan is None else plan,
         options=options,
-        wire=None,
+        wire=partial(through_codec, CLUSTER) if profile.codec else None,
     )
     return cluster.run()
