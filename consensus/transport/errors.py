@@ -1,0 +1,20 @@
+"""Errors of the transport.
+
+TransportError
+├── BadFrame             bytes from outside that are no frame of ours, or break a bound
+└── IntroductionRefused  another member refuses this node (another cluster, folder or arithmetic): people must act
+"""
+
+from __future__ import annotations
+
+
+class TransportError(Exception):
+    """Root of the tree."""
+
+
+class BadFrame(TransportError):
+    """A received frame can't be read; says which field, and what was expected."""
+
+
+class IntroductionRefused(TransportError):
+    """A member refuses this node; the text is one line of cause and repair. Trying again does not help."""

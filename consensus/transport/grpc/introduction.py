@@ -1,0 +1,174 @@
+"""First contact of two nodes: who are you, and do you hold my folder's uuid? (RULES I2)
+
+Owns the judgement of an introduction and the wait of a new folder. Invariants: a peer's uuid is confirmed only after it
+is held durably; another uuid under a known node is refused for ever, with the repair; a node of a new folder is done
+waiting only when every other member has confirmed. Must not know: streams, groups.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Protocol
+
+from consensus.core.interface import NodeId
+from consensus.transport.codec import NUMBER_MAX
+from consensus.v1 import consensus_pb2 as pb
+
+PROTOCOL = 1
+UUID_BYTES = 16
+KERNEL_ANSWERS_MAX = 4096
+"""Bytes of a known-answer test's result."""
+
+
+class Folder(Protocol):
+    """`consensus.storage.identity.NodeIdentity` by shape."""
+
+    @property
+    def cluster(self) -> bytes: ...
+
+    @property
+    def node(self) -> NodeId: ...
+
+    @property
+    def uuid(self) -> bytes: ...
+
+    @property
+    def peers(self) -> dict[NodeId, bytes]: ...
+
+    @property
+    def activated(self) -> bool: ...
+
+    def remember_peer(self, node: NodeId, uuid: bytes) -> None:
+        """Durably; touches the disk."""
+
+    def activate(self) -> None:
+        """Durably; touches the disk."""
+
+
+def another_folder(node: NodeId, *, known: bytes, shown: bytes) -> str:
+    return (
+        f"node {node} comes with data folder {shown.hex()}, but is known with {known.hex()}: it was wiped or replaced; "
+        "restore its old folder, or remove it and add it again as a new replica"
+    )
+
+
+class Introductions:
+    """Both ends of the handshake, on the event loop; the disk is touched on other threads."""
+
+    def __init__(
+        self, folder: Folder, *, incarnation: int, members: Mapping[NodeId, str], kernel_answers: bytes = b""
+    ) -> None:
+        self._folder = folder
+        self._incarnation = incarnation
+        self._members = members
+        self._kernel_answers = kernel_answers
+        self._saving = asyncio.Lock()
+        self.confirmed: set[NodeId] = set()
+        """Members that hold this folder's uuid durably."""
+        self.refusals: dict[NodeId, str] = {}
+        """Why a member refuses this node, or this node that member; cleared when they agree."""
+        self.changed = asyncio.Event()
+
+    def missing(self) -> list[NodeId]:
+        """Members that have not confirmed yet in this life."""
+        return sorted(set(self._members) - {self._folder.node} - self.confirmed)
+
+    def known(self, node: NodeId) -> bytes | None:
+        return self._folder.peers.get(node)
+
+    # --- asked ------------------------------------------------------------------------------------------------------
+
+    async def judge(self, request: pb.IntroduceRequest) -> pb.IntroduceResponse:
+        """Answer a peer, after its uuid is durable here."""
+        refusal = self._refusal(request)
+        if not refusal:
+            refusal = await self._remember(request.node, request.node_uuid)
+        return pb.IntroduceResponse(
+            accepted=not refusal,
+            refusal=refusal,
+            node_uuid=self._folder.uuid,
+            incarnation=self._incarnation,
+            holds_uuid=not refusal,
+        )
+
+    def _refusal(self, request: pb.IntroduceRequest) -> str:
+        folder = self._folder
+        if request.protocol != PROTOCOL:
+            return f"protocol: {request.protocol}, expected {PROTOCOL}; run the same version everywhere"
+        if request.cluster != folder.cluster:
+            return (
+                f"cluster: {request.cluster[:16].hex()}, expected {folder.cluster.hex()}; give every node the same "
+                "member list and token"
+            )
+        if request.to_node != folder.node:
+            return (
+                f"to_node: {request.to_node}, but node {folder.node} answers here; check the addresses of the members"
+            )
+        if request.node == folder.node or request.node not in self._members:
+            return f"node: {request.node}, expected another member: {sorted(set(self._members) - {folder.node})}"
+        if len(request.node_uuid) != UUID_BYTES or request.incarnation >= NUMBER_MAX:
+            return f"node_uuid, incarnation: expected {UUID_BYTES} bytes and less than {NUMBER_MAX}"
+        return self._arithmetic(request.node, request.kernel_answers)
+
+    def _arithmetic(self, node: NodeId, answers: bytes) -> str:
+        """Nodes that compute differently would not stay equal (RULES S13)."""
+        if answers and self._kernel_answers and answers != self._kernel_answers:
+            return (
+                f"kernel_answers: node {node} computes other bits than node {self._folder.node} ({answers[:16].hex()}, "
+                f"expected {self._kernel_answers[:16].hex()}); run the same numpy on the same kind of machine"
+            )
+        return ""
+
+    async def _remember(self, node: NodeId, uuid: bytes) -> str:
+        """Hold a peer's uuid; returns the refusal where another one is held."""
+        async with self._saving:
+            known = self._folder.peers.get(node)
+            if known is None:
+                if uuid == self._folder.uuid:
+                    return f"node_uuid: node {node} runs on a copy of this node's folder"
+                await asyncio.to_thread(self._folder.remember_peer, node, uuid)
+            elif known != uuid:
+                return another_folder(node, known=known, shown=uuid)
+        return ""
+
+    # --- asking -----------------------------------------------------------------------------------------------------
+
+    def request(self, to_node: NodeId) -> pb.IntroduceRequest:
+        folder = self._folder
+        return pb.IntroduceRequest(
+            cluster=folder.cluster,
+            node=folder.node,
+            node_uuid=folder.uuid,
+            incarnation=self._incarnation,
+            to_node=to_node,
+            protocol=PROTOCOL,
+            activated=folder.activated,
+            kernel_answers=self._kernel_answers[:KERNEL_ANSWERS_MAX],
+        )
+
+    async def answered(self, node: NodeId, response: pb.IntroduceResponse) -> str:
+        """A peer's answer; returns why the two can't talk, or an empty string."""
+        if not response.accepted or not response.holds_uuid:
+            refusal = f"node {node} refuses this node: {response.refusal[:500] or 'no reason given'}"
+        elif len(response.node_uuid) != UUID_BYTES:
+            refusal = f"node {node} answers with a uuid of {len(response.node_uuid)} bytes, expected {UUID_BYTES}"
+        else:
+            refusal = await self._remember(node, response.node_uuid)
+        if refusal:
+            self.refusals[node] = refusal
+        else:
+            self.refusals.pop(node, None)
+            self.confirmed.add(node)
+        self.changed.set()
+        return refusal
+
+    async def activate(self) -> None:
+        """Every member has confirmed."""
+        if not self._folder.activated:
+            async with self._saving:
+                await asyncio.to_thread(self._folder.activate)
+
+    @property
+    def activated(self) -> bool:
+        return self._folder.activated

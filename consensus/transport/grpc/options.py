@@ -1,0 +1,91 @@
+"""Times and limits of connections between nodes.
+
+Owns `GrpcOptions`, and what it means as channel arguments. Must not know: what travels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TypeAlias
+
+MIB = 1 << 20
+ChannelArguments: TypeAlias = list[tuple[str, int | str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrpcOptions:
+    """The same on all nodes of a cluster."""
+
+    message_bytes_max: int = 32 * MIB
+    """A frame, sent or received; a longer one is refused before memory is taken for it."""
+    reconnect_ms_min: int = 100
+    reconnect_ms_max: int = 500
+    """Pause before a broken connection is tried again, growing from min to max."""
+    introduce_ms: int = 2000
+    """Deadline of one introduction."""
+    keepalive_ms: int = 10_000
+    keepalive_timeout_ms: int = 5_000
+    """A silent peer is asked after the first for a sign of life, and given up after the second: a link that falls
+    silent without a reset is noticed after their sum."""
+    control_queue_envelopes: int = 8192
+    control_queue_bytes: int = 8 * MIB
+    """Waiting to be sent to one peer (a note counts, and 128 bytes an envelope); beyond, the newest are lost."""
+    bulk_queue_envelopes: int = 8192
+    bulk_queue_bytes: int = 64 * MIB
+    """The same for payload, which is held by reference."""
+    frame_envelopes_max: int = 256
+    """Messages joined into one frame."""
+    frame_bytes_max: int = 1 * MIB
+    """Payload joined into one frame; a message with more goes alone."""
+
+    def validate(self) -> list[str]:
+        """All problems at once, one line each."""
+        problems = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                problems.append(f"{field.name} must be a whole number of at least 1, not {value!r}")
+        if not problems and self.reconnect_ms_min > self.reconnect_ms_max:
+            problems.append(
+                f"reconnect_ms_min ({self.reconnect_ms_min}) must not exceed reconnect_ms_max ({self.reconnect_ms_max})"
+            )
+        return problems
+
+
+def _shared(options: GrpcOptions) -> ChannelArguments:
+    return [
+        ("grpc.max_send_message_length", options.message_bytes_max),
+        ("grpc.max_receive_message_length", options.message_bytes_max),
+        ("grpc.keepalive_time_ms", options.keepalive_ms),
+        ("grpc.keepalive_timeout_ms", options.keepalive_timeout_ms),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.max_frame_size", 16 * MIB - 1),
+        ("grpc.http2.lookahead_bytes", 64 * MIB),
+    ]
+
+
+def client_arguments(options: GrpcOptions) -> ChannelArguments:
+    """Of a channel to a peer. The local pool gives each channel a connection of its own; two channels to one target
+    share one otherwise (RULES C3)."""
+    return [
+        *_shared(options),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.initial_reconnect_backoff_ms", options.reconnect_ms_min),
+        ("grpc.min_reconnect_backoff_ms", options.reconnect_ms_min),
+        ("grpc.max_reconnect_backoff_ms", options.reconnect_ms_max),
+    ]
+
+
+def server_options(options: GrpcOptions | None = None) -> ChannelArguments:
+    """For the `grpc.aio.server` that a `GrpcTransport` is registered on. Without `so_reuseport=0` a second process
+    binds the same port without an error."""
+    options = options or GrpcOptions()
+    return [
+        *_shared(options),
+        ("grpc.so_reuseport", 0),
+        # Peers ask for signs of life on streams that carry nothing the other way; that is no attack.
+        ("grpc.http2.min_ping_interval_without_data_ms", max(1, options.keepalive_ms // 2)),
+        ("grpc.http2.max_ping_strikes", 0),
+    ]

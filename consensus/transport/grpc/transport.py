@@ -1,0 +1,159 @@
+"""`Transport` between the nodes of a cluster, over grpc.aio.
+
+Owns one link to each peer, the Peer service, and what both say about whether a peer is there. Invariants: a peer counts
+as connected while this node's control stream to it and one of its own to this node stand; each change is reported once;
+a new life of a peer is reported as a break first. Must not know: groups, what messages mean, who owns the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import grpc.aio
+
+from consensus.core.interface import NodeId
+from consensus.transport.codec import Origin
+from consensus.transport.errors import IntroductionRefused
+from consensus.transport.grpc.introduction import Folder, Introductions
+from consensus.transport.grpc.options import GrpcOptions
+from consensus.transport.grpc.peer import PeerLink
+from consensus.transport.grpc.service import PeerService
+from consensus.transport.interface import Channel, Envelope, Receiver
+
+REPORT_S = 1.0
+"""How often a new folder says whom it waits for."""
+
+
+class GrpcTransport:
+    """Made on the event loop's thread, used there only.
+
+    `addresses` holds every member, this node too. Register it on the node's server, start that, then `start()`, then
+    wait for `introduced()`, and only then start the runtime (RULES I2)."""
+
+    def __init__(
+        self,
+        *,
+        folder: Folder,
+        incarnation: int,
+        addresses: Mapping[NodeId, str],
+        options: GrpcOptions | None = None,
+        kernel_answers: bytes = b"",
+    ) -> None:
+        """Raises `ValueError` for options that can't be, or when this node is not in `addresses`."""
+        options = options or GrpcOptions()
+        problems = options.validate()
+        if folder.node not in addresses:
+            problems.append(f"node {folder.node} is not among the members {sorted(addresses)}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        self.dropped: Counter[str] = Counter()
+        """What was lost or refused, by reason."""
+        self.introductions = Introductions(
+            folder, incarnation=incarnation, members=addresses, kernel_answers=kernel_answers
+        )
+        self._receiver: Receiver | None = None
+        origin = Origin(folder.cluster, folder.node, folder.uuid, incarnation)
+        self._links = {
+            node: PeerLink(
+                node=node,
+                address=address,
+                origin=origin,
+                introductions=self.introductions,
+                options=options,
+                dropped=self.dropped,
+                changed=self._link_changed(node),
+            )
+            for node, address in addresses.items()
+            if node != folder.node
+        }
+        self._streams: Counter[NodeId] = Counter()
+        """Control streams of each peer to this node."""
+        self._lives: dict[NodeId, int] = {}
+        self._connected: set[NodeId] = set()
+        self.service = PeerService(
+            cluster=folder.cluster,
+            node=folder.node,
+            introductions=self.introductions,
+            incoming=self,
+            dropped=self.dropped,
+        )
+
+    # --- Transport --------------------------------------------------------------------------------------------------
+
+    def bind(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+        self.service.receiver = receiver
+
+    def send(self, node: NodeId, channel: Channel, envelopes: Sequence[Envelope]) -> None:
+        link = self._links.get(node)
+        if link is None:
+            self.dropped["no_such_peer"] += len(envelopes)
+            return
+        link.send(channel, envelopes)
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Serve peers on the node's server, which must be made with `server_options`."""
+        server.add_generic_rpc_handlers((self.service.handlers(),))
+
+    def start(self) -> None:
+        """Dial the peers, for ever."""
+        for link in self._links.values():
+            link.start()
+
+    async def introduced(self, waiting: Callable[[list[NodeId]], None] | None = None) -> None:
+        """Return when this node may vote and acknowledge: at once on a folder that every member confirmed before, else
+        when all have. `waiting` is called about once a second with those who are missing. Raises `IntroductionRefused`
+        when a member refuses this node."""
+        introductions = self.introductions
+        while not introductions.activated:
+            if introductions.refusals:
+                raise IntroductionRefused("; ".join(text for _, text in sorted(introductions.refusals.items())))
+            missing = introductions.missing()
+            if not missing:
+                await introductions.activate()
+                return
+            introductions.changed.clear()
+            try:
+                await asyncio.wait_for(introductions.changed.wait(), REPORT_S)
+            except TimeoutError:
+                if waiting is not None:
+                    waiting(missing)
+
+    async def close(self) -> None:
+        await asyncio.gather(*(link.close() for link in self._links.values()))
+
+    @property
+    def connected(self) -> frozenset[NodeId]:
+        """Peers whose control connections stand both ways."""
+        return frozenset(self._connected)
+
+    # --- who is there -----------------------------------------------------------------------------------------------
+
+    def _link_changed(self, node: NodeId) -> Callable[[bool], None]:
+        return lambda _: self._judge(node)
+
+    def incoming(self, node: NodeId, *, incarnation: int, opened: bool) -> None:
+        """A control stream of a peer's was opened, or ended."""
+        if opened and incarnation > self._lives.get(node, 0):
+            self._lives[node] = incarnation
+            self._report(node, connected=False)
+        self._streams[node] += 1 if opened else -1
+        self._judge(node)
+
+    def _judge(self, node: NodeId) -> None:
+        link = self._links.get(node)
+        self._report(node, connected=link is not None and link.up and self._streams[node] > 0)
+
+    def _report(self, node: NodeId, *, connected: bool) -> None:
+        if connected == (node in self._connected):
+            return
+        if connected:
+            self._connected.add(node)
+        else:
+            self._connected.discard(node)
+        if self._receiver is not None:
+            self._receiver.connection(node, closed=not connected)
