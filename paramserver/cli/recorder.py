@@ -1,6 +1,7 @@
 """Writes what a worker did to a file; `paramserver.lab.records` says what the lines mean and reads them.
 
-Invariants: a line is one write, so it is there whole or cut, never mixed; a start after a kill appends, behind a line of its own.
+Invariants: a line is one write, so it is there whole or cut, never mixed; a start after a kill appends, behind a line
+of its own.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ def _cpu_ticks(pid: int) -> int:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return 0
-    # The command's name stands in parentheses and may hold spaces: fields are counted behind it (man 5 proc: 14 and 15).
+    # The command's name stands in parentheses and may hold spaces: fields are counted behind it (man 5 proc: 14 and
+    # 15).
     fields = text[text.rfind(")") + 2 :].split()
     return int(fields[11]) + int(fields[12])

@@ -1,0 +1,67 @@
+"""`paramserver server`: one node of a cluster.
+
+Owns the way from flags to a `NodeConfig`. Invariant: nothing is imported that starts something, bound or written
+before flags and configuration are found without a problem, all problems together. What can only be found on the way (a
+port that is taken, a folder of another node) `paramserver.node` finds before it serves.
+"""
+
+from __future__ import annotations
+
+import re
+
+from paramserver.cli import flags
+from paramserver.cli.flags import Flag
+
+DESCRIPTION = """\ Run one node. The first start of a cluster needs all members up once; afterwards a majority of them
+is enough. Prints one line `ready node=... address=... cluster=...` on standard output when it serves; logs go to
+standard error."""
+EPILOG = """\
+example, in three terminals (N = 1, 2, 3):
+  paramserver server --node N --data-dir data/N \\
+    --members 1=127.0.0.1:7001,2=127.0.0.1:7002,3=127.0.0.1:7003
+"""
+_MS = 3_600_000
+_BYTES = 2**40
+FLAGS = (
+    Flag("--node", "this server's number in --members", flags.integer(1, 65535), metavar="N", required=True),
+    Flag("--members", "all servers, the same list on each", flags.members, metavar="1=HOST:PORT,...", required=True),
+    Flag("--data-dir", "this node's folder, made when missing", flags.text_value, metavar="DIR", required=True),
+    Flag("--token", "sets clusters with the same members apart", flags.text_value, metavar="TEXT"),
+    Flag("--listen", "address to bind, if not the one in --members", flags.endpoint, metavar="HOST:PORT"),
+    Flag("--allow-remote", "bind an address that is not loopback: nothing is encrypted or authenticated yet"),
+    Flag("--heartbeat-ms", "between a leader's heartbeats [50]", flags.integer(1, _MS), metavar="MS"),
+    Flag("--election-timeout-ms", "silence before a follower campaigns [300]", flags.integer(1, _MS), metavar="MS"),
+    Flag("--lease-ms", "how long a silent worker keeps its rank [10000]", flags.integer(1, _MS), metavar="MS"),
+    Flag("--segment-bytes", "size of a segment of the log", flags.integer(1, _BYTES), metavar="BYTES"),
+    Flag("--snapshot-log-bytes-min", "no snapshot for less log than this", flags.integer(0, _BYTES), metavar="BYTES"),
+)
+KEYS = tuple(flag.key for flag in FLAGS)
+PLACE = "127.0.0.1:1"
+"""Stands in for addresses that could not be read, so that the rest of the configuration is still checked."""
+
+
+def run(values: flags.Values, problems: list[str]) -> int:
+    from paramserver.config import NodeConfig
+
+    settings = values.set_ones(KEYS)
+    # What is missing or unreadable is a problem already; something sound in its place lets the others be found as well.
+    if "members" not in settings:
+        settings["members"] = {settings.get("node", 1): PLACE}
+    if "node" not in settings:
+        settings["node"] = min(settings["members"])
+    settings.setdefault("data_dir", "data")
+    config = NodeConfig(**settings)
+    problems += [in_flags(problem) for problem in config.validate()]
+    flags.raise_problems(problems, "server")
+
+    from paramserver import node
+
+    return node.run(config)
+
+
+def in_flags(problem: str) -> str:
+    """Names of fields as the flags they come from."""
+    for flag in FLAGS:
+        if "_" in flag.key:
+            problem = re.sub(rf"(?<![\w-]){flag.key}\b", flag.name, problem)
+    return problem
