@@ -12,9 +12,10 @@ import re
 from paramserver.cli import flags
 from paramserver.cli.flags import Flag
 
-DESCRIPTION = """\ Run one node. The first start of a cluster needs all members up once; afterwards a majority of them
-is enough. Prints one line `ready node=... address=... cluster=...` on standard output when it serves; logs go to
-standard error."""
+DESCRIPTION = """\
+Run one node. The first start of a cluster needs all members up once; afterwards a majority of them is enough.
+Prints one line `ready node=... address=... cluster=...` on standard output when it serves; logs go to standard
+error."""
 EPILOG = """\
 example, in three terminals (N = 1, 2, 3):
   paramserver server --node N --data-dir data/N \\
