@@ -281,8 +281,8 @@ class GroupHandle:
         for replica, home in self.nodes.items():
             if home == node and self._core is not None and replica != self.replica:
                 self._core.connection(replica, closed=closed)
-                if closed and self._sending is not None:
-                    self._sending.disconnected(replica)
+                if self._sending is not None:
+                    self._sending.connection(replica, closed=closed)
         self._mark()
 
     def tick(self, elapsed_ms: int, now_ms: int) -> None:

@@ -82,6 +82,8 @@ class SnapshotSending:
         self._transfers: dict[ReplicaId, _Transfer] = {}
         self._retries: dict[ReplicaId, int] = {}
         """Failed transfers, and when the core is told of it."""
+        self._away: set[ReplicaId] = set()
+        """Peers whose node's connection is closed."""
         self.started = 0
         """Transfers begun in this life."""
 
@@ -96,6 +98,10 @@ class SnapshotSending:
     def start(self, replica: ReplicaId) -> None:
         meta = self._newest()
         if meta is None or replica in self._transfers or replica in self._retries:
+            return
+        if replica in self._away:
+            # No log is held back for it meanwhile; the core asks again at its first sign of life.
+            self._fail_later(replica)
             return
         transfer = _Transfer(replica, meta, _no_chunks())
         self._transfers[replica] = transfer
@@ -209,8 +215,12 @@ class SnapshotSending:
             for piece in transfer.window:
                 self._send_piece(transfer, piece)
 
-    def disconnected(self, replica: ReplicaId) -> None:
-        """Its node's connection closed: it will have forgotten what it received."""
+    def connection(self, replica: ReplicaId, *, closed: bool) -> None:
+        """A peer whose connection closed will have forgotten what it received."""
+        if not closed:
+            self._away.discard(replica)
+            return
+        self._away.add(replica)
         transfer = self._transfers.get(replica)
         if transfer is not None:
             self._end(transfer, ok=False)
@@ -223,10 +233,12 @@ class SnapshotSending:
         if ok:
             self._core.snapshot_sent(transfer.replica, transfer.meta, ok=True)
         else:
-            # The core would ask again at the next sign of life; a refusing peer must not be asked in a tight circle.
-            now_ms = self._services.clock.now_ms()
-            self._retries[transfer.replica] = now_ms + self._services.options.transfer_retry_ms
+            self._fail_later(transfer.replica)
         self._changed()
+
+    def _fail_later(self, replica: ReplicaId) -> None:
+        """The core would ask again at the next sign of life; a refusing peer must not be asked in a tight circle."""
+        self._retries[replica] = self._services.clock.now_ms() + self._services.options.transfer_retry_ms
 
     def _release(self, transfer: _Transfer) -> None:
         transfer.ended = True

@@ -1,0 +1,286 @@
+"""A cluster of real runtimes, cores, logs and snapshot files in one thread: virtual clock, network and disks in memory.
+
+Nothing happens by itself: `run(ms)` lets time pass in ticks, and after each tick delivers, writes and applies until
+all is quiet.
+"""
+
+import random
+import struct
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from consensus.core.interface import Configuration, Entry, NodeId, Payload, ReplicaId
+from consensus.runtime import GroupHandle, NodeRuntime, RuntimeOptions
+from consensus.runtime.interface import Applied, Outcome
+from consensus.storage.checksum import crc32c
+from consensus.storage.interface import GroupAppend, Identity, LogStore
+from consensus.storage.memory import MemoryFileSystem
+from consensus.storage.options import WalOptions
+from consensus.storage.snapshots import SnapshotFiles
+from consensus.storage.wal import Wal
+from consensus.transport.memory import MemoryNetwork
+
+CLUSTER = b"c" * 16
+SEGMENT_BYTES = 64 << 10
+LENGTH = struct.Struct("<I")
+
+
+@dataclass
+class Clock:
+    now: int = 0
+
+    def now_ms(self) -> int:
+        return self.now
+
+
+class Journal:
+    """A state machine that remembers every command: applied twice or lost is easy to see."""
+
+    def __init__(self) -> None:
+        self.commands: list[bytes] = []
+
+    def apply(self, entry: Entry) -> Any:
+        self.commands.append(bytes(entry.payload))
+        return len(self.commands)
+
+    def snapshot(self) -> Iterator[Payload]:
+        for command in self.commands:
+            yield LENGTH.pack(len(command)) + command
+
+    def restore(self, chunks: Iterator[memoryview]) -> None:
+        data, commands, at = b"".join(chunks), [], 0
+        while at < len(data):
+            (length,) = LENGTH.unpack_from(data, at)
+            at += LENGTH.size
+            commands.append(data[at : at + length])
+            at += length
+        self.commands = commands
+
+    def size_bytes(self) -> int:
+        return 0
+
+
+class Listener:
+    """Writes down what it hears."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[Any, ...]] = []
+        self.own_note = b""
+        self.notes: list[tuple[ReplicaId, bytes]] = []
+
+    def leading(self, term: int) -> None:
+        self.events.append(("leading", term))
+
+    def deposed(self, term: int) -> None:
+        self.events.append(("deposed", term))
+
+    def leader_changed(self, leader: ReplicaId, term: int) -> None:
+        self.events.append(("leader", leader, term))
+
+    def applied(self, batch: Sequence[Applied]) -> None:
+        self.events.append(("applied", [entry.index for entry in batch]))
+
+    def restored(self, index: int) -> None:
+        self.events.append(("restored", index))
+
+    def note(self) -> bytes:
+        return self.own_note
+
+    def noted(self, replica: ReplicaId, note: bytes) -> None:
+        self.notes.append((replica, note))
+
+    def of(self, kind: str) -> list[tuple[Any, ...]]:
+        return [event for event in self.events if event[0] == kind]
+
+
+class Writer:
+    """`LogWriter`: writes when told to."""
+
+    def __init__(self, wal: LogStore) -> None:
+        self.wal = wal
+        self.queue: deque[tuple[GroupAppend, Callable[[], None]]] = deque()
+        self.releases: list[tuple[int, int]] = []
+        self.held = False
+        self.log: list[str] = []
+
+    def submit(self, append: GroupAppend, done: Callable[[], None]) -> None:
+        self.queue.append((append, done))
+
+    def release(self, group: int, below_index: int) -> None:
+        self.releases.append((group, below_index))
+        self.wal.release(group, below_index)
+
+    def work(self) -> bool:
+        if self.held or not self.queue:
+            return False
+        batch = list(self.queue)
+        self.queue.clear()
+        self.wal.write([append for append, _ in batch])
+        self.wal.sync()
+        for append, done in batch:
+            if append.install is not None:
+                self.log.append(f"record {append.install.index}")
+            done()
+        return True
+
+
+class Lanes:
+    """`Lanes`: works when told to, a job at a time."""
+
+    def __init__(self) -> None:
+        self.queues: dict[str, deque[tuple[Callable[[], Any], Callable[[Any], None]]]] = {}
+        self.held: set[str] = set()
+        self.jobs = 0
+
+    def run(self, lane: str, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        self.queues.setdefault(lane, deque()).append((work, done))
+
+    def work(self) -> bool:
+        worked = False
+        for lane, jobs in list(self.queues.items()):
+            if jobs and lane not in self.held:
+                work, done = jobs.popleft()
+                self.jobs += 1
+                done(work())
+                worked = True
+        return worked
+
+
+@dataclass
+class Node:
+    runtime: NodeRuntime
+    writer: Writer
+    lanes: Lanes
+    machine: Journal
+    listener: Listener
+    handle: GroupHandle
+    snapshots: SnapshotFiles
+    extra: dict[int, tuple[GroupHandle, Journal, Listener]] = field(default_factory=dict)
+
+
+class Cluster:
+    """`nodes` nodes with one group (1) whose replicas carry their node's number."""
+
+    GROUP = 1
+
+    def __init__(self, nodes: int = 3, options: RuntimeOptions | None = None, seed: int = 1) -> None:
+        self.clock = Clock()
+        self.network = MemoryNetwork()
+        self.options = options or RuntimeOptions()
+        self.members = tuple(range(1, nodes + 1))
+        self.configuration = Configuration(self.members)
+        self.random = random.Random(seed)
+        self.disks = {node: MemoryFileSystem() for node in self.members}
+        self.nodes: dict[NodeId, Node] = {}
+        for node in self.members:
+            self.start(node)
+        for node in self.members:
+            self.network.connect(node)
+
+    def start(self, node: NodeId) -> Node:
+        """A new life of a node on what its disk holds."""
+        disk = self.disks[node]
+        identity = Identity(cluster=CLUSTER, node=node, node_uuid=bytes([node]) * 16)
+        wal, recovery = Wal.open(
+            disk, "wal", identity, WalOptions(segment_bytes=SEGMENT_BYTES, reserve_bytes=SEGMENT_BYTES)
+        )
+        writer, lanes, store = Writer(wal), Lanes(), SnapshotFiles(disk, "snapshots")
+        seed = self.random.randrange(1 << 30)
+        runtime = NodeRuntime(
+            node=node,
+            recovery=recovery,
+            writer=writer,
+            snapshots=store,
+            lanes=lanes,
+            transport=self.network.transport(node),
+            clock=self.clock,
+            random=lambda group: random.Random(seed + group),
+            options=self.options,
+        )
+        machine, listener = Journal(), Listener()
+        handle = runtime.add_group(
+            group=self.GROUP,
+            replica=node,
+            configuration=self.configuration,
+            nodes={member: member for member in self.members},
+            machine=machine,
+            listener=listener,
+        )
+        self.nodes[node] = Node(runtime, writer, lanes, machine, listener, handle, store)
+        runtime.start()
+        return self.nodes[node]
+
+    def restart(self, node: NodeId) -> Node:
+        started = self.start(node)
+        self.network.connect(node)
+        return started
+
+    def kill(self, node: NodeId) -> None:
+        """kill -9: what was written stays in the page cache."""
+        del self.nodes[node]
+        self.disks[node].kill()
+        self.network.leave(node)
+
+    def crash(self, node: NodeId) -> None:
+        """Power is gone: what was not synced is lost."""
+        del self.nodes[node]
+        self.disks[node].crash(random.Random(7))
+        self.network.leave(node)
+
+    def quiet(self) -> None:
+        """Deliver, write and apply until there is nothing left to do."""
+        for _ in range(10_000):
+            worked = self.network.deliver(1000) > 0
+            for node in list(self.nodes.values()):
+                worked |= node.writer.work()
+                worked |= node.lanes.work()
+            if not worked:
+                return
+        raise AssertionError("it never gets quiet")
+
+    def tick(self, ms: int = 10) -> None:
+        self.clock.now += ms
+        for node in list(self.nodes.values()):
+            node.runtime.tick()
+        self.quiet()
+
+    def run(self, ms: int) -> None:
+        for _ in range(ms // 10):
+            self.tick()
+
+    def until(self, condition: Callable[[], bool], ms: int = 5000) -> int:
+        """Let time pass until it holds; returns how long it took."""
+        for waited in range(0, ms, 10):
+            if condition():
+                return waited
+            self.tick()
+        raise AssertionError(f"not within {ms} ms")
+
+    def leader(self) -> Node:
+        found: list[Node] = []
+
+        def one() -> bool:
+            found[:] = [node for node in self.nodes.values() if node.handle.ready_to_serve]
+            return len(found) == 1
+
+        self.until(one)
+        return found[0]
+
+    def followers(self) -> list[Node]:
+        leader = self.leader()
+        return [node for node in self.nodes.values() if node is not leader]
+
+    def propose(self, payload: bytes, at: Node | None = None) -> list[Outcome]:
+        """Returns the list that the outcome will be in."""
+        outcomes: list[Outcome] = []
+        (at or self.leader()).handle.propose(payload, crc32c(payload), outcomes.append)
+        return outcomes
+
+    def commit(self, *payloads: bytes) -> None:
+        """Propose and see them applied everywhere that is up."""
+        for payload in payloads:
+            self.propose(payload)
+        self.quiet()
+        self.run(100)
