@@ -8,11 +8,13 @@ know: what subscribers do with it.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import grpc
 
-from consensus.core.interface import GroupId
+from consensus.core.interface import GroupId, ReplicaId
+from consensus.runtime.interface import Applied, GroupListener
 from paramserver.rpc.calls import Calls, Context
 from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.errors import Reason, Refusal
@@ -70,6 +72,38 @@ class Board:
 
     def __len__(self) -> int:
         return len(self._subscribers)
+
+
+class Announced:
+    """A group's listener that tells the board who leads, and the group's owner everything."""
+
+    def __init__(self, group: GroupId, owner: GroupListener, board: Board) -> None:
+        self._group = group
+        self._owner = owner
+        self._board = board
+
+    def leading(self, term: int) -> None:
+        self._owner.leading(term)
+        self._board.leading(self._group, term)
+
+    def deposed(self, term: int) -> None:
+        self._board.deposed(self._group)
+        self._owner.deposed(term)
+
+    def leader_changed(self, leader: ReplicaId, term: int) -> None:
+        self._owner.leader_changed(leader, term)
+
+    def applied(self, batch: Sequence[Applied]) -> None:
+        self._owner.applied(batch)
+
+    def restored(self, index: int) -> None:
+        self._owner.restored(index)
+
+    def note(self) -> bytes:
+        return self._owner.note()
+
+    def noted(self, replica: ReplicaId, note: bytes) -> None:
+        self._owner.noted(replica, note)
 
 
 class WatchService:

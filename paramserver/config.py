@@ -1,0 +1,155 @@
+"""What a server is told at its start.
+
+Owns `NodeConfig`. Invariant: a configuration in which `validate` finds no problem can be started, as far as that can be
+known without touching ports and disks. Must not know: command lines, how anything is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from consensus.core.raft.config import RaftConfig
+from consensus.runtime.options import RuntimeOptions, default_raft
+from consensus.storage.options import WalOptions
+from paramserver.catalogue.bootstrap import NODES_MAX
+from paramserver.catalogue.leases import LEASE_MS
+
+LEASE_MS_MIN, LEASE_MS_MAX = 1_000, 3_600_000
+NODE_MAX = 65_535
+TOKEN_CHARACTERS_MAX = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """One server. Times in milliseconds, sizes in bytes."""
+
+    node: int
+    """This server's number in `members`."""
+    members: Mapping[int, str] = field(default_factory=dict)
+    """Node -> host:port, the same list on every node: the cluster's id derives from it (RULES I2)."""
+    data_dir: str = ""
+    """This node's folder. Made when it is missing; one of another node or cluster is refused."""
+    token: str = ""
+    """Sets clusters with the same member list apart."""
+    listen: str = ""
+    """host:port to bind; this node's address in `members` when empty."""
+    allow_remote: bool = False
+    """Bind an address that is not loopback. Nothing is encrypted or authenticated yet: only in a network you trust."""
+    heartbeat_ms: int = 50
+    election_timeout_ms: int = 300
+    """A follower that hears nothing for this long, and a random part of its spread more, campaigns."""
+    lease_ms: int = LEASE_MS
+    """How long a silent worker keeps its rank."""
+    segment_bytes: int = 64 << 20
+    """A segment of the write-ahead log."""
+    snapshot_log_bytes_min: int = 8 << 20
+    """No snapshot before the log since the last one is this long."""
+
+    @property
+    def address(self) -> str:
+        """Where other nodes and workers reach this one."""
+        return self.members.get(self.node, "")
+
+    @property
+    def bind(self) -> str:
+        return self.listen or self.address
+
+    def validate(self) -> list[str]:
+        """All problems at once, a line each."""
+        problems = [*self._identity_problems(), *self._address_problems()]
+        if not self.data_dir:
+            problems.append("data_dir is missing: name the folder where this node keeps its log")
+        if not LEASE_MS_MIN <= self.lease_ms <= LEASE_MS_MAX:
+            problems.append(f"lease_ms is {self.lease_ms}; expected {LEASE_MS_MIN} to {LEASE_MS_MAX}")
+        return problems + self._time_problems() + self._size_problems()
+
+    def runtime_options(self) -> RuntimeOptions:
+        usual = RuntimeOptions()
+        return RuntimeOptions(
+            raft=self._raft(),
+            tick_ms=min(usual.tick_ms, max(1, self.heartbeat_ms // 2)),
+            stall_ms=max(1, self.election_timeout_ms // 2),
+            snapshot_log_bytes_min=self.snapshot_log_bytes_min,
+        )
+
+    def wal_options(self) -> WalOptions:
+        return WalOptions(segment_bytes=self.segment_bytes)
+
+    def _raft(self) -> RaftConfig:
+        usual = default_raft()
+        # What spreads campaigns scales with the timeout, so that a slower cluster elects as calmly as a fast one.
+        scale = self.election_timeout_ms / usual.election_timeout_ms
+        return RaftConfig(
+            heartbeat_ms=self.heartbeat_ms,
+            election_timeout_ms=self.election_timeout_ms,
+            election_spread_ms=max(1, round(usual.election_spread_ms * scale)),
+            place_delay_ms=max(1, round(usual.place_delay_ms * scale)),
+            append_bytes_max=usual.append_bytes_max,
+        )
+
+    def _identity_problems(self) -> list[str]:
+        problems = []
+        if not 1 <= self.node <= NODE_MAX:
+            problems.append(f"node is {self.node}; expected 1 to {NODE_MAX}")
+        elif self.members and self.node not in self.members:
+            known = ", ".join(str(node) for node in sorted(self.members))
+            problems.append(f"node {self.node} is not in members; they are {known}")
+        if not self.members:
+            problems.append("members is missing: 1=host:port,2=host:port,..., the same list on every node")
+        elif len(self.members) > NODES_MAX:
+            problems.append(f"members has {len(self.members)} nodes; at most {NODES_MAX} are possible")
+        odd = [node for node in self.members if not 1 <= node <= NODE_MAX]
+        problems += [f"node {node} in members: expected 1 to {NODE_MAX}" for node in odd]
+        if len(self.token) > TOKEN_CHARACTERS_MAX:
+            problems.append(f"token has {len(self.token)} characters; at most {TOKEN_CHARACTERS_MAX} are possible")
+        return problems
+
+    def _address_problems(self) -> list[str]:
+        problems = []
+        named = [(f"address of node {node}", address) for node, address in sorted(self.members.items())]
+        if self.listen:
+            named.append(("listen", self.listen))
+        for what, address in named:
+            if split_address(address) is None:
+                problems.append(f"{what} is {address!r}; expected host:port with a port from 1 to 65535")
+        if len(set(self.members.values())) != len(self.members):
+            problems.append("members: two nodes have the same address")
+        host = split_address(self.bind)
+        if host is not None and not is_loopback(host[0]) and not self.allow_remote:
+            problems.append(
+                f"{self.bind} is not loopback, and nothing is encrypted or authenticated yet; "
+                "allow_remote (--allow-remote) binds it all the same"
+            )
+        return problems
+
+    def _time_problems(self) -> list[str]:
+        if self.heartbeat_ms < 1 or self.election_timeout_ms < 1:
+            return ["heartbeat_ms and election_timeout_ms must be at least 1"]
+        if self.heartbeat_ms >= self.election_timeout_ms:
+            times = f"heartbeat_ms ({self.heartbeat_ms}) must be below election_timeout_ms ({self.election_timeout_ms})"
+            return [f"{times}: several heartbeats should fit into one timeout"]
+        return self.runtime_options().validate()
+
+    def _size_problems(self) -> list[str]:
+        try:
+            self.wal_options().validate()
+        except ValueError as error:
+            return [str(error)]
+        return []
+
+
+def split_address(address: str) -> tuple[str, int] | None:
+    """(host, port), or None for what is none."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
+        return None
+    if any(c.isspace() or not c.isprintable() or c in "/\\" for c in host):
+        return None
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        return None
+    return host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    return host == "localhost" or host == "[::1]" or host.startswith("127.")

@@ -1,0 +1,397 @@
+"""A server, wired together: the composition root, and the life of one process.
+
+Owns the order of starting (port, folder, log, groups, peers, service) and of stopping. Invariants: the port is bound
+and the configuration found sound before the data folder is touched; no group runs before every member holds this
+folder's uuid (RULES I2); one event loop serves everything, and disk, sums and apply have threads of their own (C3).
+Must not know: what any of the parts does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+import os
+import random
+import signal
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import grpc.aio
+
+from consensus.core.interface import GroupId, NodeId, ReplicaId
+from consensus.runtime import GroupHandle, NodeRuntime
+from consensus.runtime.interface import GroupListener, Outcome, StateMachine
+from consensus.runtime.threads import MonotonicClock, ThreadLanes, ThreadLogWriter, Ticker, end_process
+from consensus.storage.errors import EXIT_STORAGE_FAILED, IdentityMismatch, StorageError, UnknownFormat
+from consensus.storage.filesystem import DirectoryLock, OsFileSystem
+from consensus.storage.identity import NodeIdentity, load_or_create
+from consensus.storage.interface import Recovery
+from consensus.storage.snapshots import SnapshotFiles
+from consensus.storage.wal import Wal
+from consensus.transport.errors import IntroductionRefused
+from consensus.transport.grpc import GrpcOptions, GrpcTransport, server_options
+from paramserver.catalogue.bootstrap import CATALOGUE_GROUP, cluster_id, data_groups, layout
+from paramserver.catalogue.leader import CatalogueLeader
+from paramserver.catalogue.machine import CatalogueMachine
+from paramserver.catalogue.state import Node as Member
+from paramserver.config import NodeConfig
+from paramserver.observe.counters import Counters
+from paramserver.observe.lag import LoopLag
+from paramserver.optim.known_answers import check_arithmetic, known_answers
+from paramserver.rpc.admin import AdminService, Identity
+from paramserver.rpc.calls import Calls
+from paramserver.rpc.catalogue import CatalogueService
+from paramserver.rpc.data import DataService
+from paramserver.rpc.execute import Executor, InternalService
+from paramserver.rpc.groups import Groups, Hosted, propose
+from paramserver.rpc.pull import Puller
+from paramserver.rpc.watch import Announced, Board, WatchService
+from paramserver.shard.leader import ShardLeader
+from paramserver.shard.machine import ShardMachine
+from paramserver.wire.allocator import keep_memory
+
+__all__ = ["NodeConfig", "run"]
+
+log = logging.getLogger("paramserver")
+
+EXIT_OK = 0
+EXIT_CONFIGURATION = 2
+"""Configuration, a port that is taken, a folder of another node: nothing was served."""
+MESSAGE_BYTES_MAX = (4 << 20) + (64 << 10)
+"""A message from anybody: 4 MiB of content and its header. Larger ones are refused before memory is taken for them."""
+CALLS_MAX = 8192
+"""Calls and streams served at a time; gRPC refuses further ones with RESOURCE_EXHAUSTED."""
+STOP_GRACE_S = 0.3
+"""What calls that are under way get at a clean stop."""
+CONNECT_MS = 500
+"""How long a starting node waits for its peers' connections before it takes part without them."""
+DURABILITY = "fsync"
+
+
+class CannotStart(Exception):
+    """One line of cause and repair; the process ends with EXIT_CONFIGURATION."""
+
+
+def run(config: NodeConfig) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code. What is wrong is said on standard error."""
+    problems = config.validate()
+    if problems:
+        _say(problems)
+        return EXIT_CONFIGURATION
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    log.info(keep_memory())
+    try:
+        return asyncio.run(_serve(config))
+    except CannotStart as error:
+        _say([str(error)])
+        return EXIT_CONFIGURATION
+    except (IdentityMismatch, UnknownFormat) as error:
+        _say([str(error)])
+        return EXIT_CONFIGURATION
+    except StorageError as error:
+        _say([str(error)])
+        return EXIT_STORAGE_FAILED
+
+
+def _say(problems: Iterable[str]) -> None:
+    for problem in problems:
+        print(f"paramserver server: {problem}", file=sys.stderr)
+
+
+async def _serve(config: NodeConfig) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    transport_options = GrpcOptions(message_bytes_max=MESSAGE_BYTES_MAX)
+    server = grpc.aio.server(options=server_options(transport_options), maximum_concurrent_rpcs=CALLS_MAX)
+    _bind(server, config.bind)
+    disk = Disk.open(config)
+    try:
+        node = Node(config, disk, server, transport_options, loop)
+        await node.start(stop)
+        await stop.wait()
+        await node.stop()
+    finally:
+        disk.lock.release()
+    return EXIT_OK
+
+
+def _bind(server: grpc.aio.Server, address: str) -> None:
+    try:
+        if server.add_insecure_port(address) != 0:
+            return
+    except RuntimeError:
+        pass
+    raise CannotStart(
+        f"cannot bind {address}: the port is taken or the address is not of this machine; stop what listens there "
+        f"(ss -ltnp shows it), or change this node's address in the member list of every node"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """The data folder: locked, known to be this node's, its log recovered."""
+
+    lock: DirectoryLock
+    identity: NodeIdentity
+    wal: Wal
+    recovery: Recovery
+    snapshots: SnapshotFiles
+
+    @classmethod
+    def open(cls, config: NodeConfig) -> Disk:
+        """Raises `StorageError`, `CannotStart`."""
+        folder, filesystem = config.data_dir, OsFileSystem()
+        try:
+            lock = DirectoryLock(folder)
+        except OSError as error:
+            raise CannotStart(f"cannot use data folder {folder!r}: {error.strerror}") from None
+        try:
+            cluster = cluster_id(config.members, config.token)
+            identity = load_or_create(filesystem, folder, cluster, config.node)
+            wal, recovery = Wal.open(filesystem, f"{folder}/wal", identity.identity(), config.wal_options())
+            snapshots = SnapshotFiles(filesystem, f"{folder}/snapshots")
+        except BaseException:
+            lock.release()
+            raise
+        for warning in recovery.warnings:
+            log.warning("log: %s", warning)
+        if recovery.discarded_tail_bytes:
+            log.warning("log: discarded a torn tail of %d bytes", recovery.discarded_tail_bytes)
+        if recovery.damage:
+            log.error("log: %s", recovery.damage)
+        return cls(lock, identity, wal, recovery, snapshots)
+
+
+class Node:
+    """All parts of one server, on one event loop."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        disk: Disk,
+        server: grpc.aio.Server,
+        transport_options: GrpcOptions,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._config = config
+        self._disk = disk
+        self._server = server
+        self._cluster = disk.identity.cluster
+        self._counters = Counters()
+        self._lag = LoopLag()
+        self._board = Board()
+        self._clock = MonotonicClock()
+        self._tasks: list[asyncio.Task[None]] = []
+        post = loop.call_soon_threadsafe
+        self._writer = ThreadLogWriter(disk.wal, post, flush_bytes_max=config.wal_options().flush_bytes_max)
+        self._lanes = ThreadLanes(post, at_start=_check_lane)
+        self._transport = GrpcTransport(
+            folder=disk.identity,
+            incarnation=disk.recovery.incarnation,
+            addresses=config.members,
+            options=transport_options,
+            kernel_answers=known_answers(),
+        )
+        options = config.runtime_options()
+        self._runtime = NodeRuntime(
+            node=config.node,
+            recovery=disk.recovery,
+            writer=self._writer,
+            snapshots=disk.snapshots,
+            lanes=self._lanes,
+            transport=self._transport,
+            clock=self._clock,
+            random=lambda _: random.Random(os.urandom(16)),
+            options=options,
+            fatal=end_process,
+        )
+        self._ticker = Ticker(self._runtime, tick_ms=options.tick_ms)
+        self._groups = Groups(node=config.node, addresses=config.members, layout=layout(config.members))
+        self._shards: dict[GroupId, ShardLeader] = {}
+        self._catalogue = CatalogueMachine(data_groups(config.members))
+        self._internal = InternalService(self._groups, self._cluster)
+        self._executor = Executor(self._groups, self._internal, self._cluster)
+        self._catalogue_leader = CatalogueLeader(
+            self._catalogue,
+            propose=self._propose_to_catalogue,
+            execute=self._executor,
+            elsewhere=lambda: self._groups.elsewhere(CATALOGUE_GROUP),
+            nodes=self._members,
+            now_ms=self._clock.now_ms,
+            lease_ms=config.lease_ms,
+        )
+        self._add_groups()
+        self._register_services()
+
+    # --- life
+
+    async def start(self, stop: asyncio.Event) -> None:
+        """Returns when this node serves, or when `stop` is set before. Raises `CannotStart`."""
+        await self._server.start()
+        self._transport.start()
+        self._tasks.append(asyncio.create_task(self._lag.run(), name="loop lag"))
+        introduced = asyncio.create_task(self._introduced())
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait({introduced, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not introduced.done():
+            introduced.cancel()
+            return
+        introduced.result()
+        await self._peers_connected()
+        self._runtime.start()
+        self._ticker.start()
+        address = self._config.address
+        print(f"ready node={self._config.node} address={address} cluster={self._cluster.hex()}", flush=True)
+
+    async def _peers_connected(self) -> None:
+        """Give connections a moment: a first campaign that nobody hears only delays the next, and moves leadership away
+        from the preferred node (C6)."""
+        peers = set(self._config.members) - {self._config.node}
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + CONNECT_MS / 1000
+        while not peers <= self._transport.connected and loop.time() < deadline:
+            await asyncio.sleep(0.005)
+
+    async def stop(self) -> None:
+        """Everything that was acknowledged is durable already; what waits gets told, and the log is closed clean."""
+        log.info("stopping")
+        self._runtime.stop()
+        self._ticker.stop()
+        for task in self._tasks:
+            task.cancel()
+        await self._server.stop(STOP_GRACE_S)
+        await self._transport.close()
+        await self._executor.close()
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._writer.close)
+        await loop.run_in_executor(None, self._lanes.close)
+        log.info("stopped")
+
+    async def _introduced(self) -> None:
+        def waiting(missing: list[NodeId]) -> None:
+            names = ", ".join(f"node {node} ({self._config.members[node]})" for node in missing)
+            log.info("a new folder: all members must be up once; waiting for %s", names)
+
+        try:
+            await self._transport.introduced(waiting)
+        except IntroductionRefused as error:
+            raise CannotStart(str(error)) from None
+
+    # --- groups
+
+    def _add_groups(self) -> None:
+        for group, configuration in self._groups.layout.items():
+            if self._config.node not in configuration.voters:
+                continue
+            replica: ReplicaId = self._config.node
+            machine, listener = self._room(group, replica)
+            handle = self._runtime.add_group(
+                group=group,
+                replica=replica,
+                configuration=configuration,
+                nodes={voter: voter for voter in configuration.voters},
+                machine=machine,
+                listener=Announced(group, listener, self._board),
+            )
+            self._groups.hosted[group] = Hosted(group, replica, handle, machine)
+            if handle.problem:
+                log.error("group %d does not run here: %s", group, handle.problem)
+
+    def _room(self, group: GroupId, replica: ReplicaId) -> tuple[StateMachine, GroupListener]:
+        if group == CATALOGUE_GROUP:
+            return self._catalogue, self._catalogue_leader
+        machine = ShardMachine(group)
+        leader = ShardLeader(
+            machine=machine,
+            replica=replica,
+            propose=lambda payload, crc, done: self._handle(group).propose(payload, crc, done),
+            lanes=self._lanes,
+            address_of=lambda member: self._config.members.get(member, ""),
+            on_alarm=lambda line: log.error("alarm: %s", line),
+            on_leading=lambda term: log.info("this node leads group %d in term %d", group, term),
+        )
+        self._shards[group] = leader
+        self._counters.include("", lambda: leader.counters)
+        return machine, leader
+
+    def _handle(self, group: GroupId) -> GroupHandle:
+        return self._runtime.groups[group]
+
+    async def _propose_to_catalogue(self, payload: bytes) -> Outcome:
+        return await propose(self._handle(CATALOGUE_GROUP), payload)
+
+    def _members(self) -> dict[NodeId, Member]:
+        """As far as their folders are known here."""
+        uuids = {**self._disk.identity.peers, self._config.node: self._disk.identity.uuid}
+        return {node: Member(node, self._config.members[node], uuid) for node, uuid in uuids.items()}
+
+    # --- services
+
+    def _register_services(self) -> None:
+        calls = Calls(self._counters)
+        config, cluster = self._config, self._cluster
+        hosts_catalogue = CATALOGUE_GROUP in self._groups.hosted
+        catalogue = self._catalogue if hosts_catalogue else None
+        puller = Puller(self._groups, self._shards)
+        data = DataService(leaders=self._shards, groups=self._groups, puller=puller, cluster=cluster)
+        admin = AdminService(
+            identity=Identity(
+                node=config.node,
+                address=config.address,
+                cluster=cluster,
+                node_uuid=self._disk.identity.uuid,
+                incarnation=self._disk.recovery.incarnation,
+                version=_version(),
+                durability=DURABILITY,
+            ),
+            groups=self._groups,
+            catalogue=catalogue,
+            alarms=self._alarms,
+            counters=self._counters.all,
+            gauges=lambda: {**self._lag.gauges(), "push_streams": data.streams, "watchers": len(self._board)},
+        )
+        self._counters.include("peers_dropped_", lambda: self._transport.dropped)
+        self._counters.include("messages_dropped_", lambda: self._runtime.dropped)
+        self._counters.include("wal_", lambda: {"syncs": self._writer.syncs})
+        self._transport.register(self._server)
+        self._server.add_generic_rpc_handlers(
+            (
+                CatalogueService(
+                    leader=self._catalogue_leader, machine=catalogue, groups=self._groups, cluster=cluster
+                ).handlers(calls),
+                data.handlers(calls),
+                WatchService(self._board, node=config.node, address=config.address, cluster=cluster).handlers(calls),
+                admin.handlers(calls),
+                self._internal.handlers(calls),
+            )
+        )
+
+    def _alarms(self) -> list[str]:
+        lines = [alarm for leader in self._shards.values() for alarm in leader.alarms]
+        for group, hosted in self._groups.hosted.items():
+            if problem := hosted.handle.status().problem:
+                lines.append(f"group {group} does not run on node {self._config.node}: {problem}")
+        return lines + self._catalogue_leader.troubles()
+
+
+def _check_lane(lane: str) -> None:
+    if lane in ("apply", "sum"):
+        check_arithmetic()
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("paramserver")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
