@@ -1,20 +1,28 @@
 """A parameter server that cannot lose a step; `paramserver.connect()` is the front door."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from paramserver.wire.spec import adam, momentum, sgd
     from worker import connect
 
-__all__ = ["connect"]
+_HOMES = {
+    "connect": "worker",
+    "adam": "paramserver.wire.spec",
+    "momentum": "paramserver.wire.spec",
+    "sgd": "paramserver.wire.spec",
+}
+
+__all__ = ["adam", "connect", "momentum", "sgd"]
 
 
 def __getattr__(name: str) -> Any:
     # Looked up on first use: servers import this package too, and have no need of the worker.
-    if name == "connect":
-        from worker import connect
-
-        return connect
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(home), name)
 
 
 def __dir__() -> list[str]:
