@@ -65,6 +65,7 @@ CALLS_MAX = 8192
 """Calls and streams served at a time; gRPC refuses further ones with RESOURCE_EXHAUSTED."""
 STOP_GRACE_S = 0.3
 """What calls that are under way get at a clean stop."""
+CONNECT_CHECK_MS = 5
 CONNECT_MS = 500
 """How long a starting node waits for its peers' connections before it takes part without them."""
 DURABILITY = "fsync"
@@ -258,10 +259,10 @@ class Node:
         """Give connections a moment: a first campaign that nobody hears only delays the next, and moves leadership away
         from the preferred node (C6)."""
         peers = set(self._config.members) - {self._config.node}
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + CONNECT_MS / 1000
-        while not peers <= self._transport.connected and loop.time() < deadline:
-            await asyncio.sleep(0.005)
+        for _ in range(CONNECT_MS // CONNECT_CHECK_MS):
+            if peers <= self._transport.connected:
+                return
+            await asyncio.sleep(CONNECT_CHECK_MS / 1000)
 
     async def stop(self) -> None:
         """Everything that was acknowledged is durable already; what waits gets told, and the log is closed clean."""
