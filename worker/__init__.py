@@ -1,1 +1,34 @@
-"""What training code runs; also reachable as paramserver.connect."""
+"""What training code runs; also reachable as paramserver.connect.
+
+`connect()` gives a `Client`, `Client.model()` a `Model` with `pull`, `push_pull` and `wait`; `errors` is the tree of
+what they raise. Names are looked up on first use: `import worker` costs nothing. A file of your own called worker.py
+shadows this package (`paramserver.connect` will then say that it found no `connect`): rename that file.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from worker.client import Client, connect
+    from worker.model import Model
+    from worker.tensors import Tensors
+
+_HOMES = {
+    "connect": "worker.client",
+    "Client": "worker.client",
+    "Model": "worker.model",
+    "Tensors": "worker.tensors",
+}
+
+__all__ = ["Client", "Model", "Tensors", "connect"]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,351 @@
+"""The front door: `connect()` and the `Client` it gives.
+
+    with paramserver.connect("127.0.0.1:7001,127.0.0.1:7002,127.0.0.1:7003") as client:
+        model = client.model("demo", {"w": (10,)}, optimizer=paramserver.sgd(0.1), rank=0, initial={"w": zeros})
+
+Owns the background thread, the session, and what all models of a client share: channels, routes, group 0. Invariants:
+every call has one finite budget; a call after `close()` raises Closed; a client used in a forked child raises Forked,
+for gRPC does not survive a fork. Must not know: steps, blocks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import socket
+import threading
+import weakref
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias, TypeVar
+
+from paramserver.wire.errors import Refusal
+from paramserver.wire.spec import (
+    BLOCK_BYTES_DEFAULT,
+    ModelSpec,
+    NonFinite,
+    OptimizerSpec,
+    Reduction,
+    TensorSpec,
+)
+from worker import session as sessions
+from worker.catalogue import Catalogue
+from worker.channels import GrpcNetwork
+from worker.errors import Closed, DeadlineExceeded, Forked, InvalidArgument, ParameterServerError, Unavailable
+from worker.initialize import Initial, Initializer
+from worker.loop import LoopThread
+from worker.membership import Cluster, Discovery, Watchers
+from worker.model import Model
+from worker.network import Network
+from worker.refusals import to_error
+from worker.retry import CLOSE_TIMEOUT_S, TIMEOUT_S, Budget, check_timeout
+from worker.routing import Route, Routes
+from worker.within import within
+
+T = TypeVar("T")
+
+Tensors: TypeAlias = "Mapping[str, Sequence[int]] | Sequence[TensorSpec]"
+"""name -> shape, in the order they lie in; or TensorSpecs."""
+SessionPlace: TypeAlias = "str | os.PathLike[str] | Callable[[str], Path] | None"
+
+SERVERS_MAX = 1024
+
+
+def connect(
+    servers: str | Sequence[str],
+    *,
+    name: str | None = None,
+    timeout: float = TIMEOUT_S,
+    session_file: SessionPlace = None,
+    network: Callable[[], Network] = GrpcNetwork,
+) -> Client:
+    """Connect to a cluster.
+
+    servers: "host:port,host:port,..." or a list; one that answers is enough, all others are learned from it. name: how
+    servers name this client to others (default: host and process id). timeout: seconds; of this call, and the default
+    of every call on the client. session_file: where the session is kept, so that the same program started again takes
+    its rank back at once. A path, or a
+        function from the cluster's id (hexadecimal) to one. None: the session ends with the process.
+    network: for tests.
+
+    Raises InvalidArgument, Unavailable (nobody answered in time), SessionFileError.
+    """
+    addresses = parse_servers(servers)
+    check_timeout(timeout, "connect")
+    client_name = name if name is not None else _default_name()
+    client = Client(addresses, name=client_name, timeout=timeout, network=network)
+    try:
+        client._open(session_file)
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+class Client:
+    """A connection to a cluster. Made by `connect`; a context manager. Models of one client may be used in several
+    threads, one model in one thread at a time."""
+
+    def __init__(self, servers: Sequence[str], *, name: str, timeout: float, network: Callable[[], Network]) -> None:
+        self.name = name
+        self.timeout = timeout
+        self._servers = servers
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._models: list[Model] = []
+        self._file: sessions.SessionFile | None = None
+        self._make_network = network
+        self._loop = LoopThread("paramserver-client")
+        self._network: Network
+        self._cluster: Cluster
+        self._problems: dict[str, str] = {}
+        self._routes = Routes()
+        self._watchers: Watchers
+        self._catalogue: Catalogue
+        self._forget = _close_at_exit(self)
+
+    # --- opening
+
+    def _open(self, session_file: SessionPlace) -> None:
+        try:
+            self._run(self._discover(), self.timeout, "connect", lambda: "")
+        except DeadlineExceeded:
+            reasons = "; ".join(f"{server}: {problem}" for server, problem in sorted(self._problems.items()))
+            raise Unavailable(
+                f"no server answered within {self.timeout:g} s ({reasons or ', '.join(self._servers)})",
+                "are they running, and are these their addresses?",
+            ) from None
+        cluster = self.cluster
+        if session_file is None:
+            session = sessions.new(cluster)
+        else:
+            self._file = sessions.SessionFile.open(
+                session_file(cluster) if callable(session_file) else session_file, cluster
+            )
+            session = self._file.session
+        self._run(self._start(session), self.timeout, "connect", lambda: "")
+
+    async def _discover(self) -> None:
+        self._network = self._make_network()
+        discovery = Discovery(self._network, self._servers)
+        self._problems = discovery.problems
+        self._cluster = await discovery.run(self._routes)
+
+    async def _start(self, session: sessions.Session) -> None:
+        self._watchers = Watchers(self._network, self._cluster, self._routes, self.name)
+        self._watchers.start()
+        self._catalogue = Catalogue(self._network, self._cluster, self._routes, session, self.name)
+
+    # --- what it knows
+
+    @property
+    def cluster(self) -> str:
+        """The cluster's id, hexadecimal."""
+        return self._cluster.identity.hex()
+
+    @property
+    def nodes(self) -> dict[int, str]:
+        """Node -> address."""
+        return {node.node: node.address for node in self._cluster.nodes.values()}
+
+    def leaders(self) -> dict[int, Route]:
+        """Group -> who leads it, as far as this client knows (group 0: the catalogue). Costs nothing."""
+        return self._routes.known()
+
+    def unreachable(self) -> dict[int, str]:
+        """Node -> why, for nodes to which no connection stands."""
+        self._check()
+        return self._run(_value(self._watchers.unreachable), self.timeout, "unreachable", lambda: "")
+
+    # --- models
+
+    def model(
+        self,
+        name: str,
+        tensors: Tensors | None = None,
+        *,
+        optimizer: OptimizerSpec | None = None,
+        ranks: int = 1,
+        rank: int | None = None,
+        initial: Initial | None = None,
+        reduction: Reduction = Reduction.MEAN,
+        non_finite: NonFinite = NonFinite.REJECT,
+        block_bytes: int = BLOCK_BYTES_DEFAULT,
+        timeout: float | None = None,
+    ) -> Model:
+        """Create a model or open the one of that name, and take a rank of it.
+
+        tensors, optimizer: what it is; without them it must exist. One of the same name and another spec is
+        SpecMismatch. ranks: how many workers push each step; every one of them, `rank` from 0, must. rank: the one
+        this handle pushes as; None: it only pulls. initial: values by name, or a function that gives them; used by the
+        first client only (RULES M3). Without it the call
+            waits until another client has sent them.
+        block_bytes: size of a block, the unit of everything; a multiple of 4096.
+
+        Returns when the model is open and the rank held. Raises SpecMismatch, NotFound, RankTaken, InvalidArgument,
+        DeadlineExceeded."""
+        self._check()
+        budget_s = self.timeout if timeout is None else timeout
+        if tensors is None:
+            if optimizer is not None or initial is not None:
+                raise InvalidArgument(f"model {name!r}: optimizer or initial values without tensors", "pass `tensors`")
+            spec = None
+        else:
+            spec = self._spec(name, tensors, optimizer, ranks, reduction, non_finite, block_bytes)
+        model = Model(client=self, name=name)
+        initializer = Initializer(
+            network=self._network, cluster=self._cluster, routes=self._routes, catalogue=self._catalogue
+        )
+
+        async def work() -> None:
+            described = await (self._catalogue.describe(name) if spec is None else self._catalogue.create(spec))
+            described = await initializer.run(described, initial)
+            await model._start(
+                described,
+                rank,
+                network=self._network,
+                cluster=self._cluster,
+                routes=self._routes,
+                watchers=self._watchers,
+                catalogue=self._catalogue,
+            )
+
+        def why() -> str:
+            unreachable = ", ".join(map(str, self._watchers.unreachable()))
+            known = (initializer.state, self._catalogue.problem, unreachable and f"nodes {unreachable} unreachable")
+            return "; ".join(part for part in known if part)
+
+        self._run(work(), budget_s, f"model {name!r}", why)
+        if self._file is not None and rank is not None:
+            self._file.note(name, rank)
+        with self._lock:
+            self._models.append(model)
+        return model
+
+    @staticmethod
+    def _spec(
+        name: str,
+        tensors: Tensors,
+        optimizer: OptimizerSpec | None,
+        ranks: int,
+        reduction: Reduction,
+        non_finite: NonFinite,
+        block_bytes: int,
+    ) -> ModelSpec:
+        if optimizer is None:
+            raise InvalidArgument(f"model {name!r}: no optimizer", "pass one, such as paramserver.sgd(0.1)")
+        if isinstance(tensors, Mapping):
+            specs = tuple(TensorSpec(one, tuple(shape)) for one, shape in tensors.items())
+        else:
+            specs = tuple(tensors)
+        spec = ModelSpec(name, specs, optimizer, ranks, reduction, non_finite, block_bytes)
+        problems = spec.validate()
+        if problems:
+            raise InvalidArgument("; ".join(str(problem) for problem in problems))
+        return spec
+
+    # --- the end
+
+    def close(self, *, release: bool = True) -> None:
+        """Close all models and the connection. `release`: let others have the ranks at once; otherwise their leases
+        end by themselves. A second call does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            models, self._models = self._models, []
+        self._forget()
+        if os.getpid() != self._pid:
+            return
+        for model in models:
+            model._close(release)
+        try:
+            self._loop.submit(self._shut()).result(CLOSE_TIMEOUT_S)
+        except (ParameterServerError, TimeoutError):
+            pass  # the process goes on either way, and sockets close with it
+        self._loop.stop()
+        if self._file is not None:
+            self._file.close()
+
+    async def _shut(self) -> None:
+        if hasattr(self, "_watchers"):
+            await self._watchers.close()
+        if hasattr(self, "_network"):
+            await self._network.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- for Model
+
+    def _check(self) -> None:
+        if os.getpid() != self._pid:
+            raise Forked("this client was made before a fork", "connect() in the child; gRPC does not survive a fork")
+        if self._closed:
+            raise Closed("the client is closed", "connect() again")
+
+    def _run(self, work: Coroutine[Any, Any, T], timeout_s: float, what: str, why: Callable[[], str]) -> T:
+        """Run `work` on the loop within a budget. Ctrl-C gives it up."""
+        try:
+            budget = Budget(timeout_s, what)
+            future = self._loop.submit(within(budget, work, why))
+        except BaseException:
+            work.close()
+            raise
+        try:
+            return future.result()
+        except Refusal as refusal:
+            raise to_error(refusal) from None
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _dropped(self, model: Model) -> None:
+        with self._lock:
+            if model in self._models:
+                self._models.remove(model)
+
+
+def parse_servers(servers: str | Sequence[str]) -> tuple[str, ...]:
+    """The addresses in "host:port,host:port". Raises InvalidArgument naming the first that is none."""
+    parts = servers.split(",") if isinstance(servers, str) else list(servers)
+    addresses = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+    if not 1 <= len(addresses) <= SERVERS_MAX:
+        raise InvalidArgument(f"servers: {len(addresses)} addresses", f"expected 1 to {SERVERS_MAX}, as host:port")
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        bare_v6 = ":" in host and not (host.startswith("[") and host.endswith("]"))
+        wrong_port = not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535)
+        if not host or wrong_port or bare_v6 or not address.isprintable() or " " in address:
+            raise InvalidArgument(f"server {address!r}", "expected host:port, such as 127.0.0.1:7001")
+    return addresses
+
+
+def _default_name() -> str:
+    host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname()).strip(".-")[:60] or "worker"
+    return f"{host}-{os.getpid()}"
+
+
+async def _value(function: Callable[[], T]) -> T:
+    return function()
+
+
+def _close_at_exit(client: Client) -> Callable[[], None]:
+    """Close it when the interpreter ends, without keeping it alive until then. Returns what undoes this."""
+    reference = weakref.ref(client)
+
+    def close() -> None:
+        found = reference()
+        if found is not None:
+            found.close(release=False)
+
+    atexit.register(close)
+    return lambda: atexit.unregister(close)

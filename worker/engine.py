@@ -1,0 +1,331 @@
+"""The life of one model in one worker: its rank, its streams, the step in flight.
+
+Invariants (RULES S6, S8): at most one step is in flight, and it is over when version step + 1 of *every* block was
+seen; a step that was begun is finished with the bytes it was begun with, through any number of leaders, views and
+leases; when nobody waits for it any more it rests, and `wait` takes it up again. Everything here runs on the client's
+event loop. Must not know: threads, dictionaries of tensors beyond their flat buffer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from paramserver.wire.errors import Reason, Refusal
+from paramserver.wire.frames import Hello, PushKind
+from paramserver.wire.layout import Flat, Layout
+from worker.catalogue import Catalogue, Description
+from worker.errors import FailedPrecondition, Gone, ParameterServerError
+from worker.lease import RankLease
+from worker.membership import Cluster, Watchers
+from worker.network import Network
+from worker.pull import Puller, Want
+from worker.push import GroupPusher
+from worker.retry import Budget
+from worker.routing import Routes
+from worker.steps import GroupStep, ranges
+from worker.tasks import all_of
+from worker.tensors import Tensors
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """A step on its way. `done` has its tensors as result; `pending` are the groups that have not acknowledged all."""
+
+    step: int
+    tensors: Tensors
+    parts: dict[int, GroupStep]
+    done: asyncio.Future[Tensors]
+    pending: set[int] = field(default_factory=set)
+    waiters: int = 0
+
+
+class Engine:
+    """Of one model handle."""
+
+    def __init__(
+        self,
+        *,
+        network: Network,
+        cluster: Cluster,
+        routes: Routes,
+        watchers: Watchers,
+        catalogue: Catalogue,
+        model: Description,
+    ) -> None:
+        self._network = network
+        self._cluster = cluster
+        self._routes = routes
+        self._watchers = watchers
+        self._catalogue = catalogue
+        self.model = model
+        self.layout = Layout(model.spec)
+        self.step = 0
+        """The next step to compute: every block is at this version, as far as this rank has seen."""
+        self._seen = 0
+        self._lease: RankLease | None = None
+        self._pushers: dict[int, GroupPusher] = {}
+        self._puller = Puller(
+            network=network, cluster=cluster, routes=routes, model=lambda: self.model, layout=self.layout
+        )
+        self._flight: Flight | None = None
+        self._failure: ParameterServerError | None = None
+        self._finishing: set[asyncio.Task[None]] = set()
+
+    # --- rank
+
+    async def claim(self, rank: int) -> None:
+        """Take the rank, learn m, open the streams. Raises RankTaken."""
+        lease = RankLease(self._catalogue, self.model, rank, changed=self._lease_changed, lost=self._fail)
+        self.step = self._seen = await lease.claim()
+        self._lease = lease
+        lease.start()
+        for shard in self.model.shards:
+            pusher = GroupPusher(shard.group, network=self._network, routes=self._routes, owner=self)
+            self._pushers[shard.group] = pusher
+            pusher.start()
+
+    @property
+    def rank(self) -> int | None:
+        return self._lease.rank if self._lease is not None else None
+
+    def _lease_changed(self) -> None:
+        for pusher in self._pushers.values():
+            pusher.reopen()
+
+    # --- pushing
+
+    @property
+    def in_flight(self) -> bool:
+        return self._flight is not None and not self._flight.done.done()
+
+    def begin(self, step: int, kind: PushKind, gradient: Flat | None, tensors: Tensors) -> Flight:
+        """Put a step in flight. `gradient` must not change until its flight is done."""
+        self._check()
+        if self._lease is None:
+            raise FailedPrecondition("this handle holds no rank", "open the model with rank=...")
+        if self._flight is not None and self.in_flight:
+            raise FailedPrecondition(f"step {self._flight.step} is still in flight", "wait for it first")
+        if step != self.step:
+            raise FailedPrecondition(f"step {step} cannot be pushed", f"the next step is {self.step}")
+        parts = {
+            shard.group: GroupStep(
+                step=step,
+                first=shard.first,
+                count=shard.count,
+                layout=self.layout,
+                kind=kind,
+                gradient=gradient,
+                weights=tensors.flat,
+            )
+            for shard in self.model.shards
+        }
+        done: asyncio.Future[Tensors] = asyncio.get_running_loop().create_future()
+        flight = Flight(step, tensors, parts, done, pending=set(parts))
+        self._flight = flight
+        for group, part in parts.items():
+            self._pushers[group].submit(part)
+        return flight
+
+    async def wait(self, budget: Budget) -> Tensors:
+        """The tensors of the step in flight, or of the last one. When the budget ends first the step rests."""
+        flight = self._flight
+        if flight is None:
+            raise FailedPrecondition("no step was pushed", "push_pull() first")
+        flight.waiters += 1
+        for pusher in self._pushers.values():
+            pusher.resume()
+        try:
+            done, _ = await asyncio.wait([flight.done], timeout=budget.remaining_s)
+        finally:
+            flight.waiters -= 1
+            if not flight.waiters and not flight.done.done():
+                for pusher in self._pushers.values():
+                    pusher.pause()
+        if not done:
+            raise budget.exceeded(self.why())
+        return flight.done.result()
+
+    # --- push.Owner
+
+    def hello(self, group: int) -> Hello:
+        lease = self._held()
+        return Hello(
+            cluster=self._cluster.identity,
+            group=group,
+            model=self.model.model,
+            generation=self.model.generation,
+            placement_epoch=self.model.placement_epoch,
+            view=lease.view,
+            rank=lease.rank,
+            lease_epoch=lease.lease_epoch,
+            want_weights=True,
+        )
+
+    def group_complete(self, group: int) -> None:
+        flight = self._flight
+        if flight is None:
+            return
+        flight.pending.discard(group)
+        if flight.pending or flight.done.done():
+            return
+        missing = [block for part in flight.parts.values() for block in part.without_weights]
+        if missing:
+            task = asyncio.create_task(self._fetch(flight, missing))
+            self._finishing.add(task)
+            task.add_done_callback(self._finishing.discard)
+        else:
+            self._finish(flight)
+
+    async def resolve(self, hello: Hello, refusal: Refusal) -> bool:
+        lease = self._held()
+        match refusal.reason:
+            case Reason.VIEW_CHANGED:
+                lease.learn_view(refusal.view)
+                # Another group may have told of this view first.
+                return lease.view > hello.view
+            case Reason.STALE_LEASE | Reason.RANK_TAKEN:
+                await lease.reclaim(hello.lease_epoch)
+                return lease.lease_epoch > hello.lease_epoch
+            case Reason.STALE_EPOCH:
+                return await self._describe_again()
+        return False
+
+    def failed(self, group: int, error: ParameterServerError) -> None:
+        self._fail(error)
+
+    # --- the end of a step
+
+    async def _fetch(self, flight: Flight, missing: list[int]) -> None:
+        """Weights that did not come with their acknowledgement."""
+        try:
+            await self._puller.pull(Want(version=flight.step + 1), flight.tensors.flat, missing)
+        except ParameterServerError as error:
+            self._fail(error)
+        else:
+            self._finish(flight)
+
+    def _finish(self, flight: Flight) -> None:
+        self.step = self._seen = flight.step + 1
+        _mark(flight.tensors, dict.fromkeys(range(self.layout.blocks), self.step))
+        if not flight.done.done():
+            flight.done.set_result(flight.tensors)
+
+    # --- pulling
+
+    async def pull(self, tensors: Tensors, *, version: int | None = None, min_version: int | None = None) -> Tensors:
+        """Exactly `version`; or at least `min_version`, where blocks may differ by one; or, with neither, one version
+        of all blocks: this rank's own step, or for a handle without a rank the newest there is."""
+        self._check()
+        if version is None and min_version is None:
+            if self._lease is None:
+                return await self._pull_newest(tensors)
+            version = self.step
+        want = Want(version) if version is not None else Want(None, max(min_version or 0, 0))
+        return _mark(tensors, await self._puller.pull(want, tensors.flat))
+
+    async def _pull_newest(self, tensors: Tensors) -> Tensors:
+        """Blocks are in {m, m + 1}: pull what is there, then wait for those that are one behind."""
+        while True:
+            versions = await self._puller.pull(Want(None, self._seen), tensors.flat)
+            newest = max(versions.values())
+            behind = [block for block, version in versions.items() if version < newest]
+            self._seen = max(self._seen, min(versions.values()))
+            try:
+                if behind:
+                    versions |= await self._puller.pull(Want(newest), tensors.flat, behind)
+            except Gone:
+                continue  # training went on under way
+            self._seen = newest
+            return _mark(tensors, versions)
+
+    # --- why it waits
+
+    def why(self) -> str:
+        """One line: what the step in flight, or a pull, is waiting for; empty when nothing is known to be wrong."""
+        parts = []
+        flight = self._flight
+        if flight is not None and not flight.done.done():
+            parts = self._why_pushing(flight)
+        else:
+            parts = [f"group {group}: {problem}" for group, problem in sorted(self._puller.problems.items())]
+        unreachable = self._watchers.unreachable()
+        if unreachable:
+            nodes = ", ".join(map(str, unreachable))
+            parts.append(f"node{'s' if len(unreachable) > 1 else ''} {nodes} unreachable")
+        return "; ".join(parts)
+
+    def _why_pushing(self, flight: Flight) -> list[str]:
+        parts: list[str] = []
+        leaderless: list[int] = []
+        waiting: list[int] = []
+        for group in sorted(flight.pending):
+            route, pusher = self._routes.get(group), self._pushers[group]
+            if pusher.answering is not None:
+                waiting += flight.parts[group].unacknowledged
+            elif route is None or route.suspect:
+                leaderless.append(group)
+            else:
+                parts.append(f"group {group}: {pusher.problem or 'no answer yet'}")
+        if leaderless:
+            several = len(leaderless) > 1
+            groups = ", ".join(map(str, leaderless))
+            parts.append(f"group{'s' if several else ''} {groups} {'have' if several else 'has'} no leader")
+        if waiting:
+            parts.append(f"step {flight.step} is not complete in block{'s' * (len(waiting) > 1)} {ranges(waiting)}")
+        return parts
+
+    async def absent_ranks(self) -> list[int]:
+        """Ranks that nobody holds: the step waits for them (RULES S9)."""
+        described = await self._catalogue.describe(model=self.model.model)
+        return [one.rank for one in described.ranks if not one.held]
+
+    # --- the end
+
+    async def close(self, release: bool) -> None:
+        """`release`: let others have the rank at once."""
+        self._fail_flight(FailedPrecondition("the model was closed while its step was in flight"))
+        await all_of(pusher.close() for pusher in self._pushers.values())
+        for task in self._finishing:
+            task.cancel()
+        if self._lease is not None:
+            await self._lease.close()
+            if release:
+                await self._lease.release()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _fail(self, error: ParameterServerError) -> None:
+        self._failure = self._failure or error
+        self._fail_flight(self._failure)
+
+    def _fail_flight(self, error: ParameterServerError) -> None:
+        flight = self._flight
+        if flight is not None and not flight.done.done():
+            flight.done.set_exception(error)
+            flight.done.exception()  # looked at: nobody may be waiting
+
+    def _held(self) -> RankLease:
+        if self._lease is None:
+            raise FailedPrecondition("this handle holds no rank", "open the model with rank=...")
+        return self._lease
+
+    async def _describe_again(self) -> bool:
+        """A placement epoch was refused. True when group 0 knows another one."""
+        described = await self._catalogue.describe(model=self.model.model)
+        if described.shards != self.model.shards or described.generation != self.model.generation:
+            raise FailedPrecondition("the model's blocks were placed anew", "open the model again")
+        changed = described.placement_epoch != self.model.placement_epoch
+        self.model = described
+        return changed
+
+
+def _mark(tensors: Tensors, versions: dict[int, int]) -> Tensors:
+    tensors.versions = tuple(versions[block] for block in sorted(versions))
+    tensors.version = min(tensors.versions)
+    return tensors

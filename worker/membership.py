@@ -1,0 +1,150 @@
+"""Which nodes and groups there are, and one light stream to every node that says who leads what (RULES C7).
+
+Owns discovery and the watch tasks. Invariants: every announcement reaches the routes as soon as it arrives; a node
+whose stream broke is asked again, jittered, for as long as the client lives; a server of another cluster is never
+listened to. Must not know: models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from paramserver.v1 import paramserver_pb2 as pb
+from paramserver.wire.errors import Reason, Refusal, shown
+from worker.network import Method, Network
+from worker.retry import Backoff, BackoffOptions
+from worker.routing import Routes
+
+DESCRIBE_TIMEOUT_S = 1.0
+"""One attempt to ask one server who the cluster is."""
+WATCH_BACKOFF = BackoffOptions(first_ms=10, most_ms=250)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    node: int
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What a server said at the start. `groups`: group -> nodes that hold a replica."""
+
+    identity: bytes
+    nodes: dict[int, Node]
+    groups: dict[int, tuple[int, ...]]
+
+    def addresses(self, group: int) -> tuple[str, ...]:
+        """Of the nodes with a replica of the group; all nodes when that is not known."""
+        members = [self.nodes[node].address for node in self.groups.get(group, ()) if node in self.nodes]
+        return tuple(members) or tuple(node.address for node in self.nodes.values())
+
+
+class Discovery:
+    """Asks the servers a user named until one describes the cluster."""
+
+    def __init__(self, network: Network, servers: Sequence[str]) -> None:
+        self._network = network
+        self._servers = servers
+        self.problems: dict[str, str] = {}
+        """By address: why the last attempt there failed."""
+
+    async def run(self, routes: Routes) -> Cluster:
+        """Goes on until it is cancelled: the caller holds the budget."""
+        backoff = Backoff(BackoffOptions(first_ms=20, most_ms=500))
+        while True:
+            description = await self._ask_all()
+            if description is not None:
+                return _cluster(description, routes)
+            await asyncio.sleep(backoff.next_s())
+
+    async def _ask_all(self) -> pb.ClusterDescription | None:
+        """The first answer; the others are not waited for."""
+        asking = {asyncio.create_task(self._ask(address)) for address in self._servers}
+        try:
+            while asking:
+                done, asking = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    if (description := task.result()) is not None:
+                        return description
+            return None
+        finally:
+            for task in asking:
+                task.cancel()
+
+    async def _ask(self, address: str) -> pb.ClusterDescription | None:
+        try:
+            request = pb.DescribeClusterRequest()
+            found: pb.ClusterDescription = await self._network.call(
+                address, Method.DESCRIBE_CLUSTER, request, DESCRIBE_TIMEOUT_S
+            )
+        except Refusal as refusal:
+            self.problems[address] = refusal.message
+            return None
+        if not found.nodes:
+            self.problems[address] = "it describes a cluster without nodes"
+            return None
+        return found
+
+
+def _cluster(description: pb.ClusterDescription, routes: Routes) -> Cluster:
+    nodes = {node.node: Node(node.node, node.address) for node in description.nodes}
+    groups = {}
+    for group in description.groups:
+        groups[group.group] = tuple(member.node for member in group.members)
+        if group.leader_node in nodes:
+            address = nodes[group.leader_node].address
+            # Hearsay, but the best there is until that node announces itself in the same or a later term.
+            routes.learn(group=group.group, term=group.term, address=address, node=group.leader_node)
+    return Cluster(bytes(description.cluster), nodes, groups)
+
+
+class Watchers:
+    """The announcement streams of a client."""
+
+    def __init__(self, network: Network, cluster: Cluster, routes: Routes, name: str) -> None:
+        self._network = network
+        self._cluster = cluster
+        self._routes = routes
+        self._name = name
+        self._tasks: list[asyncio.Task[None]] = []
+        self._broken: dict[int, str] = {}
+
+    def start(self) -> None:
+        self._tasks = [asyncio.create_task(self._watch(node)) for node in self._cluster.nodes.values()]
+
+    def unreachable(self) -> dict[int, str]:
+        """Node -> why, for the nodes to which no connection stands."""
+        return {
+            node: self._broken.get(node, "no connection")
+            for node, known in sorted(self._cluster.nodes.items())
+            if not self._network.reachable(known.address)
+        }
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _watch(self, node: Node) -> None:
+        request = pb.AnnouncementsRequest(cluster=self._cluster.identity, client=self._name)
+        backoff = Backoff(WATCH_BACKOFF)
+        while True:
+            try:
+                async with contextlib.aclosing(self._network.announcements(node.address, request)) as announcements:
+                    async for news in announcements:
+                        backoff.reset()
+                        self._broken.pop(node.node, None)
+                        self._routes.learn(group=news.group, term=news.term, address=news.address, node=news.node)
+                problem = "it ended the stream"
+            except Refusal as refusal:
+                problem = refusal.message
+                if refusal.reason is Reason.WRONG_CLUSTER:
+                    problem = f"it belongs to another cluster: {problem}"
+            self._broken[node.node] = shown(problem)
+            await asyncio.sleep(backoff.next_s())

@@ -1,0 +1,161 @@
+"""What was sent of a step and what came back: one `GroupStep` for the blocks of one group.
+
+Invariants: the encoded bytes of a block are the same each time they are sent (RULES S12) and stay untouched until the
+block is acknowledged; blocks are sent in ascending order (S5); on a new stream exactly the unacknowledged ones are
+sent again (S8); an answer is believed only if it is for this step, in this group, and its bytes have the checksum it
+names. Must not know: streams, leaders, other groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from paramserver.wire.checksum import crc32c
+from paramserver.wire.codecs import Codec, check_size, decode, encode
+from paramserver.wire.errors import Refusal
+from paramserver.wire.frames import BlockFrame, BlockStatus, PushFrame, PushKind
+from paramserver.wire.layout import Flat, Layout
+from worker.errors import ProtocolError, StepPassed
+
+
+class GroupStep:
+    """Blocks `first` to `first + count - 1` of one step.
+
+    `gradient` (elements,) is what is pushed: of the whole model, as wire.layout lays it out; None for kinds without
+    payload. `weights` (elements,) receives the blocks at version step + 1; None when no weights are wanted (initial
+    values)."""
+
+    def __init__(
+        self,
+        *,
+        step: int,
+        first: int,
+        count: int,
+        layout: Layout,
+        kind: PushKind,
+        gradient: Flat | None,
+        weights: Flat | None,
+    ) -> None:
+        self.step = step
+        self.kind = kind
+        self._first = first
+        self._end = first + count
+        self._layout = layout
+        self._gradient = gradient
+        self._weights = weights
+        self._crcs: dict[int, int] = {}
+        self._unacknowledged = set(range(first, first + count))
+        self._missing: set[int] = set()
+        self._cursor = first
+
+    # --- sending
+
+    def rewind(self) -> None:
+        """A new stream: begin again at the lowest unacknowledged block."""
+        self._cursor = self._first
+
+    def next_frame(self) -> PushFrame | None:
+        """The next block that this stream has not sent yet; None when there is none."""
+        while self._cursor < self._end:
+            block = self._cursor
+            self._cursor += 1
+            if block in self._unacknowledged:
+                return self._frame(block)
+        return None
+
+    def _frame(self, block: int) -> PushFrame:
+        want = self._weights is not None
+        if self._gradient is None:
+            return PushFrame(block=block, step=self.step, kind=self.kind, want_weights=want)
+        payload = encode(Codec.FP32, self._gradient[self._layout.block_slice(block)])
+        crc = self._crcs.get(block)
+        if crc is None:
+            crc = self._crcs[block] = crc32c(payload)
+        return PushFrame(block=block, step=self.step, kind=self.kind, crc=crc, want_weights=want, payload=payload)
+
+    # --- answers
+
+    def take(self, frame: BlockFrame) -> bool:
+        """An answer; True when it acknowledged a block. Answers to other steps are passed over.
+
+        Raises StepPassed when the block is beyond this step, ProtocolError for an answer no server gives.
+        """
+        if frame.step != self.step or frame.status is BlockStatus.STREAM_OPEN:
+            return False
+        if not self._first <= frame.block < self._end:
+            raise ProtocolError(f"a server answered for block {frame.block}, which is not in its group")
+        if self.kind is PushKind.INITIAL:
+            if frame.status is not BlockStatus.STORED:
+                raise ProtocolError(f"a server answered initial values with {frame.status.name}")
+        else:
+            self._check_version(frame)
+        if frame.block not in self._unacknowledged:
+            return False
+        # Copied first: an answer whose bytes are damaged acknowledges nothing, and the block is sent again.
+        if self._weights is not None:
+            if len(frame.payload):
+                copy_block(frame, self._layout, self._weights)
+            else:
+                self._missing.add(frame.block)
+        self._unacknowledged.discard(frame.block)
+        return True
+
+    def _check_version(self, frame: BlockFrame) -> None:
+        if frame.status not in (BlockStatus.APPLIED, BlockStatus.DUPLICATE):
+            raise ProtocolError(f"a server answered a push with {frame.status.name}")
+        if frame.version > self.step + 1:
+            raise StepPassed(
+                f"block {frame.block} is at version {frame.version}, this rank pushed step {self.step}",
+                "does another process train with this rank? restart this one: it takes up the current step",
+            )
+        if frame.version <= self.step:
+            raise ProtocolError(
+                f"block {frame.block} acknowledged for step {self.step} at version {frame.version}",
+                f"expected {self.step + 1}",
+            )
+
+    # --- what is left
+
+    @property
+    def complete(self) -> bool:
+        return not self._unacknowledged
+
+    @property
+    def unacknowledged(self) -> tuple[int, ...]:
+        return tuple(sorted(self._unacknowledged))
+
+    @property
+    def without_weights(self) -> tuple[int, ...]:
+        """Acknowledged blocks whose answer carried no weights: they are still to be pulled."""
+        return tuple(sorted(self._missing))
+
+
+def copy_block(frame: BlockFrame, layout: Layout, target: Flat) -> None:
+    """Check the block's bytes and copy them to their place in `target` (elements,)."""
+    elements = layout.block_elements(frame.block)
+    try:
+        check_size(frame.codec, len(frame.payload), elements)
+    except Refusal as refusal:
+        raise ProtocolError(f"block {frame.block} from a server: {refusal.message}") from None
+    if crc32c(frame.payload) != frame.crc:
+        raise ChecksumMismatch(
+            f"block {frame.block} at version {frame.version} arrived damaged", "it is asked for again"
+        )
+    target[layout.block_slice(frame.block)] = decode(frame.codec, frame.payload, elements)
+
+
+class ChecksumMismatch(ProtocolError):
+    """The bytes of a block changed on the way; asking again is safe."""
+
+    retryable = True
+
+
+def ranges(blocks: Iterable[int]) -> str:
+    """Blocks for people: '0-3, 7'."""
+    parts: list[list[int]] = []
+    for block in sorted(blocks):
+        if parts and block == parts[-1][1] + 1:
+            parts[-1][1] = block
+        else:
+            parts.append([block, block])
+    return ", ".join(f"{low}" if low == high else f"{low}-{high}" for low, high in parts)
