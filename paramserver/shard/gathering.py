@@ -72,8 +72,8 @@ class Gathering:
     def __init__(self, shard: Shard, around: Surroundings, *, window: int) -> None:
         self._shard = shard
         self.info: ShardInfo = shard.info
-        """As the listener heard of it, not as the lane has it now: a contribution taken under one view must never get into
-        a sum of the next, which the lane may have applied before anybody here knows."""
+        """As the listener heard of it, not as the lane has it now: a contribution taken under one view must never get
+        into a sum of the next, which the lane may have applied before anybody here knows."""
         self._around = around
         self._window = window
         self._blocks = shard.info.create.blocks
