@@ -95,8 +95,8 @@ def measure(model_mb: int, workers: int, options: argparse.Namespace) -> dict[st
             "durability": "fsync",
             "mb_per_s": round(sum(moved) / (end_s - begin_s) / 1e6, 1),
             "step_ms": {
-                "p50": round(results.percentile(lengths, 0.5), 2),
-                "p99": round(results.percentile(lengths, 0.99), 2),
+                "p50": results.percentile(lengths, 0.5),
+                "p99": results.percentile(lengths, 0.99),
             },
             "cpu_s_per_gb": round((end_cpu_s - begin_cpu_s) / (sum(moved) / 1e9), 3) if sum(moved) else None,
             "steps": min(last) - min(first),

@@ -27,7 +27,7 @@ def record(processes: Mapping[str, int], seconds: int, folder: Path) -> dict[str
     for name, pid in processes.items():
         out = folder / f"{name.replace(' ', '-')}.txt"
         line = [py_spy(), "record", "--pid", str(pid), "--duration", str(seconds), "--rate", "200", "--threads"]
-        line += ["--native", "--format", "raw", "--output", str(out), "--nonblocking"]
+        line += ["--nonblocking", "--format", "raw", "--output", str(out)]
         running[name] = (out, subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
     tops = {}
     for name, (out, process) in running.items():

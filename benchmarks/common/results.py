@@ -16,9 +16,9 @@ def write(result: dict[str, Any], out: str | None) -> None:
         path.write_text(text + "\n")
 
 
-def percentile(values: list[float], fraction: float) -> float:
-    """Nearest rank; NaN of nothing."""
+def percentile(values: list[float], fraction: float) -> float | None:
+    """Nearest rank, two digits; None of nothing."""
     if not values:
-        return float("nan")
+        return None
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(fraction * len(ordered)))]
+    return round(ordered[min(len(ordered) - 1, int(fraction * len(ordered)))], 2)
