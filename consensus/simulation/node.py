@@ -91,7 +91,7 @@ class SimulatedNode:
         self._owner = owner
         self._random = stream(surroundings.seed, f"node {node}")
         self._runtime: NodeRuntime | None = None
-        self._life = 0
+        self._life = 1
         self._paused = False
         self._backlog: list[tuple[str, Callable[[], None]]] = []
         self._name = f"n{node}"
@@ -148,7 +148,6 @@ class SimulatedNode:
         """Start the process on what the disk holds. It may fail to, as a real one may; then it stays down."""
         if self._runtime is not None:
             return
-        self._life += 1
         self._around.trace.add(self._name, f"starts life {self._life}")
         self.filesystem.faults = FaultPlan()
         try:
