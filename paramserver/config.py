@@ -74,7 +74,10 @@ class NodeConfig:
         )
 
     def wal_options(self) -> WalOptions:
-        return WalOptions(segment_bytes=self.segment_bytes)
+        usual = WalOptions()
+        return WalOptions(
+            segment_bytes=self.segment_bytes, reserve_bytes=min(usual.reserve_bytes, max(0, self.segment_bytes))
+        )
 
     def _raft(self) -> RaftConfig:
         usual = default_raft()
