@@ -4,17 +4,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from paramserver.wire.spec import adam, momentum, sgd
-    from worker import connect
+    from paramserver.wire.spec import NonFinite, Reduction, TensorSpec, adam, momentum, sgd
+    from worker import Client, Model, Tensors, connect, errors
 
 _HOMES = {
-    "connect": "worker",
+    "Client": "worker",
+    "Model": "worker",
+    "NonFinite": "paramserver.wire.spec",
+    "Reduction": "paramserver.wire.spec",
+    "TensorSpec": "paramserver.wire.spec",
+    "Tensors": "worker",
     "adam": "paramserver.wire.spec",
+    "connect": "worker",
+    "errors": "worker",
     "momentum": "paramserver.wire.spec",
     "sgd": "paramserver.wire.spec",
 }
 
-__all__ = ["adam", "connect", "momentum", "sgd"]
+__all__ = [
+    "Client",
+    "Model",
+    "NonFinite",
+    "Reduction",
+    "TensorSpec",
+    "Tensors",
+    "adam",
+    "connect",
+    "errors",
+    "momentum",
+    "sgd",
+]
 
 
 def __getattr__(name: str) -> Any:

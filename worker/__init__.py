@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from worker import errors
     from worker.client import Client, connect
     from worker.model import Model
     from worker.tensors import Tensors
@@ -20,10 +21,12 @@ _HOMES = {
     "Tensors": "worker.tensors",
 }
 
-__all__ = ["Client", "Model", "Tensors", "connect"]
+__all__ = ["Client", "Model", "Tensors", "connect", "errors"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return import_module("worker.errors")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

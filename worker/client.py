@@ -151,6 +151,11 @@ class Client:
         """Node -> address."""
         return {node.node: node.address for node in self._cluster.nodes.values()}
 
+    @property
+    def session_file(self) -> str:
+        """Where the session is kept; empty when it ends with the process."""
+        return str(self._file.path) if self._file is not None else ""
+
     def leaders(self) -> dict[int, Route]:
         """Group -> who leads it, as far as this client knows (group 0: the catalogue). Costs nothing."""
         return self._routes.known()

@@ -149,14 +149,17 @@ class Model:
 
     def wait(self, timeout: float | None = None) -> Tensors:
         """The weights after the step that was pushed last; goes on with it if its budget was used up."""
+        return self.resume(timeout=timeout).result()
+
+    def resume(self, *, timeout: float | None = None) -> Future[Tensors]:
+        """`wait` as a future, with a new budget."""
         self._check()
         budget = Budget(self._timeout(timeout), f"step {self._engine.step} of {self.name!r}")
         with self._lock:
             if self._pending is None:
                 raise FailedPrecondition("no step was pushed", "push_pull() first")
             self._pending = self._future(self._engine.wait(budget), budget)
-            pending = self._pending
-        return pending.result()
+            return self._pending
 
     def why(self) -> str:
         """What the step in flight waits for, in one line; empty when nothing is known to hold it up."""
