@@ -158,9 +158,10 @@ class PeerLink:
                 await call.write(encode(self._origin, ()))
                 await self._pump(call, queue)
             except (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
-                self._dropped["bulk_broken"] += 1
+                pass  # Broken while it was written to, or before.
             finally:
                 call.cancel()
+            self._dropped["bulk_broken"] += 1
             self._dropped["connection_lost"] += queue.clear()
             await asyncio.sleep(self._options.reconnect_ms_min / 1000)
 

@@ -1,5 +1,7 @@
 """Snapshots: when they are written and in which order, how they travel, what happens when they don't arrive."""
 
+from dataclasses import replace
+
 import pytest
 
 from consensus.runtime import RuntimeOptions
@@ -41,8 +43,7 @@ def test_a_snapshot_is_due_by_log_bytes_and_releases_the_log() -> None:
         assert status.snapshots_written >= 3
         assert status.core.first_index == status.core.snapshot_index + 1
         assert node.writer.releases[-1] == (1, status.core.first_index)
-    names = [name for name in cluster.disks[leader.runtime.node].listdir("snapshots/group-1")]
-    assert len(names) == 1
+    assert len(cluster.disks[leader.runtime.node].listdir("snapshots/group-1")) == 1
 
 
 def test_the_file_is_durable_before_its_record_and_its_record_before_the_log_is_released() -> None:
@@ -146,7 +147,7 @@ def test_a_peer_that_fell_behind_catches_up_by_snapshot() -> None:
 
 
 def test_many_chunks_go_through_a_small_window() -> None:
-    cluster, leader, third = behind(count=300, size=30_000)
+    cluster, _, third = behind(count=300, size=30_000)
     started = cluster.restart(third)
     chunks: list[SnapshotChunk] = []
     received = started.runtime.received
@@ -306,7 +307,7 @@ def test_a_leader_that_is_deposed_in_the_middle_leaves_it_to_the_next() -> None:
 
 
 def test_half_received_snapshots_are_removed_after_their_lease() -> None:
-    cluster, leader, third = behind(count=200, size=30_000)
+    cluster, _, third = behind(count=200, size=30_000)
     started = cluster.restart(third)
     started.lanes.held.add("files")
     cluster.until(lambda: started.handle._receiving is not None and started.handle._receiving.active)
@@ -331,12 +332,10 @@ def test_half_received_snapshots_are_removed_after_their_lease() -> None:
     ],
 )
 def test_bad_chunks_are_counted_and_dropped(change: dict[str, object], reason: str) -> None:
-    cluster, leader, third = behind()
+    cluster, leader, _ = behind()
     follower = next(node for node in cluster.followers())
     meta = leader.handle._snapshot
     assert meta is not None
-    from dataclasses import replace
-
     future = replace(meta, index=meta.index + 1000, snapshot_id="other", size_bytes=1000)
     values: dict[str, object] = {
         "sender": leader.runtime.node,

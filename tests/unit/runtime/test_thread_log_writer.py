@@ -1,0 +1,216 @@
+"""Group commit on a thread, lanes, and what happens when the disk fails."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from consensus.core.interface import Entry, EntryKind, HardState
+from consensus.runtime.threads import EXIT_INVARIANT_BROKEN, ThreadLanes, ThreadLogWriter, end_process
+from consensus.storage.errors import EXIT_STORAGE_FAILED, StorageFailed, StorageFull
+from consensus.storage.interface import GroupAppend
+
+
+class Log:
+    """A `LogStore` that writes down what it is told; `gate` holds a sync."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.error: Exception | None = None
+        self.idled = threading.Event()
+        self.closed = False
+
+    def write(self, appends: Sequence[GroupAppend]) -> None:
+        if isinstance(self.error, StorageFull):
+            raise self.error
+        self.calls.append([append.group for append in appends])
+
+    def sync(self) -> None:
+        self.gate.wait(5)
+        if self.error is not None:
+            raise self.error
+        self.calls.append("sync")
+
+    def release(self, group: int, below_index: int) -> None:
+        self.calls.append(("release", group, below_index))
+
+    def prepare(self) -> None:
+        pass
+
+    def idle(self) -> None:
+        self.calls.append("idle")
+        self.idled.set()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Loop:
+    """`post` that collects; `drain` runs on the test's thread."""
+
+    def __init__(self) -> None:
+        self.posted: list[Callable[[], None]] = []
+        self.arrived = threading.Condition()
+
+    def post(self, call: Callable[[], None]) -> None:
+        with self.arrived:
+            self.posted.append(call)
+            self.arrived.notify_all()
+
+    def wait(self, count: int) -> None:
+        with self.arrived:
+            assert self.arrived.wait_for(lambda: len(self.posted) >= count, 5)
+        for call in self.posted:
+            call()
+        self.posted.clear()
+
+
+def append(group: int, size: int = 0) -> GroupAppend:
+    entries = (Entry(1, 1, EntryKind.NORMAL, bytes(size), 0),) if size else ()
+    return GroupAppend(group=group, hard_state=HardState(term=group), entries=entries)
+
+
+def test_all_that_is_queued_shares_one_write_and_one_sync_and_is_reported_in_one_call() -> None:
+    log, loop, done = Log(), Loop(), []
+    log.gate.clear()
+    writer = ThreadLogWriter(log, loop.post)
+    writer.submit(append(0), lambda: done.append(0))
+    while not log.calls:
+        pass
+    for group in range(1, 6):
+        writer.submit(append(group), lambda group=group: done.append(group))
+    log.gate.set()
+    loop.wait(2)
+    assert done == [0, 1, 2, 3, 4, 5]
+    assert log.calls[:4] == [[0], "sync", [1, 2, 3, 4, 5], "sync"]
+    assert writer.close()
+    assert log.closed
+
+
+def test_a_flush_is_bounded_and_one_larger_append_goes_alone() -> None:
+    log, loop = Log(), Loop()
+    log.gate.clear()
+    writer = ThreadLogWriter(log, loop.post, flush_bytes_max=100)
+    writer.submit(append(0), lambda: None)
+    while not log.calls:
+        pass
+    for group, size in ((1, 60), (2, 40), (3, 60), (4, 500), (5, 1)):
+        writer.submit(append(group, size), lambda: None)
+    log.gate.set()
+    loop.wait(5)
+    assert [call for call in log.calls if isinstance(call, list)] == [[0], [1, 2], [3], [4], [5]]
+    writer.close()
+
+
+def test_quiet_covers_the_last_batch_once() -> None:
+    log, loop = Log(), Loop()
+    writer = ThreadLogWriter(log, loop.post, idle_ms=5)
+    writer.submit(append(1), lambda: None)
+    loop.wait(1)
+    log.idled.clear()
+    assert log.idled.wait(5)
+    log.idled.clear()
+    assert not log.idled.wait(0.05)
+    assert log.calls.count("idle") <= 2
+    writer.close()
+
+
+def test_releases_come_after_what_was_submitted_before() -> None:
+    log, loop = Log(), Loop()
+    log.gate.clear()
+    writer = ThreadLogWriter(log, loop.post)
+    writer.submit(append(1), lambda: None)
+    writer.release(1, 7)
+    log.gate.set()
+    writer.close()
+    assert log.calls[:2] == [[1], "sync"]
+    assert ("release", 1, 7) in log.calls[2:]
+
+
+@pytest.mark.parametrize("error", [StorageFailed("fsync: EIO"), StorageFull("no space")])
+def test_after_a_failed_write_or_sync_nothing_is_reported_and_the_process_ends(error: Exception) -> None:
+    """HAZARDS 22."""
+    log, loop = Log(), Loop()
+    log.error = error
+    ended, seen, done = threading.Event(), [], []
+
+    def fatal(error: BaseException) -> None:
+        seen.append(error)
+        ended.set()
+
+    writer = ThreadLogWriter(log, loop.post, fatal=fatal)
+    writer.submit(append(1), lambda: done.append(1))
+    assert ended.wait(5)
+    log.error = None
+    writer.submit(append(2), lambda: done.append(2))
+    writer.close(timeout_s=5)
+    assert seen == [error]
+    assert done == []
+    assert loop.posted == []
+    assert "sync" not in log.calls
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (StorageFailed("syncing the log: EIO"), EXIT_STORAGE_FAILED, "storage failed"),
+        (ValueError("x"), EXIT_INVARIANT_BROKEN, "invariant"),
+    ],
+)
+def test_the_process_ends_with_a_documented_code_and_a_clear_line(
+    error: Exception, code: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr("os._exit", codes.append)
+    end_process(error)
+    assert codes == [code]
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith("fatal: ")
+    assert words in first
+    assert str(error) in first
+
+
+# --- lanes ----------------------------------------------------------------------------------------------------------
+
+
+def test_work_of_a_lane_runs_in_order_on_its_own_thread_and_ends_on_the_loop() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        started: list[str] = []
+        lanes = ThreadLanes(loop.call_soon_threadsafe, at_start=started.append)
+        results: list[tuple[int, str, str]] = []
+        finished = asyncio.Event()
+
+        def done(result: tuple[int, str]) -> None:
+            results.append((*result, threading.current_thread().name))
+            if len(results) == 20:
+                finished.set()
+
+        for number in range(20):
+            lane = "apply" if number % 2 else "sum"
+            lanes.run(lane, lambda number=number: (number, threading.current_thread().name), done)
+        await asyncio.wait_for(finished.wait(), 5)
+        assert sorted(started) == ["apply", "sum"]
+        assert [number for number, name, _ in results if name == "lane-apply"] == list(range(1, 20, 2))
+        assert {where for _, _, where in results} == {threading.current_thread().name}
+        assert lanes.close()
+
+    asyncio.run(main())
+
+
+def test_work_that_raises_is_fatal_and_reports_nothing() -> None:
+    loop, seen, ended = Loop(), [], threading.Event()
+
+    def fatal(error: BaseException) -> None:
+        seen.append(error)
+        ended.set()
+
+    lanes = ThreadLanes(loop.post, fatal=fatal)
+    lanes.run("apply", lambda: 1 // 0, lambda result: None)
+    assert ended.wait(5)
+    assert isinstance(seen[0], ZeroDivisionError)
+    assert loop.posted == []

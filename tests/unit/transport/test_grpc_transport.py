@@ -1,0 +1,347 @@
+"""The gRPC transport on loopback: delivery, order, closed connections, control apart from bulk, introductions."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from crc32c import crc32c
+
+from consensus.core.interface import AppendRequest, Entry, EntryKind, Heartbeat
+from consensus.transport.codec import Origin, encode
+from consensus.transport.errors import IntroductionRefused
+from consensus.transport.grpc.service import SERVICE, PeerService
+from consensus.transport.interface import Channel, Envelope
+from consensus.v1 import consensus_pb2 as pb
+from tests.unit.transport.network import CLUSTER, FAST, End, Folder, addresses, ends, until
+
+
+def beat(round_: int, to: int = 2) -> Envelope:
+    return Envelope(1, Heartbeat(sender=1, to=to, term=1, incarnation=1, commit=0, round=round_))
+
+
+PAYLOAD = bytes(1 << 20)
+PAYLOAD_CRC = crc32c(PAYLOAD)
+
+
+def append(index: int) -> Envelope:
+    entry = Entry(1, index, EntryKind.NORMAL, PAYLOAD, PAYLOAD_CRC)
+    return Envelope(
+        1,
+        AppendRequest(
+            sender=1,
+            to=2,
+            term=1,
+            incarnation=1,
+            previous_index=index - 1,
+            previous_term=1,
+            commit=0,
+            entries=(entry,),
+        ),
+    )
+
+
+def test_messages_arrive_in_order_on_both_channels() -> None:
+    async def main() -> None:
+        async with ends(2) as (one, two):
+            for number in range(500):
+                one.transport.send(2, Channel.CONTROL, [beat(number)])
+            for number in range(1, 6):
+                one.transport.send(2, Channel.BULK, [append(number)])
+            await until(lambda: len(two.inbox.envelopes) == 505)
+            assert two.inbox.rounds() == list(range(500))
+            entries = [e.message for _, e in two.inbox.envelopes if isinstance(e.message, AppendRequest)]
+            assert [message.entries[0].index for message in entries] == [1, 2, 3, 4, 5]
+            assert entries[0].entries[0].payload == PAYLOAD
+            assert {node for node, _ in two.inbox.envelopes} == {1}
+
+    asyncio.run(main())
+
+
+def test_what_is_queued_at_once_shares_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames: list[int] = []
+    monkeypatch.setattr(
+        "consensus.transport.grpc.peer.encode",
+        lambda origin, envelopes: frames.append(len(envelopes)) or encode(origin, envelopes),
+    )
+
+    async def main() -> None:
+        async with ends(2) as (one, two):
+            frames.clear()
+            for number in range(200):
+                one.transport.send(2, Channel.CONTROL, [beat(number)])
+            await until(lambda: len(two.inbox.envelopes) == 200)
+            # Streams open with an empty frame.
+            assert [count for count in frames if count] == [200]
+
+    asyncio.run(main())
+
+
+def test_nothing_is_sent_to_strangers_and_nothing_raises_for_peers_that_are_away() -> None:
+    async def main() -> None:
+        members = addresses(2)
+        one = End(Folder(1), members)
+        await one.start()
+        try:
+            one.transport.send(2, Channel.CONTROL, [beat(1)])
+            one.transport.send(9, Channel.CONTROL, [beat(1)])
+            assert one.transport.dropped["peer_not_connected"] == 1
+            assert one.transport.dropped["no_such_peer"] == 1
+        finally:
+            await one.stop()
+
+    asyncio.run(main())
+
+
+# --- connections ----------------------------------------------------------------------------------------------------
+
+
+def test_a_peer_that_goes_is_noticed_at_once_and_its_return_soon() -> None:
+    async def main() -> None:
+        async with ends(2) as (one, two):
+            await until(lambda: one.inbox.connections == [(2, False)])
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            await two.abort()
+            await until(lambda: one.inbox.connections[-1] == (2, True))
+            assert loop.time() - began < 1
+            again = End(two.folder, two.members, incarnation=2)
+            await again.start()
+            try:
+                await until(lambda: one.inbox.connections == [(2, False), (2, True), (2, False)])
+                one.transport.send(2, Channel.CONTROL, [beat(7)])
+                await until(lambda: again.inbox.rounds() == [7])
+            finally:
+                await again.stop()
+
+    asyncio.run(main())
+
+
+def test_a_new_life_of_a_peer_is_told_as_a_break() -> None:
+    async def main() -> None:
+        async with ends(2) as (one, _):
+            one.transport.incoming(2, incarnation=5, opened=True)
+            assert one.inbox.connections == [(2, False), (2, True), (2, False)]
+            one.transport.incoming(2, incarnation=1, opened=False)
+            assert one.inbox.connections == [(2, False), (2, True), (2, False)]
+
+    asyncio.run(main())
+
+
+async def hold(self: PeerService, requests: AsyncIterator[bytes], context: Any) -> None:
+    """A bulk handler that takes the stream and stops reading."""
+    await context.send_initial_metadata(())
+    await asyncio.Event().wait()
+
+
+def test_heartbeats_do_not_wait_behind_payload(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HAZARDS 30: the peer stops reading the bulk connection; what is control arrives all the same."""
+    monkeypatch.setattr(PeerService, "_bulk", hold)
+
+    async def main() -> None:
+        async with ends(2) as (one, two):
+            for number in range(1, 100):
+                one.transport.send(2, Channel.BULK, [append(number)])
+            for number in range(50):
+                one.transport.send(2, Channel.CONTROL, [beat(number)])
+            await until(lambda: two.inbox.rounds() == list(range(50)), seconds=2)
+            assert one.transport.dropped["send_queue_full"] > 0
+            assert one.inbox.connections == [(2, False)]
+
+    asyncio.run(main())
+
+
+def test_a_broken_bulk_stream_comes_back_without_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = PeerService._serve
+    broken: list[int] = []
+
+    async def once(self: PeerService, channel: Channel, requests: Any, context: Any) -> None:
+        if channel is Channel.BULK and not broken:
+            broken.append(1)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "for the test")
+        await serve(self, channel, requests, context)
+
+    monkeypatch.setattr(PeerService, "_serve", once)
+
+    async def main() -> None:
+        async with ends(2) as (one, two):
+            await until(lambda: one.transport.dropped["bulk_broken"] + two.transport.dropped["bulk_broken"] > 0)
+            one.transport.send(2, Channel.BULK, [append(1)])
+            await until(lambda: one.transport.dropped["connection_lost"] + len(two.inbox.envelopes) == 1)
+            one.transport.send(2, Channel.BULK, [append(2)])
+            await until(lambda: len(two.inbox.envelopes) >= 1)
+            assert one.inbox.connections == [(2, False)]
+
+    asyncio.run(main())
+
+
+# --- introductions (RULES I2) ---------------------------------------------------------------------------------------
+
+
+def test_a_new_folder_waits_for_every_member_and_says_for_whom() -> None:
+    async def main() -> None:
+        members = addresses(3)
+        started = [End(Folder(node), members) for node in (1, 2)]
+        waiting: list[list[int]] = []
+        for end in started:
+            await end.start()
+        introduced = [asyncio.create_task(end.transport.introduced(waiting.append)) for end in started]
+        try:
+            await until(lambda: [3] in waiting)
+            assert not any(task.done() for task in introduced)
+            assert not started[0].folder.activated
+            third = End(Folder(3), members)
+            started.append(third)
+            await third.start()
+            introduced.append(asyncio.create_task(third.transport.introduced()))
+            await asyncio.wait_for(asyncio.gather(*introduced), 5)
+            assert all(end.folder.activated for end in started)
+            assert third.folder.peers == {1: bytes([1]) * 16, 2: bytes([2]) * 16}
+        finally:
+            for task in introduced:
+                task.cancel()
+            for end in started:
+                await end.stop()
+
+    asyncio.run(main())
+
+
+def test_a_folder_that_was_confirmed_before_does_not_wait() -> None:
+    async def main() -> None:
+        one = End(Folder(1, activated=True), addresses(3))
+        await asyncio.wait_for(one.transport.introduced(), 1)
+        await one.transport.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("stranger", "kernel", "words"),
+    [
+        (Folder(2, uuid=b"w" * 16), b"", "wiped or replaced"),
+        (Folder(2, cluster=b"another cluster!"), b"", "member list and token"),
+        (Folder(2), b"other bits", "computes other bits"),
+        (Folder(2, uuid=bytes([1]) * 16), b"", "copy of this node's folder"),
+    ],
+    ids=["wiped", "another cluster", "other arithmetic", "copied"],
+)
+def test_strangers_are_refused_with_the_repair(stranger: Folder, kernel: bytes, words: str) -> None:
+    async def main() -> None:
+        members = addresses(2)
+        folder = Folder(1, activated=True)
+        if words == "wiped or replaced":
+            folder.peers[2] = bytes([2]) * 16
+        one = End(folder, members, kernel_answers=b"these bits")
+        two = End(stranger, members, kernel_answers=kernel or b"these bits")
+        await one.start()
+        await two.start()
+        try:
+            with pytest.raises(IntroductionRefused) as caught:
+                await asyncio.wait_for(two.transport.introduced(), 5)
+            assert words in str(caught.value)
+            assert "\n" not in str(caught.value)
+            assert not stranger.activated
+            assert one.inbox.connections == []
+            assert one.transport.dropped["introduction_refused"] > 0
+        finally:
+            await one.stop()
+            await two.stop()
+
+    asyncio.run(main())
+
+
+# --- bad input on the Peer service (FAULTS, bad input 1 and 17) -----------------------------------------------------
+
+GOOD = Origin(CLUSTER, 2, bytes([2]) * 16, 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "words"),
+    [
+        (b"\xff" * 50, grpc.StatusCode.INVALID_ARGUMENT, "not a Frame"),
+        (encode(GOOD, [beat(1)])[:-3], grpc.StatusCode.INVALID_ARGUMENT, "Frame"),
+        (encode(Origin(b"x" * 16, 2, bytes([2]) * 16, 1), []), grpc.StatusCode.FAILED_PRECONDITION, "cluster"),
+        (encode(Origin(CLUSTER, 1, bytes([1]) * 16, 1), []), grpc.StatusCode.FAILED_PRECONDITION, "this node"),
+        (encode(Origin(CLUSTER, 9, bytes([9]) * 16, 1), []), grpc.StatusCode.FAILED_PRECONDITION, "introduced"),
+        (encode(Origin(CLUSTER, 2, bytes([7]) * 16, 1), []), grpc.StatusCode.FAILED_PRECONDITION, "wiped"),
+    ],
+    ids=["random", "truncated", "another cluster", "itself", "stranger", "another folder"],
+)
+@pytest.mark.parametrize("method", ["Control", "Bulk"])
+def test_bad_frames_end_their_stream_and_nothing_else(
+    method: str, data: bytes, code: grpc.StatusCode, words: str
+) -> None:
+    async def main() -> None:
+        async with ends(2) as (one, two):
+            async with grpc.aio.insecure_channel(one.members[1]) as channel:
+                call = channel.stream_stream(f"/{SERVICE}/{method}")()
+                await call.write(data)
+                assert await call.code() is code
+                details = await call.details()
+                assert words in details
+                assert "Traceback" not in details
+            counted = one.transport.dropped["bad_frame"] + one.transport.dropped["frame_of_stranger"]
+            assert counted == 1
+            assert one.inbox.envelopes == []
+            two.transport.send(1, Channel.CONTROL, [beat(1, to=1)])
+            await until(lambda: one.inbox.rounds() == [1])
+            assert one.inbox.connections == [(2, False)]
+
+    asyncio.run(main())
+
+
+def test_bad_introductions_and_unknown_methods_get_their_status() -> None:
+    async def main() -> None:
+        async with ends(2) as (one, _), grpc.aio.insecure_channel(one.members[1]) as channel:
+            for data, words in ((b"\xff\xff", "not an IntroduceRequest"), (bytes(20_000), "20000 bytes")):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await channel.unary_unary(f"/{SERVICE}/Introduce")(data)
+                assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+                assert words in (caught.value.details() or "")
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await channel.unary_unary(f"/{SERVICE}/Nothing")(b"")
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+            for request in (
+                pb.IntroduceRequest(cluster=CLUSTER, node=9, to_node=1, protocol=1, node_uuid=b"n" * 16),
+                pb.IntroduceRequest(cluster=CLUSTER, node=2, to_node=3, protocol=1, node_uuid=bytes([2]) * 16),
+                pb.IntroduceRequest(cluster=CLUSTER, node=2, to_node=1, protocol=9, node_uuid=bytes([2]) * 16),
+                pb.IntroduceRequest(cluster=CLUSTER, node=2, to_node=1, protocol=1, node_uuid=b"short"),
+                pb.IntroduceRequest(),
+            ):
+                answer = pb.IntroduceResponse.FromString(
+                    await channel.unary_unary(f"/{SERVICE}/Introduce")(request.SerializeToString())
+                )
+                assert not answer.accepted
+                assert not answer.holds_uuid
+                assert "expected" in answer.refusal or "check" in answer.refusal
+
+    asyncio.run(main())
+
+
+def test_a_frame_over_the_limit_is_refused_before_memory_is_taken() -> None:
+    async def main() -> None:
+        async with (
+            ends(2) as (one, _),
+            grpc.aio.insecure_channel(one.members[1], options=[("grpc.max_send_message_length", -1)]) as channel,
+        ):
+            call = channel.stream_stream(f"/{SERVICE}/Bulk")()
+            await call.write(bytes(FAST.message_bytes_max + 1))
+            assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    asyncio.run(main())
+
+
+def test_a_second_server_on_the_same_port_is_an_error() -> None:
+    async def main() -> None:
+        members = addresses(1)
+        one = End(Folder(1), members)
+        await one.start()
+        try:
+            with pytest.raises(RuntimeError):
+                End(Folder(1), members)
+        finally:
+            await one.stop()
+
+    asyncio.run(main())
