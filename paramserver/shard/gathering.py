@@ -175,7 +175,8 @@ class Gathering:
             raise invalid("hello", "one, as the first frame", "another one")
         if index is None:
             last = info.create.first_block + self._blocks - 1
-            raise invalid("block", f"{info.create.first_block} to {last} in this group", frame.block)
+            expected = f"{info.create.first_block} to {last} in this group"
+            raise invalid("block", expected, frame.block, reason=Reason.NOT_FOUND)
         if frame.kind is PushKind.INITIAL:
             raise invalid("kind", "GRADIENT, SKIP_STEP or EMPTY", "INITIAL")
         if frame.kind is PushKind.GRADIENT:

@@ -69,7 +69,8 @@ class Initialization:
             raise invalid("kind", "INITIAL", frame.kind.name)
         if info.index_of(frame.block) is None:
             last = info.create.first_block + info.create.blocks - 1
-            raise invalid("block", f"{info.create.first_block} to {last} in this group", frame.block)
+            expected = f"{info.create.first_block} to {last} in this group"
+            raise invalid("block", expected, frame.block, reason=Reason.NOT_FOUND)
         check_size(frame.codec, len(frame.payload), info.layout.block_elements(frame.block))
 
     def _encoded(self, frame: PushFrame, made: Complete | Refusal) -> None:

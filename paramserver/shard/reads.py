@@ -95,7 +95,9 @@ class Reads:
         if index is None:
             create = info.create
             last = create.first_block + create.blocks - 1
-            raise invalid("blocks", f"{create.first_block} to {last} in this group", want.block)
+            raise invalid(
+                "blocks", f"{create.first_block} to {last} in this group", want.block, reason=Reason.NOT_FOUND
+            )
         if not info.is_open:
             raise not_open(want.model)
         return shard.published[index]

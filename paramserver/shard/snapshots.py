@@ -21,7 +21,7 @@ from paramserver.shard.commands import create_from_proto
 from paramserver.shard.errors import SnapshotDamaged
 from paramserver.shard.state import DIGESTS_KEPT, Private, Published, Shard, new_shard
 from paramserver.v1 import paramserver_pb2 as pb
-from paramserver.wire.checksum import DIGEST_BYTES
+from paramserver.wire.checksum import DIGEST_BYTES, crc32c
 from paramserver.wire.errors import Refusal
 from paramserver.wire.layout import FLOAT, Flat
 from paramserver.wire.protos import spec_to_proto, view_from_proto, view_to_proto
@@ -144,6 +144,9 @@ def _load_block(reader: _Reader, shard: Shard, index: int) -> None:
         previous = reader.floats(elements)
     elif previous_kind == _SAME:
         previous = weights
+    for values, expected in ((weights, crc), (previous, previous_crc)):
+        if values is not None and crc32c(values.data.cast("B")) != expected:
+            raise SnapshotDamaged(f"model {shard.info.create.model} block {index}: weights do not fit their CRC")
     slots = tuple(reader.floats(elements, writeable=True) for _ in range(shard.slots))
     shard.private[index] = Private(slots, numbers, epoch)
     shard.published[index] = Published(version, weights, crc, previous, previous_crc, known)

@@ -56,6 +56,10 @@ class OpenSum:
         """Add a rank's contribution. None while others are missing (or when nobody wants the sum any more)."""
         if self.abandoned:
             return None
+        with np.errstate(all="ignore"):
+            return self._take(rank, frame)
+
+    def _take(self, rank: int, frame: PushFrame) -> Complete | Rejected | None:
         try:
             values = self._checked(rank, frame)
         except Refusal as refusal:

@@ -37,9 +37,7 @@ def model_spec(*, ranks: int = 2, blocks: int = 3, optimizer: OptimizerSpec | No
 
 def create_command(spec: ModelSpec, *, first: int = 0, blocks: int | None = None) -> CreateShard:
     count = Layout(spec).blocks - first if blocks is None else blocks
-    return CreateShard(
-        model=MODEL, generation=1, spec=spec, first_block=first, blocks=count, placement_epoch=PLACEMENT
-    )
+    return CreateShard(model=MODEL, generation=1, spec=spec, first_block=first, blocks=count, placement_epoch=PLACEMENT)
 
 
 def initial_values(spec: ModelSpec, block: int) -> Flat:

@@ -1,0 +1,76 @@
+"""Specs: what they say, and that they survive the way over the wire."""
+
+from __future__ import annotations
+
+import pytest
+
+from paramserver.wire.protos import (
+    View,
+    spec_from_proto,
+    spec_to_proto,
+    valid_spec_from_proto,
+    view_from_proto,
+    view_to_proto,
+)
+from paramserver.wire.spec import (
+    ModelSpec,
+    NonFinite,
+    OptimizerSpec,
+    Reduction,
+    TensorSpec,
+    adam,
+    momentum,
+    sgd,
+)
+
+
+def spec(optimizer: OptimizerSpec | None = None) -> ModelSpec:
+    tensors = (TensorSpec("layer1.weight", (3, 4)), TensorSpec("scalar", ()))
+    return ModelSpec("my model", tensors, optimizer or sgd(0.1), 2)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [sgd(0.1), sgd(0.1, weight_decay=0.3), momentum(0.1, 0.7, nesterov=True), adam(), adam(beta2=0.95, epsilon=1e-6)],
+    ids=str,
+)
+def test_round_trip(optimizer: OptimizerSpec) -> None:
+    original = ModelSpec("m", spec().tensors, optimizer, 64, Reduction.SUM, NonFinite.ALLOW, block_bytes=8192)
+    assert original.validate() == []
+    assert valid_spec_from_proto(spec_to_proto(original)) == original
+
+
+def test_numbers_are_rounded_to_float32_at_once() -> None:
+    assert sgd(0.1).learning_rate != 0.1
+    assert sgd(0.1).learning_rate == pytest.approx(0.1, rel=1e-7)
+    assert sgd(1e300).learning_rate == float("inf")
+
+
+def test_what_is_left_out_has_a_default() -> None:
+    message = spec_to_proto(spec())
+    for field in ("reduction", "non_finite", "block_bytes"):
+        message.ClearField(field)
+    found = spec_from_proto(message)
+    assert (found.reduction, found.non_finite, found.block_bytes) == (Reduction.MEAN, NonFinite.REJECT, 1 << 20)
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    wrong = ModelSpec("", (TensorSpec("a", (0,)), TensorSpec("a", (1,))), sgd(-1.0), 0, block_bytes=5)
+    fields = [problem.field for problem in wrong.validate()]
+    assert fields == [
+        "name",
+        "optimizer.learning_rate",
+        "ranks",
+        "block_bytes",
+        "tensors[0].shape",
+        "tensors[1].name",
+    ]
+
+
+def test_views_round_trip() -> None:
+    view = View(3, 9, (1, 0, 7))
+    assert view_from_proto(view_to_proto(view)) == view
+
+
+def test_parameters_are_counted() -> None:
+    assert spec().parameters == 13
