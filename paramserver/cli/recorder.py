@@ -30,10 +30,10 @@ class Recorder:
         except OSError as error:
             raise CommandError(f"--record {path}: {error.strerror}", "choose another file", code=USAGE) from None
 
-    def write(self, event: str, **fields: Any) -> None:
-        """`time` is CLOCK_MONOTONIC: one clock for all processes of the machine."""
+    def write(self, event: str, time_s: float | None = None, **fields: Any) -> None:
+        """`time_s` is CLOCK_MONOTONIC, one clock for all processes of the machine (None: now)."""
         if self._file is not None:
-            line = json.dumps({"event": event, "time": time.monotonic(), **fields}) + "\n"
+            line = json.dumps({"event": event, "time": time.monotonic() if time_s is None else time_s, **fields}) + "\n"
             os.write(self._file, line.encode())
 
     def close(self) -> None:

@@ -175,6 +175,7 @@ def train(options: DemoOptions, plan: Plan | None, folder: Path, run: str, repor
         watch.start_workers()
         faults = _inject(watch, plan) if plan is not None else ()
         watch.until_ended()
+        cluster.await_ready(cluster.servers)  # the one that was killed may still be reading its log
         final = read_final(cluster, MODEL_NAME, options.steps)
         some = tuple(records.read(worker.record, rank) for rank, worker in sorted(cluster.workers.items()))
         result = RunResult(some, final, faults)
@@ -195,7 +196,6 @@ def _inject(watch: _Watch, plan: Plan) -> tuple[Fault, ...]:
     cluster.start_server(leader, wait=False)
 
     watch.until_step(plan.kill_worker)
-    cluster.await_ready([leader])
     rank = WORKERS - 1
     watch.say(f"kill -9 of worker {rank}, and the same command again")
     worker = cluster.workers[rank]

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 
 from paramserver.lab import status
-from paramserver.lab.cluster import Cluster
+from paramserver.lab.cluster import CATALOGUE_GROUP, Cluster
 from paramserver.lab.errors import DeadlinePassed, LabError
 from paramserver.v1 import paramserver_pb2, paramserver_pb2_grpc
 
@@ -63,6 +63,7 @@ def read_final(cluster: Cluster, model_name: str, version: int) -> FinalState:
         pass  # the verdict shows it as lost or unequal
     answers = cluster.statuses(blocks=True)
     model = find_model(answers, model_name)
+    placement_epoch = _placement_epoch(cluster, model.model)
     states = status.block_states(answers, model.model)
     blocks: dict[BlockKey, dict[int, Replica]] = {}
     for node in status.reached(answers):
@@ -71,7 +72,7 @@ def read_final(cluster: Cluster, model_name: str, version: int) -> FinalState:
             if node.node in copies:
                 wanted.setdefault(group, []).append((block, copies[node.node]))
         for group, some in wanted.items():
-            weights = _pull(node, model, group, dict(some))
+            weights = _pull(node, model, placement_epoch, group, dict(some))
             for block, state in some:
                 blocks.setdefault(BlockKey(group, block), {})[node.node] = Replica(
                     state.version, state.digest, weights.get(block, b"")
@@ -104,15 +105,17 @@ def _settled(cluster: Cluster, model_name: str, version: int) -> bool:
 
 
 def _pull(
-    node: status.NodeSnapshot, model: status.ModelSnapshot, group: int, states: Mapping[int, status.BlockSnapshot]
+    node: status.NodeSnapshot,
+    model: status.ModelSnapshot,
+    placement_epoch: int,
+    group: int,
+    states: Mapping[int, status.BlockSnapshot],
 ) -> dict[int, bytes]:
     """Weights of this node's own copies, block by block at the version it says it has."""
     found: dict[int, bytes] = {}
     with status.open_channel(node.address) as channel:
-        catalogue: Any = paramserver_pb2_grpc.CatalogueStub(channel)
         data: Any = paramserver_pb2_grpc.DataStub(channel)
         try:
-            placement_epoch = _placement_epoch(catalogue, model.model)
             for version in sorted({state.version for state in states.values()}):
                 request = paramserver_pb2.PullRequest(
                     cluster=bytes.fromhex(node.cluster),
@@ -131,6 +134,14 @@ def _pull(
     return found
 
 
-def _placement_epoch(catalogue: Any, model: int) -> int:
-    request = paramserver_pb2.DescribeModelRequest(model=model)
-    return int(catalogue.DescribeModel(request, timeout=PULL_TIMEOUT_S).placement_epoch)
+def _placement_epoch(cluster: Cluster, model: int) -> int:
+    """As group 0's leader says: every pull has to name it."""
+    address = cluster.addresses[cluster.leader_of(CATALOGUE_GROUP)]
+    with status.open_channel(address) as channel:
+        catalogue: Any = paramserver_pb2_grpc.CatalogueStub(channel)
+        try:
+            request = paramserver_pb2.DescribeModelRequest(model=model)
+            return int(catalogue.DescribeModel(request, timeout=PULL_TIMEOUT_S).placement_epoch)
+        except grpc.RpcError as error:
+            details = error.details() if isinstance(error, grpc.Call) else str(error)
+            raise LabError(f"{address} did not describe the model: {details}") from None
