@@ -179,6 +179,7 @@ class SimulatedNode:
             ),
         )
         profile = self._profile
+        self.lanes = SimulatedLanes(around.scheduler, self._stream("lanes"), profile, self)
         transport = SimulatedTransport(around.network, self.node, around.speech.sent)
         runtime = NodeRuntime(
             node=self.node,
@@ -187,7 +188,7 @@ class SimulatedNode:
                 wal, around.scheduler, self._stream("writer"), profile, self, lambda: self.disk_lag_us
             ),
             snapshots=snapshots,
-            lanes=SimulatedLanes(around.scheduler, self._stream("lanes"), profile, self),
+            lanes=self.lanes,
             transport=transport,
             clock=self._clock,
             random=self._raft_random,

@@ -1,0 +1,238 @@
+"""Synchronous training as the load of a simulated cluster (`consensus.simulation.cluster.Application`).
+
+Owns the model, its ranks, its director, and the verdict: the servers' final state is the reference run's, bit by bit, on
+every replica, and nothing acknowledged was lost. Must not know: how faults are made.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from consensus.core.interface import GroupId, NodeId
+from consensus.runtime.interface import GroupListener, Outcome, StateMachine
+from consensus.simulation.cluster import Cluster
+from consensus.simulation.errors import Violated
+from consensus.simulation.node import SimulatedNode
+from consensus.simulation.profile import between
+from consensus.simulation.schedule import MS, stream
+from paramserver.lab.simulation.director import Director
+from paramserver.lab.simulation.line import Line
+from paramserver.lab.simulation.rank import Rank, draw_deaths
+from paramserver.lab.simulation.reference import Training
+from paramserver.shard.commands import Command, CreateShard, InitialBlock, OpenShard
+from paramserver.shard.leader import ShardLeader
+from paramserver.shard.machine import ShardMachine
+from paramserver.shard.options import LeaderOptions
+from paramserver.wire.checksum import digest
+from paramserver.wire.spec import ModelSpec, TensorSpec, adam, momentum, sgd
+
+STEPS_AFTER = 4
+"""Steps after healing, to show that there is progress."""
+LINES_KEPT = 512
+
+
+def draw_spec(source: random.Random) -> ModelSpec:
+    """A model of a few small blocks."""
+    return ModelSpec(
+        name="simulated",
+        tensors=(TensorSpec("a", (37, 61)), TensorSpec("b", (source.randrange(1, 3000),)), TensorSpec("c", ())),
+        optimizer=source.choice((sgd(0.1), momentum(0.05, 0.9), adam(0.01))),
+        ranks=source.choice((1, 2, 2, 3)),
+        block_bytes=4096,
+    )
+
+
+class TrainingLoad:
+    def __init__(self, *, seed: int, load_ms: int) -> None:
+        source = stream(seed, "training")
+        self.training = Training(seed, draw_spec(source))
+        self.model = 7
+        self.generation = 1
+        self.acknowledged_versions: dict[int, int] = {}
+        self._seed = seed
+        self._options = LeaderOptions(window_blocks=source.choice((1, 2, 3, 16)))
+        self._random = source
+        self._ranks = [Rank(self, number, seed) for number in range(self.training.spec.ranks)]
+        self._deaths = draw_deaths(source, len(self._ranks), load_ms)
+        self._leaders: dict[tuple[NodeId, GroupId], ShardLeader] = {}
+        self._lines: list[Line] = []
+        self._healed = False
+        self._away: set[int] = set()
+
+    # --- Application ------------------------------------------------------------------------------------------------
+
+    def machine(self, node: NodeId, group: GroupId) -> tuple[StateMachine, GroupListener]:
+        host = self.cluster.nodes[node]
+        machine = ShardMachine(group)
+
+        def propose(payload: bytes | memoryview, crc: int, done: Callable[[Outcome], None]) -> None:
+            host.handles[group].propose(payload, crc, done)
+
+        leader = ShardLeader(
+            machine=machine,
+            replica=node,
+            propose=propose,
+            lanes=host.lanes,
+            options=self._options,
+            address_of=lambda replica: f"n{replica}",
+            on_alarm=self._alarm,
+            on_leading=lambda term: self._announce(group, term, node),
+        )
+        self._leaders[(node, group)] = leader
+        return machine, leader
+
+    def begin(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self._director = Director(cluster, self._seed, len(self._ranks))
+        shards = self._place()
+        create: dict[GroupId, Command] = {}
+        initial: dict[GroupId, list[InitialBlock]] = {}
+        for group, blocks in shards.items():
+            create[group] = CreateShard(
+                model=self.model,
+                generation=self.generation,
+                spec=self.training.spec,
+                first_block=blocks.start,
+                blocks=len(blocks),
+                placement_epoch=1,
+            )
+            initial[group] = [self._initial(block) for block in blocks]
+        self._shards = shards
+        opening = OpenShard(model=self.model, generation=self.generation, epoch=1)
+        self._director.create(create, initial, opening, self._opened)
+        for at_ms, rank, away_ms in self._deaths:
+            cluster.scheduler.at(at_ms * MS, lambda rank=rank, away_ms=away_ms: self._kill(rank, away_ms))  # type: ignore[misc]
+
+    def running(self, node: SimulatedNode) -> None:
+        return None
+
+    def stopped(self, node: NodeId) -> None:
+        for line in self._lines:
+            if line.node.node == node:
+                line.node_gone()
+        self._lines = [line for line in self._lines if not line.broken]
+
+    def heal(self) -> None:
+        self._healed = True
+        goal = max(rank.step for rank in self._ranks) + STEPS_AFTER
+        for rank in self._ranks:
+            rested = rank.goal is not None
+            rank.goal = goal
+            if rested:
+                rank.begin_step()
+
+    def done(self) -> bool:
+        return self._director.idle and all(rank.done for rank in self._ranks)
+
+    def waits_for(self) -> str:
+        if not self._director.is_open:
+            return "the model to be opened"
+        return ", ".join(f"{rank.name} at step {rank.step}" for rank in self._ranks if not rank.done) or "orders"
+
+    def digest(self, machine: StateMachine) -> bytes:
+        return digest(
+            part
+            for model, shard in sorted(self._machine(machine).shards.items())
+            for part in (
+                repr((model, shard.info.create, shard.info.view, shard.info.open_epoch)).encode(),
+                *(known for block in shard.published for _, known in block.digests),
+            )
+        )
+
+    def acknowledged(self) -> int:
+        return sum(self.acknowledged_versions.values())
+
+    def check(self) -> None:
+        steps = self._ranks[0].step
+        for spec in self.cluster.groups:
+            for node in spec.nodes.values():
+                machine = self._machine(self.cluster.nodes[node].machines[spec.group].inner)
+                shard = machine.shards[self.model]
+                for block, published in zip(self.blocks_of(spec.group), shard.published, strict=True):
+                    self._check_block(node, block, published.version, steps, published.weights)
+
+    def _check_block(self, node: NodeId, block: int, version: int, steps: int, weights: object) -> None:
+        if version != steps or version < self.acknowledged_versions.get(block, 0):
+            raise Violated(f"node {node}: block {block} is at version {version}, the ranks did {steps} steps")
+        expected = self.training.at(version)[self.training.layout.block_slice(block)]
+        if weights is None or getattr(weights, "tobytes", bytes)() != expected.tobytes():
+            raise Violated(f"node {node}: block {block}, version {version}, has other bits than the reference run")
+
+    # --- World ------------------------------------------------------------------------------------------------------
+
+    def blocks_of(self, group: GroupId) -> range:
+        return self._shards[group]
+
+    def groups(self) -> list[GroupId]:
+        return list(self._shards)
+
+    def nodes_of(self, group: GroupId) -> list[NodeId]:
+        return next(list(spec.nodes.values()) for spec in self.cluster.groups if spec.group == group)
+
+    def leader_at(self, node: NodeId, group: GroupId) -> ShardLeader | None:
+        return self._leaders.get((node, group))
+
+    def line(self, line: Line) -> None:
+        if len(self._lines) > LINES_KEPT:
+            self._lines = [known for known in self._lines if not known.broken]
+        self._lines.append(line)
+
+    def acknowledged_block(self, block: int, version: int) -> None:
+        known = self.acknowledged_versions.get(block, 0)
+        self.acknowledged_versions[block] = max(known, version)
+
+    # --- within -----------------------------------------------------------------------------------------------------
+
+    def _place(self) -> dict[GroupId, range]:
+        """Contiguous ranges, as even as they get."""
+        groups = [spec.group for spec in self.cluster.groups]
+        blocks = self.training.layout.blocks
+        cuts = [blocks * place // len(groups) for place in range(len(groups) + 1)]
+        return {group: range(cuts[place], cuts[place + 1]) for place, group in enumerate(groups)}
+
+    def _initial(self, block: int) -> InitialBlock:
+        values = self.training.initial[self.training.layout.block_slice(block)]
+        return InitialBlock(
+            model=self.model, generation=self.generation, epoch=1, block=block, elements=len(values), values=values
+        )
+
+    def _opened(self) -> None:
+        self.cluster.trace.add("director", "the model is open")
+        for rank in self._ranks:
+            if rank.alive:
+                rank.begin_step()
+
+    def _announce(self, group: GroupId, term: int, node: NodeId) -> None:
+        """To every worker's light stream; some are not connected at the moment."""
+        self.cluster.trace.add(f"n{node}", f"serves group {group} in term {term}")
+        profile = self.cluster.network.profile
+        for rank in self._ranks:
+            if self._random.randrange(100) >= 10:
+                delay = between(self._random, profile.delay_us)
+                rank.later(delay, lambda rank=rank: rank.heard(group, term, node))  # type: ignore[misc]
+
+    def _kill(self, number: int, away_ms: int) -> None:
+        rank = self._ranks[number]
+        if self._healed or not rank.alive or not self._director.is_open:
+            return
+        self.cluster.counts["rank killed"] += 1
+        rank.die()
+        life = rank.life
+
+        def granted(view: int, lease: int, lowest: int) -> None:
+            if rank.life == life:
+                rank.revive(view, lease, lowest)
+
+        self.cluster.scheduler.after(
+            away_ms * MS, lambda: self._director.claim(self.model, self.generation, number, granted)
+        )
+
+    def _alarm(self, line: str) -> None:
+        raise Violated(f"alarm: {line}")
+
+    @staticmethod
+    def _machine(machine: StateMachine) -> ShardMachine:
+        if not isinstance(machine, ShardMachine):
+            raise Violated(f"not a shard: {machine!r}")
+        return machine

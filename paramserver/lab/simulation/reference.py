@@ -1,0 +1,109 @@
+"""The same training without servers: plain numpy, one machine, one array.
+
+Owns what the result must be, bit by bit: gradients as a function of (weights, seed, rank, step), sums over ranks in the
+order of the specification's tree, and textbook updates. Shares no code with the server but the layout of blocks. Must
+not know: groups, faults, time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from paramserver.wire.frames import PushKind
+from paramserver.wire.layout import Layout
+from paramserver.wire.spec import Adam, ModelSpec, Momentum, OptimizerSpec, Sgd
+
+Array: TypeAlias = npt.NDArray[np.float32]
+
+
+def tree_sum(parts: Sequence[Array | None]) -> Array | None:
+    """Over ranks [0, n): left half plus right half, the left one as long as the largest power of two below n; who has
+    nothing to add is left out."""
+    if len(parts) == 1:
+        return parts[0]
+    half = 1
+    while half * 2 < len(parts):
+        half *= 2
+    left, right = tree_sum(parts[:half]), tree_sum(parts[half:])
+    if left is None or right is None:
+        return right if left is None else left
+    return left + right
+
+
+class Training:
+    def __init__(self, seed: int, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.layout = Layout(spec)
+        self.initial = self._noise(seed, 0, 0)
+        self._seed = seed
+        self._weights: list[Array] = [self.initial]
+        self._blocks = [
+            _Block(spec.optimizer, self.initial[self.layout.block_slice(block)]) for block in range(self.layout.blocks)
+        ]
+
+    def at(self, version: int) -> Array:
+        """All weights after that many steps."""
+        while len(self._weights) <= version:
+            self._step(len(self._weights) - 1)
+        return self._weights[version]
+
+    def _noise(self, *where: int) -> Array:
+        return np.random.default_rng(where).standard_normal(self.layout.elements, dtype=np.float32)
+
+    def kind(self, rank: int, step: int, block: int) -> PushKind:
+        """Now and then a rank skips a step, or leaves a block out."""
+        draw = np.random.default_rng((self._seed, 7, rank, step)).integers(0, 100, 1 + self.layout.blocks)
+        if draw[0] < 2:
+            return PushKind.SKIP
+        return PushKind.EMPTY if draw[1 + block] < 10 else PushKind.GRADIENT
+
+    def gradient(self, rank: int, step: int, weights: Array) -> Array:
+        """A pure function of what a worker may depend on."""
+        target = self._noise(self._seed, 1, rank)
+        noise = self._noise(self._seed, 2 + rank, step)
+        return (weights - target) + np.float32(0.1) * noise
+
+    def _step(self, step: int) -> None:
+        before = self._weights[step]
+        after = before.copy()
+        ranks = range(self.spec.ranks)
+        gradients = [self.gradient(rank, step, before) for rank in ranks]
+        for block, state in enumerate(self._blocks):
+            place = self.layout.block_slice(block)
+            kinds = [self.kind(rank, step, block) for rank in ranks]
+            if PushKind.SKIP in kinds:
+                continue
+            total = tree_sum([gradients[rank][place] if kinds[rank] is PushKind.GRADIENT else None for rank in ranks])
+            if total is not None:
+                after[place] = state.update(before[place], total / np.float32(self.spec.ranks))
+        self._weights.append(after)
+
+
+class _Block:
+    """What an optimizer remembers of a block."""
+
+    def __init__(self, optimizer: OptimizerSpec, weights: Array) -> None:
+        self._optimizer = optimizer
+        self._first = np.zeros_like(weights)
+        self._second = np.zeros_like(weights)
+        self._power1 = self._power2 = 1.0
+
+    def update(self, weights: Array, gradient: Array) -> Array:
+        match self._optimizer:
+            case Sgd(rate, _):
+                return weights - gradient * np.float32(rate)
+            case Momentum(rate, momentum, _, _):
+                self._first = self._first * np.float32(momentum) + gradient
+                return weights - self._first * np.float32(rate)
+            case Adam(rate, beta1, beta2, epsilon, _):
+                self._power1 *= beta1
+                self._power2 *= beta2
+                self._first = self._first + (gradient - self._first) * np.float32(1.0 - beta1)
+                self._second = self._second * np.float32(beta2) + gradient * gradient * np.float32(1.0 - beta2)
+                root = np.sqrt(self._second) / np.float32(np.sqrt(1.0 - self._power2)) + np.float32(epsilon)
+                step = self._first / root * np.float32(rate / (1.0 - self._power1))
+                return (weights - step).astype(np.float32, copy=False)
