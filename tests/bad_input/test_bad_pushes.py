@@ -87,7 +87,7 @@ def test_a_block_that_is_not_here(block: int) -> None:
     rank = Rank(node, spec)
     rank.send(PushFrame(block=block, step=0, payload=bytes(4096)))
     assert rank.replies.refusal is not None
-    assert (rank.replies.refusal.code, rank.replies.refusal.expected) == ("INVALID_ARGUMENT", "0 to 2 in this group")
+    assert (rank.replies.refusal.code, rank.replies.refusal.expected) == ("NOT_FOUND", "0 to 2 in this group")
     goes_on(node, spec)
 
 

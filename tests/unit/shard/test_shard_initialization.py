@@ -108,7 +108,7 @@ def test_an_older_lease_is_refused() -> None:
     ("change", "reason"),
     [
         ({"crc": 1}, Reason.CHECKSUM),
-        ({"block": 3}, Reason.INVALID),
+        ({"block": 3}, Reason.NOT_FOUND),
         ({"kind": PushKind.GRADIENT}, Reason.INVALID),
         ({"payload": b"1234"}, Reason.INVALID),
     ],

@@ -108,7 +108,7 @@ def test_a_snapshot_wakes_everybody() -> None:
     [
         ({"model": 99}, Reason.NOT_FOUND),
         ({"generation": 2}, Reason.NOT_FOUND),
-        ({"block": 3}, Reason.INVALID),
+        ({"block": 3}, Reason.NOT_FOUND),
         ({"placement_epoch": 4}, Reason.STALE_EPOCH),
         ({"placement_epoch": 6}, Reason.STALE_EPOCH),
     ],
