@@ -155,19 +155,19 @@ class Client:
     # --- data
 
     def stream(
-        self, model: pb.ModelDescription, group: int, *, method: str = "PushPull", node: int = 0, **fields: Any
+        self, opened: pb.ModelDescription, at_group: int, *, method: str = "PushPull", node: int = 0, **fields: Any
     ) -> Stream:
-        """At the group's leader, or at `node`."""
-        hello = pb.PushHello(
-            cluster=self.cluster_id,
-            group=group,
-            model=model.model,
-            generation=model.generation,
-            placement_epoch=model.placement_epoch,
-            protocol=1,
-        )
-        hello.MergeFrom(pb.PushHello(**fields))
-        node = node or self._cluster.leader_of(group)
+        """At the group's leader, or at `node`. `fields` are the hello's."""
+        usual = {
+            "cluster": self.cluster_id,
+            "group": at_group,
+            "model": opened.model,
+            "generation": opened.generation,
+            "placement_epoch": opened.placement_epoch,
+            "protocol": 1,
+        }
+        hello = pb.PushHello(**{**usual, **fields})
+        node = node or self._cluster.leader_of(at_group)
         stub: Any = services.DataStub(self.channel(self._cluster.addresses[node]))
         return Stream(getattr(stub, method), hello)
 
