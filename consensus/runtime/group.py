@@ -125,6 +125,11 @@ class GroupHandle:
             if core is None or not running:
                 done(Refused(0, 0))
                 return
+            size = payload.nbytes if isinstance(payload, memoryview) else len(payload)
+            if size > self._services.options.proposal_bytes_max:
+                self._services.dropped["proposal_too_long"] += 1
+                done(Refused(0, core.status().term))
+                return
             if len(self._proposals) >= self._services.options.proposals_max:
                 done(Refused(self.replica, core.status().term, busy=True))
                 return

@@ -27,6 +27,8 @@ class RuntimeOptions:
     """How often the driver calls `NodeRuntime.tick`."""
     stall_ms: int = 150
     """A gap between ticks above this is a stall: messages that wait are looked at before its time counts (C1)."""
+    proposal_bytes_max: int = 4 * MIB + 32 * 1024
+    """A longer command is refused, and counted: it must fit into one frame of the transport."""
     proposals_max: int = 65536
     """Proposals of one group without an outcome; further ones are refused as busy."""
     note_bytes_max: int = 4096

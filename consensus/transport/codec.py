@@ -49,6 +49,8 @@ MEMBERS_MAX = 1024
 """Voters and learners of a configuration."""
 NUMBER_MAX = 2**63
 """Terms, indexes, incarnations and offsets from outside are below."""
+ENTRY_HEADER_BYTES = 32
+"""What an entry costs in a frame's header, about."""
 CHECK_BYTES = 1 << 20
 """So many bytes are summed at a time on receipt."""
 _SNAPSHOT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -73,10 +75,10 @@ class Received:
     envelopes: tuple[Envelope, ...]
 
 
-def payload_bytes(message: TransportMessage) -> int:
-    """Payload that a message carries."""
+def carried_bytes(message: TransportMessage) -> int:
+    """Payload that a message carries, and what describes it."""
     if isinstance(message, AppendRequest):
-        return sum(_size(entry.payload) for entry in message.entries)
+        return sum(ENTRY_HEADER_BYTES + _size(entry.payload) for entry in message.entries)
     return _size(message.data) if isinstance(message, SnapshotChunk) else 0
 
 

@@ -18,6 +18,8 @@ from consensus.core.errors import InvariantViolated
 from consensus.core.interface import Entry, SnapshotMeta
 
 _term = attrgetter("term")
+ENTRIES_MAX = 4096
+"""Entries handed out at a time, however small: each costs tens of bytes beside its payload on its way."""
 
 
 def size_of(entry: Entry) -> int:
@@ -102,13 +104,14 @@ class Log:
     def slice(
         self, first: int, *, last: int | None = None, bytes_max: int, at_least_one: bool = True
     ) -> tuple[Entry, ...]:
-        """Entries from `first` up to `last` (default: the end), at most `bytes_max` of payload. `first` must not be
-        compacted away. O(entries returned)."""
+        """Entries from `first` up to `last` (default: the end), at most `ENTRIES_MAX`, and `bytes_max` of payload.
+        `first` must not be compacted away. O(entries returned)."""
         start = first - self.base_index - 1
         if start < 0:
             raise InvariantViolated(f"entry {first} was asked for, the log begins at {self.first_index}")
         entries = self._entries
         limit = len(entries) if last is None else min(len(entries), last - self.base_index)
+        limit = min(limit, start + ENTRIES_MAX)
         stop, total = start, 0
         while stop < limit:
             total += size_of(entries[stop])

@@ -36,7 +36,7 @@ class GrpcOptions:
     frame_envelopes_max: int = 256
     """Messages joined into one frame."""
     frame_bytes_max: int = 1 * MIB
-    """Payload joined into one frame; a message with more goes alone."""
+    """Payload, and what describes it, joined into one frame; a message with more goes alone."""
 
     def validate(self) -> list[str]:
         """All problems at once, one line each."""

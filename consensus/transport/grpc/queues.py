@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable
 
-from consensus.transport.codec import payload_bytes
+from consensus.transport.codec import carried_bytes
 from consensus.transport.interface import Envelope
 
 ENVELOPE_BYTES = 128
@@ -34,7 +34,7 @@ class SendQueue:
         """Queue them; returns how many found no room."""
         lost = 0
         for envelope in envelopes:
-            size = ENVELOPE_BYTES + len(envelope.note) + payload_bytes(envelope.message)
+            size = ENVELOPE_BYTES + len(envelope.note) + carried_bytes(envelope.message)
             over = self._bytes + size > self._bytes_max and self._waiting
             if over or len(self._waiting) >= self._envelopes_max:
                 lost += 1

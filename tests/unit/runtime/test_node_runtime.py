@@ -66,6 +66,23 @@ def test_proposals_at_the_bound_are_refused_as_busy() -> None:
     assert all(len(outcome) == 1 for outcome in outcomes)
 
 
+def test_a_command_that_fits_no_frame_is_refused() -> None:
+    cluster = Cluster(options=RuntimeOptions(proposal_bytes_max=10))
+    leader = cluster.leader()
+    assert cluster.propose(bytes(11), at=leader) == [Refused(0, leader.handle.leader()[2])]
+    assert leader.runtime.dropped["proposal_too_long"] == 1
+
+
+def test_very_many_tiny_commands_travel_in_bounded_requests() -> None:
+    cluster = Cluster()
+    leader = cluster.leader()
+    with leader.runtime.input():
+        for _ in range(10_000):
+            cluster.propose(b"", at=leader)
+    cluster.run(100)
+    assert all(len(node.machine.commands) == 10_000 for node in cluster.nodes.values())
+
+
 def test_proposals_of_a_leader_that_lost_its_quorum_become_unknown_once() -> None:
     cluster = Cluster()
     leader = cluster.leader()

@@ -22,7 +22,7 @@ from consensus.core.interface import (
     VoteRequest,
     VoteResponse,
 )
-from consensus.transport.codec import CHECK_BYTES, Origin, decode, encode, payload_bytes, verified
+from consensus.transport.codec import CHECK_BYTES, ENTRY_HEADER_BYTES, Origin, carried_bytes, decode, encode, verified
 from consensus.transport.errors import BadFrame, TransportError
 from consensus.transport.frames import join_frame, split_frame
 from consensus.transport.interface import Envelope, SnapshotAnswer, SnapshotChunk
@@ -113,7 +113,7 @@ def test_memoryviews_are_sent_without_being_made_bytes_first() -> None:
         **BASE, previous_index=4, previous_term=3, commit=2, entries=(Entry(4, 5, EntryKind.NORMAL, payload, 1),)
     )
     assert encode(ORIGIN, [Envelope(1, sent)]).endswith(bytes(payload))
-    assert payload_bytes(sent) == 30
+    assert carried_bytes(sent) == 30 + ENTRY_HEADER_BYTES
 
 
 def test_damaged_payloads_are_dropped_and_counted_and_the_rest_is_not() -> None:
