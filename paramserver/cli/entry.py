@@ -88,7 +88,7 @@ def dispatch(words: list[str]) -> int:
     command = next((one for one in COMMANDS if one.name == name), None)
     if command is None:
         near = flags.did_you_mean(name, [one.name for one in COMMANDS])
-        raise UsageProblems([f"no command {escape(name)!r}{near}"], "paramserver --help shows the commands")
+        raise UsageProblems([f"no command '{escape(name)}'{near}"], "paramserver --help shows the commands")
     return run_command(command, rest)
 
 

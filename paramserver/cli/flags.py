@@ -103,7 +103,7 @@ def read(
                 values[flag.key] = flag.convert(text)
                 given.add(flag.key)
             except ValueError as error:
-                problems.append(f"{flag.name} {escape(text)!r}: {error}")
+                problems.append(f"{flag.name} '{escape(text)}': {error}")
     return Values(values, frozenset(given)), problems
 
 
@@ -115,7 +115,7 @@ def unknown_problems(unknown: Sequence[str], known: Sequence[str]) -> Iterable[s
             yield f"unknown flag {escape(name)}{did_you_mean(name, known)}"
             was_flag = "=" not in text
         elif not was_flag:
-            yield f"unexpected argument {escape(text)!r}"
+            yield f"unexpected argument '{escape(text)}'"
         else:
             was_flag = False  # most likely the unknown flag's value
 
@@ -183,7 +183,7 @@ def endpoint(text: str) -> str:
         fine = False
     if not fine or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
         raise ValueError(
-            f"expected host:port with a port from 1 to 65535, such as 127.0.0.1:7001, got {escape(text)!r}"
+            f"expected host:port with a port from 1 to 65535, such as 127.0.0.1:7001, got '{escape(text)}'"
         )
     return text
 
@@ -204,7 +204,7 @@ def members(text: str) -> dict[int, str]:
     for one in (part.strip() for part in text.split(",")):
         name, equals, address = one.partition("=")
         if not equals or not name.isascii() or not name.isdigit() or not 1 <= int(name) <= 65535:
-            raise ValueError(f"expected 1=host:port,2=host:port,... with nodes from 1 to 65535, got {escape(one)!r}")
+            raise ValueError(f"expected 1=host:port,2=host:port,... with nodes from 1 to 65535, got '{escape(one)}'")
         if int(name) in found:
             raise ValueError(f"node {int(name)} stands there twice")
         if address in found.values():
