@@ -240,6 +240,14 @@ def test_open_needs_every_block_of_its_epoch() -> None:
     assert (late.ok, late.why) == (False, Why.EPOCH)
 
 
+def test_a_check_opens_nothing() -> None:
+    machine = machine_with([create_command(SPEC), *(initial_command(SPEC, block) for block in range(3))])
+    answer = apply(machine, OpenShard(model=MODEL, generation=1, epoch=EPOCH, check_only=True))
+    assert isinstance(answer, Answer)
+    assert (answer.ok, answer.changed) == (True, False)
+    assert not machine.shards[MODEL].info.is_open
+
+
 def test_updates_before_open_are_refused() -> None:
     result = apply(machine_with([create_command(SPEC)]), update_command(SPEC, 0, 0))
     assert isinstance(result, NotTaken)
