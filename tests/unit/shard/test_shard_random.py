@@ -1,7 +1,7 @@
 """Ranks that follow the rules, under random schedules of everything that may happen to them and their leader.
 
-Leaders come and go and their commands are committed or lost, streams break, ranks die and come back under a new view, the
-lanes run late. Afterwards all heals, every rank finishes, and the weights are the faultless run's, bit by bit (P4).
+Leaders come and go and their commands are committed or lost, streams break, ranks die and come back under a new view,
+the lanes run late. Afterwards all heals, every rank finishes, and the weights are the faultless run's, bit by bit (P4).
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ class Worker:
             self.stream = node.leader.open_stream(hello(self.rank, **fields), sink)
             sink.stream = self.stream
         except Refusal as refusal:
-            assert refusal.retryable, refusal
+            if not refusal.retryable:
+                raise
 
     def send(self) -> None:
         while self.next_block in self.acknowledged:
