@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+from sklearn.datasets import load_digits
 
 from worker.data import digits
 
@@ -63,3 +64,10 @@ def test_shifts_by_one_pixel() -> None:
     edge[0, 7 * 8] = 1
     digits.shifted(edge, np.array([0]))
     assert not edge.any()
+
+
+def test_the_file_that_is_read_is_what_scikit_learn_gives() -> None:
+    bundled = load_digits()
+    pixels, labels = digits._bundled()
+    assert np.array_equal(pixels, bundled.data)
+    assert np.array_equal(labels, bundled.target)

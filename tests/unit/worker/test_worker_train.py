@@ -1,0 +1,140 @@
+"""The reference training loop on the fake cluster (which applies plain SGD, whatever the spec says)."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paramserver.wire.spec import Adam, Momentum, Sgd
+from tests.unit.worker.fake import FakeCluster, FakeNetwork
+from worker import errors
+from worker.client import connect
+from worker.reference import train as loop
+from worker.reference.events import Connected, Ended, Event, Resumed, Started, StepDone, Waiting
+from worker.reference.train import TrainConfig, TrainResult, parse_optimizer, train
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
+    fake = FakeCluster()
+
+    def on_fake(servers: str, **options: Any) -> Any:
+        network: Any = functools.partial(FakeNetwork, fake)
+        return connect(list(fake.addresses.values()), network=network, **options)
+
+    monkeypatch.setattr(loop, "connect", on_fake)
+    monkeypatch.setattr(loop, "keep_memory", lambda: "")
+    monkeypatch.setattr(loop, "REPORT_S", 0.1)
+    monkeypatch.setattr(loop, "ATTEMPT_S", 0.3)
+    return fake
+
+
+def config(folder: Path, **options: Any) -> TrainConfig:
+    given = {"steps": 60, "device": "numpy", "optimizer": Sgd(0.5), "evaluate_every": 20, **options}
+    rank = given.get("rank", 0)
+    return TrainConfig(servers="127.0.0.1:1", session_file=folder / f"{rank}.session", **given)
+
+
+def of(kind: type, events: list[Event]) -> list[Any]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def test_two_ranks_learn_and_end_with_the_same_bits(cluster: FakeCluster, tmp_path: Path) -> None:
+    results: dict[int, TrainResult] = {}
+    events: dict[int, list[Event]] = {0: [], 1: []}
+
+    def run(rank: int) -> None:
+        results[rank] = train(config(tmp_path, rank=rank, ranks=2), events[rank].append)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert results[0].digest == results[1].digest
+    assert results[0].accuracy > 0.85
+    steps = of(StepDone, events[0])
+    assert [event.step for event in steps] == list(range(60))
+    assert [event.step for event in steps if event.accuracy is not None] == [19, 39, 59]
+    assert sorted(event.time_s for event in steps) == [event.time_s for event in steps]
+    assert [type(event) for event in events[0][:2]] == [Connected, Started]
+    assert events[0][-1] == Ended(events[0][-1].time_s, 60, results[0].accuracy, results[0].digest, True)
+
+
+def test_a_rank_that_was_killed_goes_on_where_it_was_and_ends_with_the_same_bits(
+    cluster: FakeCluster, tmp_path: Path
+) -> None:
+    """RULES S7."""
+    whole = train(config(tmp_path, model_name="whole", steps=40))
+
+    class Killed(BaseException):
+        pass
+
+    def kill(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == 20:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(config(tmp_path, model_name="broken", steps=40), kill)
+    events: list[Event] = []
+    result = train(config(tmp_path, model_name="broken", steps=40), events.append)
+    assert of(Started, events)[0].first_step == result.first_step == 21
+    assert [event.step for event in of(StepDone, events)] == list(range(21, 40))
+    assert result.digest == whole.digest
+    finished = train(config(tmp_path, model_name="broken", steps=40))
+    assert (finished.first_step, finished.digest) == (40, whole.digest)
+
+
+def test_it_says_why_it_waits_and_goes_on(cluster: FakeCluster, tmp_path: Path) -> None:
+    events: list[Event] = []
+
+    def outage(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, StepDone) and event.step == 5:
+            cluster.kill(2)
+            cluster.kill(3)
+        if isinstance(event, Waiting) and event.waited_s > 0.1 and 2 in cluster.down:
+            for node in (2, 3):
+                cluster.restart(node)
+            for group in (2, 3):
+                cluster.elect(group, group)
+
+    result = train(config(tmp_path, steps=12), outage)
+    assert result.step == 12
+    waiting = of(Waiting, events)[0]
+    assert waiting.step == 6
+    assert "groups 2, 3 have no leader" in waiting.why
+    assert "nodes 2, 3 unreachable" in waiting.why
+    assert of(Resumed, events)[0].step == 6
+
+
+def test_it_names_the_ranks_that_nobody_holds(cluster: FakeCluster, tmp_path: Path) -> None:
+    events: list[Event] = []
+    with pytest.raises(errors.DeadlineExceeded):
+        train(config(tmp_path, ranks=3, patience_s=0.4), events.append)
+    assert any("ranks 1, 2 not held by any worker" in event.why for event in of(Waiting, events))
+
+
+def test_all_problems_of_a_configuration_at_once(tmp_path: Path) -> None:
+    wrong = TrainConfig(
+        servers="nowhere", rank=2, ranks=2, steps=0, batch=0, device="tpu", block_bytes=100, hidden=(0,)
+    )
+    problems = wrong.validate()
+    for word in ("nowhere", "rank 2", "steps", "batch", "device", "block_bytes", "hidden"):
+        assert any(word in problem for problem in problems), word
+    with pytest.raises(errors.InvalidArgument, match="nowhere"):
+        train(wrong)
+    assert config(tmp_path).validate() == []
+
+
+def test_optimizers_by_name() -> None:
+    assert isinstance(parse_optimizer("adam"), Adam)
+    assert parse_optimizer("sgd:0.5") == Sgd(0.5)
+    assert isinstance(parse_optimizer("momentum:0.1"), Momentum)
+    for wrong in ("rmsprop", "adam:", "adam:x", "sgd:nan", "sgd:-1", ""):
+        with pytest.raises(ValueError):
+            parse_optimizer(wrong)
