@@ -75,8 +75,9 @@ class Following:
             index, term = log.last_index + 1, 0
         else:
             term = log.term(previous_index) or 0
-            # Up to the commit index the logs agree.
-            index = max(log.start_of_term(term), self._commit.index + 1)
+            # Up to the commit index the logs agree, and up to what was verified: a leader takes a rejection at or below
+            # what it knows to match for an old one.
+            index = max(log.start_of_term(term), self._commit.index + 1, self.verified + 1)
         self._answer_append(rejected=True, conflict_index=index, conflict_term=term)
 
     def heartbeat(self, heartbeat: Heartbeat) -> None:

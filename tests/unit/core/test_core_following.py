@@ -74,6 +74,16 @@ def test_short_duplicate_deletes_nothing_acknowledged() -> None:
     assert len(host.disk.entries) == 3
 
 
+def test_rejection_never_points_below_what_was_acknowledged() -> None:
+    """The leader takes a rejection at or below its match for an old one. Here the log was found equal up to 2 without
+    being told that any of it is committed, what followed was lost, and the next request meets junk of term 1."""
+    host = follower(1, 1, 1, 1, 1, term=3)
+    assert only(AppendResponse, host.append(after=(1, 2))).match_index == 2
+    answer = only(AppendResponse, host.append(entry(2, 5), after=(2, 4)))
+    assert answer.rejected
+    assert answer.conflict_index == 3
+
+
 def test_progress_is_told_batch_by_batch() -> None:
     host = follower(1, term=1)
     host.append(entry(1, 2), after=(1, 1))
