@@ -59,6 +59,7 @@ class PeerLink:
         }
         self._channels: dict[Channel, grpc.aio.Channel] = {}
         self._task: asyncio.Task[None] | None = None
+        self._sign_of_life = asyncio.Event()
 
     # --- sending ----------------------------------------------------------------------------------------------------
 
@@ -74,22 +75,33 @@ class PeerLink:
 
     # --- life -------------------------------------------------------------------------------------------------------
 
+    def heard_of(self) -> None:
+        """The peer has just connected to this node, so it is there: dial at once instead of waiting out a back-off."""
+        if not self.up:
+            self._sign_of_life.set()
+
     def start(self) -> None:
+        self._make_channels()
+        self._task = asyncio.create_task(self._run(), name=f"peer-{self.node}")
+
+    def _make_channels(self) -> None:
         arguments = client_arguments(self._options)
         for channel in Channel:
             # A user agent of its own keeps the two apart in whatever pools connections by arguments.
             named = [*arguments, ("grpc.primary_user_agent", f"paramserver-{channel.name.lower()}")]
             self._channels[channel] = grpc.aio.insecure_channel(self._address, options=named)
-        self._task = asyncio.create_task(self._run(), name=f"peer-{self.node}")
 
     async def close(self) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
-        for channel in self._channels.values():
+        await self._close_channels()
+
+    async def _close_channels(self) -> None:
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
             await channel.close()
-        self._channels.clear()
 
     async def _run(self) -> None:
         pause_ms = self._options.reconnect_ms_min
@@ -103,8 +115,19 @@ class PeerLink:
                 self._down()
             if was_up:
                 pause_ms = self._options.reconnect_ms_min
-            await asyncio.sleep(pause_ms / 1000)
+            await self._pause(pause_ms)
             pause_ms = min(2 * pause_ms, self._options.reconnect_ms_max)
+
+    async def _pause(self, pause_ms: int) -> None:
+        """Until the next attempt is due, or the peer is heard of."""
+        try:
+            await asyncio.wait_for(self._sign_of_life.wait(), pause_ms / 1000)
+        except TimeoutError:
+            return
+        self._sign_of_life.clear()
+        # A channel that failed before has a back-off of its own; a new one has none.
+        await self._close_channels()
+        self._make_channels()
 
     def _down(self) -> None:
         for queue in self._queues.values():
@@ -122,6 +145,7 @@ class PeerLink:
             await call.wait_for_connection()
             await call.write(encode(self._origin, ()))
             self.up = True
+            self._sign_of_life.clear()
             self._changed(True)
             bulk = asyncio.create_task(self._run_bulk(), name=f"peer-{self.node}-bulk")
             try:

@@ -142,6 +142,8 @@ class GrpcTransport:
             self._lives[node] = incarnation
             self._report(node, connected=False)
         self._streams[node] += 1 if opened else -1
+        if opened and node in self._links:
+            self._links[node].heard_of()
         self._judge(node)
 
     def _judge(self, node: NodeId) -> None:
