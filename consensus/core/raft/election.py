@@ -209,9 +209,9 @@ class Election:
 
     def refused(self) -> None:
         """A pre-vote was refused: while the lost leader's connection stays closed it is repeated soon (RULES C2): the
-        refuser has probably not noticed yet."""
+        refuser has probably not noticed yet. One that comes too late to matter ends no candidacy."""
         state = self._state
-        if state.role is Role.LEADER or self._lost == 0 or self._lost not in self._closed:
+        if state.role in (Role.CANDIDATE, Role.LEADER) or self._lost == 0 or self._lost not in self._closed:
             return
         config = state.config
         delay = self._random.randrange(config.hint_retry_ms_min, config.hint_retry_ms_max + 1)

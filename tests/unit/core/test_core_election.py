@@ -319,6 +319,21 @@ def test_refusal_with_a_higher_term_is_repeated_soon_too() -> None:
     assert [one.term for one in of(VoteRequest, host.tick(20), to=3)] == [5]
 
 
+def test_late_refusal_does_not_end_the_candidacy_it_came_too_late_for() -> None:
+    """Of five, two have not noticed yet that the leader is gone; the pre-vote was won without them."""
+    host = Host(2, Configuration((1, 2, 3, 4, 5)))
+    host.heartbeat(sender=1, term=1)
+    host.persist()
+    host.core.connection(1, closed=True)
+    host.drain()
+    for voter in (3, 4):
+        grant(host, voter, pre=True, term=2)
+    assert host.role is Role.CANDIDATE
+    grant(host, 5, pre=True, granted=False, term=1)
+    host.tick(100)
+    assert (host.role, host.term) == (Role.CANDIDATE, 2)
+
+
 def test_hint_elects_within_a_blink() -> None:
     cluster = Cluster.of_size(3)
     assert cluster.elect().replica == 1
