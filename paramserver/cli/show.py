@@ -156,7 +156,7 @@ def _panel(facts: Facts) -> Any:
     accuracy = "-" if facts.accuracy is None else f"{facts.accuracy:.2%}"
     grid.add_row(Text("loss", style="dim"), Text(f"{loss}   held-out accuracy {accuracy}"))
     if facts.leaders is not None:
-        shown = "   ".join(f"group {group}: {escape(node)}" for group, node in sorted(facts.leaders.items()))
+        shown = "   ".join(f"group {group}: node {escape(node)}" for group, node in sorted(facts.leaders.items()))
         grid.add_row(Text("leaders", style="dim"), Text(shown or "-"))
     for note in facts.notes:
         grid.add_row(Text("!", style="bold red"), Text(escape(note), style="red"))
@@ -168,15 +168,14 @@ def box(title: str, rows: Sequence[tuple[str, str]], stream: TextIO, *, plain: b
     if can_be_live(stream, plain=plain):
         from rich.console import Console
         from rich.panel import Panel
-        from rich.table import Table
         from rich.text import Text
 
-        grid = Table.grid(padding=(0, 2))
-        for name, value in rows:
-            grid.add_row(Text(name, style="dim"), Text(escape(value, 500)))
+        lines = [Text.assemble((f"{name}: ", "dim"), escape(value, 500)) for name, value in rows]
         colour = "green" if good else "red"
         Console(file=stream, highlight=False, markup=False, emoji=False).print(
-            Panel(grid, title=Text(escape(title)), title_align="left", border_style=colour, expand=False)
+            Panel(
+                Text("\n").join(lines), title=Text(escape(title)), title_align="left", border_style=colour, expand=False
+            )
         )
         return
     print(escape(title), file=stream)

@@ -1,0 +1,130 @@
+"""What `paramserver worker` writes down and shows of a run."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from paramserver.cli import codes, flags
+from paramserver.cli import worker as command
+from paramserver.cli.codes import CommandError, UsageProblems
+from paramserver.cli.entry import Command, run_command
+from paramserver.cli.recorder import Recorder
+from paramserver.cli.show import Facts, LiveScreen, PlainScreen, box, screen
+from paramserver.lab import records
+from worker import errors
+from worker.reference import events
+from worker.reference.train import TrainConfig, TrainResult
+
+CONFIG = TrainConfig(servers="127.0.0.1:1", rank=1, ranks=2, steps=10)
+STORY = (
+    events.Connected(0.0, "cafe", {1: "127.0.0.1:1"}, "/session", "numpy", "a cpu"),
+    events.Started(1.0, 1, 2, 3, 10, 5000, 77),
+    events.StepDone(2.0, 3, 0.5, None),
+    events.Waiting(3.5, 4, "group 2 has no leader\n", 1.5),
+    events.LeaderChanged(3.6, 2, 3, "127.0.0.1:3", 4),
+    events.Resumed(4.0, 4, 2.0),
+    events.StepDone(4.0, 4, 0.4, 0.95),
+    events.Ended(5.0, 5, 0.95, "ab", True),
+)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_run_is_written_down_and_shown(tmp_path: Path) -> None:
+    stream, path = io.StringIO(), tmp_path / "record"
+    teller = command.Teller(PlainScreen(stream, every_s=0.0), CONFIG, Recorder(path))
+    for event in STORY:
+        teller(event)
+    record = records.read(path, 1)
+    assert record.events == (
+        records.Start(1.0, 77, 3),
+        records.Step(3, 2.0, 0.5, None),
+        records.Wait(3.5, "group 2 has no leader\n"),
+        records.Step(4, 4.0, 0.4, 0.95),
+        records.End(5.0, 0.95, "ab"),
+    )
+    shown = stream.getvalue()
+    assert "* step 4 waits (1.5 s): group 2 has no leader\\x0a\n" in shown
+    assert "* node 3 leads group 2 now (term 4)" in shown
+    assert "step 5/10  loss 0.4000  accuracy 95.00%  0.5 steps/s  leaders 2:3\n" in shown
+
+
+def test_a_terminal_gets_a_live_panel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    shown = screen(stream)
+    assert isinstance(shown, LiveScreen)
+    with shown:
+        shown.update(Facts("a [bold]run[/bold]", 5, 10, 0.5, 0.9, 3.0, {1: 2}, ("server 3 is dead\x07",)))
+        shown.event("kill [red]-9[/red]\x1b[2J", strong=True)
+    text = stream.getvalue()
+    assert "a [bold]run[/bold]" in text  # nothing from outside is markup
+    assert "kill [red]-9[/red]\\x1b[2J" in text
+    assert "server 3 is dead\\x07" in text
+    box("Title", [("bit-identical", "yes")], stream, plain=False, good=True)
+    assert "yes" in stream.getvalue()
+
+
+@pytest.mark.parametrize("setting", ["dumb", ""])
+def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+    monkeypatch.setenv("TERM", setting)
+    assert isinstance(screen(Terminal()), PlainScreen)
+    monkeypatch.setenv("TERM", "xterm")
+    assert isinstance(screen(Terminal(), plain=True), PlainScreen)
+    assert isinstance(screen(io.StringIO()), PlainScreen)
+
+
+def test_the_last_line(capsys: pytest.CaptureFixture[str]) -> None:
+    result = TrainResult(first_step=3, step=10, accuracy=0.95, digest="ab", seconds=7.0, bit_identical_claimed=True)
+    command.tell(result, io.StringIO(), as_json=True)
+    assert json.loads(capsys.readouterr().out)["digest"] == "ab"
+    stream = io.StringIO()
+    command.tell(result, stream, as_json=False)
+    assert stream.getvalue() == "done: 10 steps (3 before this start), 1.0 steps/s  accuracy 95.00%  digest ab\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.Unavailable("nobody", "start one"), codes.UNREACHABLE),
+        (errors.DeadlineExceeded("late"), codes.UNREACHABLE),
+        (errors.RankTaken("taken", holder="x"), codes.USAGE),
+        (errors.SpecMismatch("another"), codes.USAGE),
+        (errors.SessionFileError("locked"), codes.USAGE),
+        (errors.StepPassed("gone on"), codes.CHECK_FAILED),
+    ],
+)
+def test_exit_codes(error: errors.ParameterServerError, code: int) -> None:
+    told = command.command_error(error)
+    assert (told.code, told.cause) == (code, error.cause)
+
+
+def test_all_problems_of_a_worker_at_once() -> None:
+    line = ["--servers", "nowhere", "--rank", "2", "--ranks", "2", "--optimizer", "adm", "--model-name", "../x"]
+    with pytest.raises(UsageProblems) as caught:
+        run_command(Command("worker", "", "paramserver.cli.worker"), line)
+    problems = "\n".join(caught.value.problems)
+    for part in ("--servers 'nowhere'", "--rank 2: expected 0 to 1", "did you mean adam?", "no path"):
+        assert part in problems, problems
+
+
+def test_a_record_that_cannot_be_written_stops_before_anything_starts(tmp_path: Path) -> None:
+    line = ["--servers", "127.0.0.1:1", "--record", str(tmp_path / "no" / "record")]
+    with pytest.raises(CommandError) as caught:
+        run_command(Command("worker", "", "paramserver.cli.worker"), line)
+    assert caught.value.code == codes.USAGE
+
+
+def test_flags_and_config_agree_on_defaults() -> None:
+    """What --help says is what happens without the flag."""
+    shown = {flag.key: flag.default for flag in command.FLAGS}
+    usual = TrainConfig(servers="127.0.0.1:1")
+    for key in ("rank", "ranks", "steps", "model_name", "batch", "seed", "device"):
+        assert shown[key] == getattr(usual, key), key
+    values = flags.Values({**shown, "servers": ("127.0.0.1:1",)}, frozenset())
+    assert command.config_of(values, []).optimizer == usual.optimizer
