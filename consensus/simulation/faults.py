@@ -75,13 +75,18 @@ _KINDS = (
 
 
 def draw_faults(
-    source: random.Random, *, nodes: tuple[NodeId, ...], groups: tuple[GroupId, ...], duration_ms: int
+    source: random.Random,
+    *,
+    nodes: tuple[NodeId, ...],
+    groups: tuple[GroupId, ...],
+    duration_ms: int,
+    from_ms: int = 0,
 ) -> tuple[Fault, ...]:
-    """Faults until `duration_ms`, in order of time; they may overlap and may stop a majority, or all."""
+    """Faults between `from_ms` and `duration_ms`, in order; they may overlap and may stop a majority, or all."""
     gap_ms = source.choice((150, 500, 1500))
     only = source.choice((None, None, None, FaultKind.POWER, FaultKind.CUT, FaultKind.KILL))
     plan = []
-    at_ms = source.randrange(50, 600)
+    at_ms = from_ms + source.randrange(50, 600)
     while at_ms < duration_ms:
         kind = only or source.choices([kind for kind, _ in _KINDS], [weight for _, weight in _KINDS])[0]
         plan.append(_draw(source, kind, at_ms, nodes, groups))
@@ -103,8 +108,9 @@ def _draw(
     if source.random() < 0.5:
         leader_of = source.choice(groups)
     else:
-        everything = kind in (FaultKind.POWER, FaultKind.KILL) and source.random() < 0.25
-        hit = nodes if everything else tuple(sorted(source.sample(nodes, source.randrange(1, len(nodes) // 2 + 2))))
+        everything = kind in (FaultKind.POWER, FaultKind.KILL) and source.random() < 0.2
+        several = source.randrange(1, len(nodes) // 2 + 2) if source.random() < 0.3 else 1
+        hit = nodes if everything else tuple(sorted(source.sample(nodes, several)))
     return Fault(
         at_ms=at_ms,
         kind=kind,
@@ -117,7 +123,8 @@ def _draw(
 
 def _draw_length(source: random.Random) -> int:
     """Shorter than an election, about one, much longer."""
-    return source.choice((source.randrange(1, 100), source.randrange(100, 800), source.randrange(800, 3000)))
+    shortest, below = source.choice(((1, 100), (1, 100), (100, 800), (100, 800), (800, 2500)))
+    return source.randrange(shortest, below)
 
 
 def _all_links(nodes: tuple[NodeId, ...]) -> list[tuple[NodeId, NodeId]]:

@@ -1,7 +1,7 @@
 """Synchronous training as the load of a simulated cluster (`consensus.simulation.cluster.Application`).
 
-Owns the model, its ranks, its director, and the verdict: the servers' final state is the reference run's, bit by bit, on
-every replica, and nothing acknowledged was lost. Must not know: how faults are made.
+Owns the model, its ranks, its director, and the verdict: the servers' final state is the reference run's, bit by bit,
+on every replica, and nothing acknowledged was lost. Must not know: how faults are made.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from paramserver.wire.spec import ModelSpec, TensorSpec, adam, momentum, sgd
 STEPS_AFTER = 4
 """Steps after healing, to show that there is progress."""
 LINES_KEPT = 512
+COUNTED = ("pushes_repeated", "pushes_duplicate", "sums_dropped", "streams_parked", "updates_refused")
+"""Of what leaders count, what a run must have met to be worth much."""
 
 
 def draw_spec(source: random.Random) -> ModelSpec:
@@ -108,10 +110,17 @@ class TrainingLoad:
         return None
 
     def stopped(self, node: NodeId) -> None:
+        self._count(node)
         for line in self._lines:
             if line.node.node == node:
                 line.node_gone()
         self._lines = [line for line in self._lines if not line.broken]
+
+    def _count(self, node: NodeId) -> None:
+        for (at, _), leader in self._leaders.items():
+            if at == node:
+                for name in COUNTED:
+                    self.cluster.counts[name.replace("_", " ")] += leader.counters[name]
 
     def heal(self) -> None:
         self._healed = True
@@ -144,6 +153,8 @@ class TrainingLoad:
         return sum(self.acknowledged_versions.values())
 
     def check(self) -> None:
+        for node in self.cluster.nodes:
+            self._count(node)
         steps = self._ranks[0].step
         for spec in self.cluster.groups:
             for node in spec.nodes.values():

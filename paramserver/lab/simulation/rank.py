@@ -28,10 +28,10 @@ from paramserver.wire.checksum import crc32c
 from paramserver.wire.errors import Reason, Refusal
 from paramserver.wire.frames import BlockFrame, BlockStatus, Hello, PushFrame, PushKind, decode_block, encode_block
 
-DEADLINE_MS = (300, 1500)
-"""Without progress a stream is given up."""
+DEADLINES_MS = ((20, 150), (100, 500), (300, 1500))
+"""Without progress a stream is given up; ranks differ in their patience. Within a pair times are drawn anew."""
 PAUSE_MS = (2, 40)
-THINK_MS = (2, 40)
+THINK_MS = (0, 20)
 MAY_HAPPEN = frozenset(
     {
         Reason.NOT_LEADER,
@@ -81,6 +81,7 @@ class Rank:
         self.known: dict[GroupId, tuple[int, NodeId]] = {}
         """(term, node) of the leader of each group as last announced."""
         self.random = stream(seed, f"rank {number}")
+        self._patience_ms = self.random.choice(DEADLINES_MS)
         self.world = world
         self.name = f"rank {number}"
         self._weights: Array = world.training.initial.copy()
@@ -111,6 +112,9 @@ class Rank:
         for group in self.world.groups():
             for block in self.world.blocks_of(group):
                 Pull(self, group, block, step)
+
+    def deadline_us(self) -> int:
+        return between(self.random, self._patience_ms) * MS
 
     def later(self, delay_us: int, action: Callable[[], None]) -> None:
         """Run something in this life of the rank."""
@@ -322,7 +326,7 @@ class GroupStream:
                 self._connect()
             self._watch()
 
-        self._rank.later(between(self._rank.random, DEADLINE_MS) * MS, look)
+        self._rank.later(self._rank.deadline_us(), look)
 
     # --- frames -----------------------------------------------------------------------------------------------------
 
@@ -364,6 +368,7 @@ class Pull:
         self._group = group
         self._block = block
         self._version = version
+        self._life = rank.life
         self._attempt = 0
         self._try()
 
@@ -394,12 +399,13 @@ class Pull:
 
         node = world.cluster.nodes[target]
         self._travel(lambda: node.later(0, f"{rank.name} pulls version {self._version} of {self._block}", read))
-        rank.later(between(rank.random, DEADLINE_MS) * MS, lambda: self._again(attempt))
+        rank.later(rank.deadline_us(), lambda: self._again(attempt))
 
     def _travel(self, action: Callable[[], None]) -> None:
         rank = self._rank
         profile = rank.world.cluster.network.profile
-        if rank.random.randrange(1000) >= profile.client_loss_permille:
+        # A waiter at a server may outlive the rank that asked.
+        if rank.life == self._life and rank.random.randrange(1000) >= profile.client_loss_permille:
             rank.later(between(rank.random, profile.delay_us), action)
 
     def _got(self, attempt: int, value: Value) -> None:

@@ -26,12 +26,14 @@ def run_seed(
 ) -> Report:
     """Train on (nodes, groups, replicas a group) under faults. What is not given is drawn from the seed. The same
     arguments give the same report, trace hash included."""
-    options = options or SimulationOptions(load_ms=4000)
+    options = options or SimulationOptions(load_ms=5000)
     source = stream(seed, "plan")
     node_count, group_count, replicas = size or source.choice(((3, 3, 3), (3, 2, 3), (3, 1, 3), (4, 2, 3), (5, 1, 5)))
     nodes = tuple(range(1, node_count + 1))
     groups = tuple(range(1, group_count + 1))
-    drawn = draw_faults(source, nodes=nodes, groups=groups, duration_ms=options.load_ms)
+    drawn = draw_faults(
+        source, nodes=nodes, groups=groups, duration_ms=options.load_ms, from_ms=source.choice((0, 800, 800, 800))
+    )
     profile = profile or draw_profile(source)
     cluster = Cluster(
         seed=seed,
