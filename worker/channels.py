@@ -33,8 +33,8 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.max_frame_size", 4 << 20),
-    ("grpc.http2.lookahead_bytes", 16 << 20),
+    ("grpc.http2.max_frame_size", (16 << 20) - 1),
+    ("grpc.http2.lookahead_bytes", 64 << 20),
     # Retries are the engine's business: it knows what was acknowledged.
     ("grpc.enable_retries", 0),
     # Parameter servers stand beside their workers; a web proxy from the environment would only break the streams.

@@ -25,6 +25,7 @@ from worker.futures import Future
 from worker.refusals import to_error
 from worker.retry import CLOSE_TIMEOUT_S, Budget
 from worker.tensors import Tensors
+from worker.within import within
 
 if TYPE_CHECKING:
     from worker.client import Client
@@ -166,10 +167,13 @@ class Model:
         self._check()
         return self._engine.why()
 
-    def absent_ranks(self, timeout: float = 1.0) -> list[int]:
-        """Ranks that no worker holds now; the step waits for them."""
+    def absent_ranks(self, timeout: float | None = None) -> Future[list[int]]:
+        """Ranks that no worker holds now; the step waits for them. Group 0 is asked, which may take its time."""
         self._check()
-        return self._client._run(self._engine.absent_ranks(), timeout, "absent ranks", lambda: "")
+        what = f"absent ranks of {self.name!r}"
+        budget = Budget(self._timeout(timeout), what)
+        work = within(budget, self._engine.absent_ranks(), lambda: "")
+        return Future(self._client._loop.submit(work), budget, what, lambda: "")
 
     # --- the end
 

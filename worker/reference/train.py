@@ -255,6 +255,8 @@ class _Patience:
         self._step = step
         self._began = time.monotonic()
         self._said: tuple[str, float] | None = None
+        self._asked: Future[list[int]] | None = None
+        self._absent: list[int] = []
 
     def calls(self, call: Callable[[], T]) -> T:
         """The result of `call`, made again for as long as it ends with DeadlineExceeded."""
@@ -268,37 +270,41 @@ class _Patience:
                 return result
 
     def future(self, model: Model, future: Future[Tensors]) -> Tensors:
+        """The result of a step, however long it takes, up to `patience_s`."""
+        late = False
         while True:
             try:
-                result = future.result(timeout=REPORT_S)
+                # Half the time: then group 0 is asked who is missing, so that its answer is there when it is due.
+                result = future.result(timeout=REPORT_S / 2)
             except DeadlineExceeded as error:
-                self._late(error, model)
                 if future.done():
                     future = model.resume(timeout=ATTEMPT_S)
+                absent = self._absent_ranks(model)
+                if late:
+                    self._late(error, absent)
+                late = True
             else:
                 self._resumed()
                 return result
 
-    def _late(self, error: DeadlineExceeded, model: Model | None = None) -> None:
+    def _late(self, error: DeadlineExceeded, remark: str = "") -> None:
         now = time.monotonic()
         if now - self._began > self._run._config.patience_s:
             raise error
-        why = error.why or error.cause
+        why = (error.why or error.cause) + remark
         if self._said is not None and self._said[0] == why and now - self._said[1] < REMIND_S:
             return
         self._said = (why, now)
-        self._run._emit(Waiting(now, self._step, why + self._absent(model), now - self._began))
+        self._run._emit(Waiting(now, self._step, why, now - self._began))
 
-    def _absent(self, model: Model | None) -> str:
-        """Which ranks nobody holds, if group 0 can say so: the usual reason why a step does not complete."""
-        if model is None:
-            return ""
-        try:
-            absent = model.absent_ranks(timeout=REPORT_S)
-        except Exception:  # it is only a remark
-            return ""
-        several = len(absent) > 1
-        return f"; rank{'s' * several} {', '.join(map(str, absent))} not held by any worker" if absent else ""
+    def _absent_ranks(self, model: Model) -> str:
+        """What group 0 said last: the usual reason why a step does not complete. It is never waited for."""
+        if self._asked is None or self._asked.done():
+            if self._asked is not None:
+                self._absent = [] if self._asked.exception() is not None else self._asked.result()
+            self._asked = model.absent_ranks(timeout=REPORT_S)
+        ranks = ", ".join(map(str, self._absent))
+        return f"; rank{'s' * (len(self._absent) > 1)} {ranks} not held by any worker" if ranks else ""
 
     def _resumed(self) -> None:
         if self._said is not None:

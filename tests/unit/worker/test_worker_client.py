@@ -332,4 +332,4 @@ def test_the_front_door_is_lazy_and_complete() -> None:
 
 def test_absent_ranks_are_named() -> None:
     with client_of(FakeCluster()) as client:
-        assert model_of(client, ranks=3).absent_ranks() == [1, 2]
+        assert model_of(client, ranks=3).absent_ranks().result() == [1, 2]
