@@ -103,7 +103,8 @@ class Clock(Protocol):
 
 
 class LogWriter(Protocol):
-    """Writes and syncs appends of all groups of the node in the order submitted, many groups to one sync."""
+    """Writes and syncs appends of all groups of the node, those of each group in the order submitted, many groups to
+    one sync."""
 
     def submit(self, append: GroupAppend, done: Callable[[], None]) -> None:
         """`done` is called on the host's thread once durable. A failed write or sync never calls it: the process

@@ -1,8 +1,8 @@
 """The runtime on real threads and an event loop.
 
 Owns the log's writer thread, the lanes' threads, and the ticker. Invariants: results come back to the loop's thread by
-`post`, in order; appends become durable in the order of submission, everything that is queued in one write and one
-sync; after a failed write or sync nothing is reported any more and the process ends (HAZARDS 22). Must not know: Raft,
+`post`, in order; appends of a group become durable in the order of submission, everything that is queued in one write
+and one sync; hard state never waits behind the payload of other groups (RULES W5); after a failed write or sync nothing is reported any more and the process ends (HAZARDS 22). Must not know: Raft,
 what work does.
 """
 
@@ -14,11 +14,11 @@ import queue
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from consensus.core.interface import GroupId
+from consensus.core.interface import EntryKind, GroupId
 from consensus.core.raft.log import size_of
 from consensus.runtime.node import NodeRuntime
 from consensus.storage.errors import EXIT_STORAGE_FAILED, StorageError
@@ -57,6 +57,11 @@ class MonotonicClock:
         return time.monotonic_ns() // 1_000_000
 
 
+def _urgent(append: GroupAppend) -> bool:
+    """A term or a vote, with at most a no-op or a configuration behind it."""
+    return append.hard_state is not None and all(entry.kind is not EntryKind.NORMAL for entry in append.entries)
+
+
 class ThreadLogWriter:
     """`LogWriter`: one thread drives the log, with group commit; a second one keeps a spare segment ready.
 
@@ -82,6 +87,10 @@ class ThreadLogWriter:
         self._idle_s = idle_ms / 1000
         self._queue_appends_max = queue_appends_max
         self._queue: deque[tuple[GroupAppend, Callable[[], None]]] = deque()
+        self._urgent: deque[tuple[GroupAppend, Callable[[], None]]] = deque()
+        """Goes into the next flush, before `_queue`: of groups that had nothing there when it came."""
+        self._queued: Counter[GroupId] = Counter()
+        """Appends of each group in `_queue`."""
         self._releases: deque[tuple[GroupId, int]] = deque()
         self._condition = threading.Condition()
         self._closing = False
@@ -96,9 +105,14 @@ class ThreadLogWriter:
 
     def submit(self, append: GroupAppend, done: Callable[[], None]) -> None:
         with self._condition:
-            if len(self._queue) >= self._queue_appends_max:
-                raise RuntimeError(f"{len(self._queue)} appends wait for the log")
-            self._queue.append((append, done))
+            waiting = len(self._queue) + len(self._urgent)
+            if waiting >= self._queue_appends_max:
+                raise RuntimeError(f"{waiting} appends wait for the log")
+            if _urgent(append) and not self._queued[append.group]:
+                self._urgent.append((append, done))
+            else:
+                self._queue.append((append, done))
+                self._queued[append.group] += 1
             self._condition.notify()
 
     def release(self, group: GroupId, below_index: int) -> None:
@@ -134,11 +148,11 @@ class ThreadLogWriter:
         """One flush, or the idle batch; False at the end."""
         quiet = False
         with self._condition:
-            while not (self._queue or self._releases):
+            while not self._has_work():
                 if self._closing:
                     return False
                 arrived = self._condition.wait(None if quiet else self._idle_s)
-                if not arrived and not (self._queue or self._releases or self._closing):
+                if not arrived and not (self._has_work() or self._closing):
                     quiet = True
                     self._condition.release()
                     try:
@@ -158,9 +172,13 @@ class ThreadLogWriter:
             self._wal.release(group, below_index)
         return True
 
+    def _has_work(self) -> bool:
+        return bool(self._queue or self._urgent or self._releases)
+
     def _take(self) -> tuple[list[GroupAppend], list[Callable[[], None]]]:
-        batch: list[GroupAppend] = []
-        dones: list[Callable[[], None]] = []
+        batch = [append for append, _ in self._urgent]
+        dones = [done for _, done in self._urgent]
+        self._urgent.clear()
         size = 0
         while self._queue:
             append, done = self._queue[0]
@@ -168,6 +186,7 @@ class ThreadLogWriter:
             if batch and size > self._flush_bytes_max:
                 break
             self._queue.popleft()
+            self._queued[append.group] -= 1
             batch.append(append)
             dones.append(done)
         return batch, dones

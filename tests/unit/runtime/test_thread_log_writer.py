@@ -106,6 +106,23 @@ def test_a_flush_is_bounded_and_one_larger_append_goes_alone() -> None:
     writer.close()
 
 
+def test_a_vote_goes_into_the_next_flush_but_never_before_what_its_own_group_submitted() -> None:
+    """RULES W5, HAZARDS 7."""
+    log, loop, done = Log(), Loop(), []
+    log.gate.clear()
+    writer = ThreadLogWriter(log, loop.post, flush_bytes_max=100)
+    writer.submit(append(0), lambda: done.append(0))
+    while not log.calls:
+        pass
+    for group, size in ((1, 90), (2, 90), (3, 90), (4, 0), (2, 0), (5, 0), (4, 90)):
+        writer.submit(append(group, size), lambda group=group: done.append(group))
+    log.gate.set()
+    loop.wait(5)
+    assert [call for call in log.calls if isinstance(call, list)] == [[0], [4, 5, 1], [2], [3, 2], [4]]
+    assert done == [0, 4, 5, 1, 2, 3, 2, 4]
+    writer.close()
+
+
 def test_quiet_covers_the_last_batch_once() -> None:
     log, loop = Log(), Loop()
     writer = ThreadLogWriter(log, loop.post, idle_ms=5)
