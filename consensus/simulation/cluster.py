@@ -7,12 +7,12 @@ run depends on its seed and options alone. Must not know: what the load is (an `
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from consensus.core.errors import ConsensusError
 from consensus.core.interface import GroupId, NodeId, Role
 from consensus.core.raft import RaftCore
 from consensus.core.raft.config import RaftConfig
@@ -27,7 +27,6 @@ from consensus.simulation.profile import Profile
 from consensus.simulation.report import Report
 from consensus.simulation.schedule import MS, Scheduler, stream
 from consensus.simulation.trace import Trace
-from consensus.storage.errors import StorageError
 from consensus.storage.interface import Recovery
 from consensus.storage.options import WalOptions
 
@@ -195,8 +194,10 @@ class Cluster:
                 raise Violated(f"not done {self._options.heal_ms_max} ms after healing: {self._waits_for()}")
             self._check_equal()
             self._application.check()
-        except (Violated, ConsensusError, StorageError) as error:
+        except Exception as error:
+            # Whatever a real process would die of is a finding, and wants its trace.
             failure = f"{type(error).__name__}: {error}"
+            self.trace.add("failure", "".join(traceback.format_exception(error)))
         for node in self.nodes.values():
             self._count(node)
         return Report(

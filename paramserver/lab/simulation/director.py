@@ -1,8 +1,8 @@
 """Stands in for the catalogue: creates, fills and opens the shards, and sets views.
 
 Owns the commands that each data group has yet to confirm, in order. Invariants: every command is repeated until a
-replica says what became of it (they are idempotent); a rank is granted a view when all groups hold it, with the lowest version
-that any of them named (RULES S9). Must not know: streams, steps.
+replica says what became of it (they are idempotent); a rank is granted a view when all groups hold it, with the lowest
+version that any of them named (RULES S9). Must not know: streams, steps.
 """
 
 from __future__ import annotations
