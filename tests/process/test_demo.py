@@ -3,7 +3,12 @@
 import contextlib
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,3 +98,28 @@ def test_the_command_judges_with_what_it_is_given(ran: Ran, monkeypatch: pytest.
     assert code == 1
     assert "bit-identical: no" in err.getvalue()
     assert json.loads(out.getvalue().splitlines()[-1])["bit_identical"] is False
+
+
+def test_interrupted_it_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Ctrl-C in the middle: 130, no process, no folder."""
+    command = [sys.executable, "-m", "paramserver", "demo"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert " 2 workers" in process.stdout.readline()  # the servers are ready
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
+    left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path) in text_of(path)]
+    assert left == []
+
+
+def text_of(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:  # ended meanwhile
+        return ""
