@@ -118,9 +118,11 @@ async def _serve(config: NodeConfig) -> int:
     disk = Disk.open(config)
     try:
         node = Node(config, disk, server, transport_options, loop)
-        await node.start(stop)
-        await stop.wait()
-        await node.stop()
+        try:
+            await node.start(stop)
+            await stop.wait()
+        finally:
+            await node.stop()
     finally:
         disk.lock.release()
     return EXIT_OK

@@ -13,13 +13,15 @@ from paramserver.catalogue.state import Node
 from paramserver.rpc.calls import Calls, Context
 from paramserver.rpc.groups import Groups
 from paramserver.v1 import paramserver_pb2 as pb
-from paramserver.wire.errors import invalid, refuse_problems
+from paramserver.wire.errors import Reason, invalid, refuse_problems
 from paramserver.wire.protos import valid_spec_from_proto, view_to_proto
 from paramserver.wire.spec import NAME_CHARACTERS_MAX, name_problems
 
 SERVICE = "paramserver.v1.Catalogue"
 SECRET_BYTES = (16, 64)
 """Least and most a client's secret may have."""
+SPEC_BYTES_MAX = 512 << 10
+"""A serialized spec: thousands of tensors, and still parsed without holding up control."""
 CLIENT_BYTES = 16
 DIGEST_BYTES = 32
 
@@ -77,6 +79,9 @@ class CatalogueService:
 
     async def _create_model(self, request: pb.CreateModelRequest, context: Context) -> pb.ModelDescription:
         caller = _caller(request.session, request.sequence, request.secret)
+        size = request.spec.ByteSize()
+        if size > SPEC_BYTES_MAX:
+            raise invalid("spec", f"at most {SPEC_BYTES_MAX} bytes", f"{size} bytes", reason=Reason.TOO_LARGE)
         return protos.from_model(await self._leader.create_model(caller, valid_spec_from_proto(request.spec)))
 
     async def _describe_model(self, request: pb.DescribeModelRequest, context: Context) -> pb.ModelDescription:

@@ -10,6 +10,7 @@ versions, Raft.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
@@ -26,6 +27,8 @@ from paramserver.shard.streams import Stream
 from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.errors import Reason, Refusal, invalid
 from paramserver.wire.frames import BlockFrame, BlockStatus, Hello, decode_push, encode_block
+
+log = logging.getLogger(__name__)
 
 SERVICE = "paramserver.v1.Data"
 REPLIES_MAX = 64
@@ -164,6 +167,10 @@ class DataService:
             outbox.finish()
         except Refusal as refusal:
             outbox.end(refusal)
+        except Exception:
+            # Whatever went wrong, the other loop must not wait for this one for ever.
+            log.exception("reading a push stream failed")
+            outbox.end(Refusal(Reason.INTERNAL, "a defect of the server; its log says more"))
 
     async def _write(self, context: Context, outbox: Outbox) -> None:
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -191,6 +192,29 @@ def test_followers_send_to_the_leader(cluster: Cluster, anna: Client) -> None:
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert (told.reason, told.group, told.leader_address) == ("NOT_LEADER", group, cluster.addresses[leader])
     stream.cancel()
+
+
+def test_a_wiped_node_is_refused_under_its_old_number(tmp_path: Path) -> None:
+    with Cluster(3, folder=tmp_path, options=SMALL) as cluster:
+        cluster.kill(2)
+        shutil.rmtree(cluster.data_folder(2))
+        cluster.servers[2].start()
+        assert cluster.servers[2].wait(10) == 2
+        said = cluster.servers[2].output()
+        assert "it was wiped or replaced" in said.splitlines()[-1]
+        assert "Traceback" not in said
+
+
+def test_a_new_folder_waits_for_all_members_and_can_be_stopped_meanwhile(tmp_path: Path) -> None:
+    cluster = Cluster(3, folder=tmp_path, options=SMALL)
+    try:
+        server = cluster.servers[1]
+        server.start()
+        cluster.wait_for(lambda: "waiting for node 2" in server.output(), "a word about who is missing")
+        assert server.terminate() == 0
+        assert "ready" not in server.output()
+    finally:
+        cluster.close()
 
 
 def digests(cluster: Cluster) -> dict[tuple[int, int, int], set[tuple[int, str]]]:
