@@ -2,8 +2,8 @@
 
 Owns the log's writer thread, the lanes' threads, and the ticker. Invariants: results come back to the loop's thread by
 `post`, in order; appends of a group become durable in the order of submission, everything that is queued in one write
-and one sync; hard state never waits behind the payload of other groups (RULES W5); after a failed write or sync nothing is reported any more and the process ends (HAZARDS 22). Must not know: Raft,
-what work does.
+and one sync; hard state never waits behind the payload of other groups (RULES W5); after a failed write or sync nothing
+is reported any more and the process ends (HAZARDS 22). Must not know: Raft, what work does.
 """
 
 from __future__ import annotations
