@@ -89,7 +89,12 @@ def lines(answers: Sequence[Answer], *, blocks: bool = False) -> list[str]:
         for group in node.groups
         if group.problem
     ]
-    problems += [f"! node {node.node}: {escape(alarm)}" for node in nodes for alarm in node.alarms]
+    problems += [
+        f"! node {node.node}: {escape(alarm)}"
+        for node in nodes
+        for alarm in node.alarms
+        if not any(group.problem and group.problem in alarm for group in node.groups)  # told already
+    ]
     if problems:
         out += ["", *problems]
     return out
