@@ -97,10 +97,11 @@ class SnapshotSending:
 
     def start(self, replica: ReplicaId) -> None:
         meta = self._newest()
-        if meta is None or replica in self._transfers or replica in self._retries:
+        if replica in self._transfers or replica in self._retries:
             return
-        if replica in self._away:
-            # No log is held back for it meanwhile; the core asks again at its first sign of life.
+        if meta is None or replica in self._away:
+            # There is none yet while the one that the log begins with is still being installed here. For a peer that
+            # is away no log is held back meanwhile; the core asks again at its first sign of life.
             self._fail_later(replica)
             return
         transfer = _Transfer(replica, meta, _no_chunks())
@@ -127,7 +128,8 @@ class SnapshotSending:
         offset, acked, total = transfer.read_bytes, transfer.acked, transfer.meta.size_bytes
 
         def work() -> _Piece | None:
-            """The next piece that the peer lacks; None when the file fails its checks, or ends too early."""
+            """The next piece that the peer lacks, an empty one at the end when it lacks nothing; None when the file
+            fails its checks, or ends too early."""
             at = offset
             try:
                 for data in transfer.chunks:
@@ -136,7 +138,7 @@ class SnapshotSending:
                     at += len(data)
             except SnapshotDamaged:
                 return None
-            return _Piece(0, memoryview(b""), 0) if total == 0 else None
+            return _Piece(total, memoryview(b""), 0) if at == total else None
 
         self._services.run(FILES_LANE, work, lambda piece: self._was_read(transfer, piece))
 

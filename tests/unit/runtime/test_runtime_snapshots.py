@@ -303,6 +303,40 @@ def test_a_leader_that_is_deposed_in_the_middle_leaves_it_to_the_next() -> None:
     assert len(cluster.nodes) == 2
 
 
+def test_a_leader_without_a_snapshot_to_send_yet_sends_one_later() -> None:
+    """It won while the snapshot that its own log begins with was still on its way into the state machine."""
+    cluster, leader, third = behind()
+    newest, leader.handle._snapshot = leader.handle._snapshot, None
+    cluster.restart(third)
+    cluster.run(1000)
+    assert leader.handle.status().snapshots_sent == 0
+    leader.handle._snapshot = newest
+    cluster.until(lambda: agree(cluster), ms=5000)
+
+
+def test_answers_of_a_transfer_given_up_can_say_that_all_is_held() -> None:
+    """The file is then read to its end without finding a piece to send: it is not damaged for that."""
+    cluster, leader, third = behind(count=200, size=30_000)
+    leader.lanes.held.add("files")
+    started = cluster.restart(third)
+    cluster.until(lambda: leader.handle._sending is not None and leader.handle._sending.active)
+    meta = leader.handle._snapshot
+    assert meta is not None
+    answer = SnapshotAnswer(
+        sender=third,
+        to=leader.runtime.node,
+        term=leader.handle.leader()[2],
+        incarnation=started.runtime.incarnation,
+        snapshot_id=meta.snapshot_id,
+        next_offset=meta.size_bytes,
+    )
+    leader.runtime.received(third, [Envelope(1, answer)])
+    leader.lanes.held.clear()
+    cluster.run(100)
+    assert leader.runtime.dropped["snapshot_unreadable"] == 0
+    assert leader.handle._snapshot == meta
+
+
 # --- chunks that nobody should send (FAULTS, bad input 18) ----------------------------------------------------------
 
 
