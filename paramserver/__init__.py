@@ -41,7 +41,15 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(home), name)
+    module = import_module(home)
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        # Our package `worker` has all of these: another one of that name stands before it on the path.
+        raise ImportError(
+            f"paramserver.{name}: the module {home!r} found at {getattr(module, '__file__', None)} is not ours; "
+            f"rename that file, it shadows the package {home!r} of paramserver"
+        ) from None
 
 
 def __dir__() -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -333,3 +335,17 @@ def test_the_front_door_is_lazy_and_complete() -> None:
 def test_absent_ranks_are_named() -> None:
     with client_of(FakeCluster()) as client:
         assert model_of(client, ranks=3).absent_ranks().result() == [1, 2]
+
+
+def test_a_module_of_the_users_that_shadows_ours_is_named(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text("")
+    root = str(Path(paramserver.__file__).parents[1])
+    ended = subprocess.run(
+        [sys.executable, "-c", "import paramserver\nparamserver.connect"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"the module 'worker' found at {tmp_path}/worker.py is not ours; rename that file" in ended.stderr
