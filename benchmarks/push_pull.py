@@ -77,14 +77,12 @@ def measure(model_mb: int, workers: int, options: argparse.Namespace) -> dict[st
         for child in load:
             if not child.running:
                 raise SystemExit(f"{child.name} ended with {child.code}:\n{child.last_words()}")
-        last, end_s, end_cpu_s = steps(files), time.monotonic(), cpu_s(pids)
-        moved = [(after - before) * 2 * model_bytes for before, after in zip(first, last, strict=True)]
-        lengths = [
-            (end - start) * 1000
-            for rank, file in enumerate(files)
-            for start, end in records.gaps(records.read(file, rank))
-            if start >= begin_s
-        ]
+        last, end_cpu_s = steps(files), cpu_s(pids)
+        moved_gb = sum(after - before for before, after in zip(first, last, strict=True)) * 2 * model_bytes / 1e9
+        # Whole steps over the time they took: the window itself begins and ends in the middle of one.
+        windows = [measured(file, rank, begin_s) for rank, file in enumerate(files)]
+        rate = sum(2 * model_bytes * len(gaps) / sum(gaps) for gaps in windows if gaps) / 1e6
+        lengths = [gap * 1000 for gaps in windows for gap in gaps]
         memory = max(resident_bytes(server.pid) for server in cluster.servers.values())
         row: dict[str, Any] = {
             "system": "paramserver",
@@ -93,18 +91,23 @@ def measure(model_mb: int, workers: int, options: argparse.Namespace) -> dict[st
             "replicas": options.replicas,
             "codec": "fp32",
             "durability": "fsync",
-            "mb_per_s": round(sum(moved) / (end_s - begin_s) / 1e6, 1),
+            "mb_per_s": round(rate, 1),
             "step_ms": {
                 "p50": results.percentile(lengths, 0.5),
                 "p99": results.percentile(lengths, 0.99),
             },
-            "cpu_s_per_gb": round((end_cpu_s - begin_cpu_s) / (sum(moved) / 1e9), 3) if sum(moved) else None,
+            "cpu_s_per_gb": round((end_cpu_s - begin_cpu_s) / moved_gb, 3) if moved_gb else None,
             "steps": min(last) - min(first),
             "server_memory_mb_max": round(memory / 1e6),
         }
         if tops is not None:
             row["profile"] = tops
         return row
+
+
+def measured(file: Path, rank: int, begin_s: float) -> list[float]:
+    """Lengths in seconds of the steps that began after `begin_s`."""
+    return [end - start for start, end in records.gaps(records.read(file, rank)) if start >= begin_s]
 
 
 def start_load(cluster: Cluster, rank: int, ranks: int, model_bytes: int) -> Child:

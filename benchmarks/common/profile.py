@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-TOP = 15
+TOP = 5
+SHARE_MIN = 0.02
 
 
 def py_spy() -> str:
@@ -20,8 +21,8 @@ def py_spy() -> str:
 
 
 def record(processes: Mapping[str, int], seconds: int, folder: Path) -> dict[str, list[str]]:
-    """Sample all `processes` (name -> pid) at once; collapsed stacks lie in `folder`/NAME.txt. Returns for each the top
-    frames by own time, as "share function (file:line)". Threads that wait are not counted."""
+    """Sample all `processes` (name -> pid) at once; collapsed stacks lie in `folder`/NAME.txt. Returns for each
+    what `top` says. Threads that wait are not counted."""
     folder.mkdir(parents=True, exist_ok=True)
     running = {}
     for name, pid in processes.items():
@@ -37,9 +38,22 @@ def record(processes: Mapping[str, int], seconds: int, folder: Path) -> dict[str
 
 
 def top(collapsed: str) -> list[str]:
-    own: Counter[str] = Counter()
+    """A line a thread, busiest first: its share of the process, and its top frames by own time."""
+    own: dict[str, Counter[str]] = {}
     for line in collapsed.splitlines():
         stack, _, count = line.rpartition(" ")
-        own[stack.split(";")[-1]] += int(count)
-    total = sum(own.values()) or 1
-    return [f"{count / total:6.1%}  {frame}" for frame, count in own.most_common(TOP)]
+        frames = stack.split(";")
+        own.setdefault(thread_name(frames[0]), Counter())[frames[-1]] += int(count)
+    total = sum(frames.total() for frames in own.values()) or 1
+    lines = []
+    for thread, frames in sorted(own.items(), key=lambda item: -item[1].total()):
+        share = frames.total() / total
+        if share >= SHARE_MIN:
+            named = ", ".join(f"{frame} {count / total:.1%}" for frame, count in frames.most_common(TOP))
+            lines.append(f"{share:6.1%}  {thread}: {named}")
+    return lines
+
+
+def thread_name(frame: str) -> str:
+    """`thread (0x7f..): name` without the number."""
+    return frame.split(": ", 1)[1] if frame.startswith("thread (") and ": " in frame else "?"
