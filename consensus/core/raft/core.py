@@ -184,7 +184,7 @@ class RaftCore:
             # Election safety says that this can't be, so it is not followed; it does no harm.
             state.drop("second_leader")
             return
-        self._election.heard_from(message.sender)
+        self._election.heard_from(message.sender, lately=isinstance(message, Heartbeat))
         match message:
             case AppendRequest():
                 self._following.append(message)

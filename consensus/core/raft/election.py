@@ -71,13 +71,18 @@ class Election:
 
     # --- the leader, alive or lost ----------------------------------------------------------------------------------
 
-    def heard_from(self, leader: ReplicaId) -> None:
-        """A message of the current term's leader arrived. It may well contradict a closed connection."""
+    def heard_from(self, leader: ReplicaId, *, lately: bool) -> None:
+        """A message of the current term's leader arrived. One that it sent `lately` (a heartbeat: those wait behind
+        nothing) contradicts a closed connection; what comes with payload may have been on its way since before."""
         if self._state.role is not Role.FOLLOWER or self._state.leader != leader:
             self.become_follower(self._state.term, leader)
-        self._lost = 0
         self._silence_ms = 0
         self._restart_timer()
+        if lately or self._lost != leader or leader not in self._closed:
+            self._lost = 0
+        else:
+            # Campaign when no more of it comes.
+            self._deadline_ms = min(self._deadline_ms, max(self._state.config.hint_retry_ms_min, self._hint_ms(leader)))
 
     def connection(self, replica: ReplicaId, *, closed: bool) -> None:
         """The closed-connection hint (RULES C2): campaign soon, staggered by place, instead of waiting out the
@@ -90,8 +95,11 @@ class Election:
         if state.role is not Role.FOLLOWER or state.leader != replica:
             return
         self._lost = replica
-        # The lost leader itself won't campaign, so its place is no reason to wait.
-        self._hurry(state.membership.place(without=replica) * state.config.hint_delay_ms)
+        self._hurry(self._hint_ms(replica))
+
+    def _hint_ms(self, lost: ReplicaId) -> int:
+        """The lost leader itself won't campaign, so its place is no reason to wait."""
+        return self._state.membership.place(without=lost) * self._state.config.hint_delay_ms
 
     def _hurry(self, delay_ms: int) -> None:
         self._deadline_ms = min(self._deadline_ms, self._elapsed_ms + delay_ms)

@@ -290,6 +290,23 @@ def test_leader_heard_again_is_a_leader_again() -> None:
     assert of(VoteRequest, host.tick(200)) == []
 
 
+def test_entries_that_were_still_on_their_way_prove_nothing() -> None:
+    """Bulk is read more slowly than control: what a leader sent before it died arrives after its connection closed."""
+    host = follower(1, term=1, replica=3)
+    host.heartbeat(sender=1)
+    host.core.connection(1, closed=True)
+    host.append(entry(1, 2), after=(1, 1), sender=1)
+    host.persist()
+    assert only(VoteResponse, ask(host, sender=2, term=2, pre=True)).granted
+    assert of(VoteRequest, host.tick(20)) == []
+    assert {one.pre for one in of(VoteRequest, host.tick(10))} == {True}
+    # Entries go on being taken, and campaigning waits until they end.
+    answers = host.append(entry(1, 3), after=(1, 2), sender=1) + host.persist()
+    assert max(answer.match_index for answer in of(AppendResponse, answers)) == 3
+    assert of(VoteRequest, host.tick(20)) == []
+    assert of(VoteRequest, host.tick(10)) != []
+
+
 def test_reopened_connection_alone_proves_nothing() -> None:
     host = follower(1, term=1, replica=3)
     host.heartbeat(sender=1)
