@@ -46,8 +46,8 @@ from worker.within import within
 
 T = TypeVar("T")
 
-Tensors: TypeAlias = "Mapping[str, Sequence[int]] | Sequence[TensorSpec]"
-"""name -> shape, in the order they lie in; or TensorSpecs."""
+Tensors: TypeAlias = "Mapping[str, Sequence[int] | Any] | Sequence[TensorSpec]"
+"""name -> shape, in the order they lie in, or name -> array of that shape; or TensorSpecs."""
 SessionPlace: TypeAlias = "str | os.PathLike[str] | Callable[[str], Path] | None"
 
 SERVERS_MAX = 1024
@@ -183,7 +183,7 @@ class Client:
     ) -> Model:
         """Create a model or open the one of that name, and take a rank of it.
 
-        tensors, optimizer: what it is; without them it must exist. One of the same name and another spec is
+        tensors, optimizer: what it is (arrays stand for their shapes only); without them it must exist. One of the same name and another spec is
         SpecMismatch. ranks: how many workers push each step; every one of them, `rank` from 0, must. rank: the one
         this handle pushes as; None: it only pulls. initial: values by name, or a function that gives them; used by the
         first client only (RULES M3). Without it the call
@@ -243,7 +243,7 @@ class Client:
         if optimizer is None:
             raise InvalidArgument(f"model {name!r}: no optimizer", "pass one, such as paramserver.sgd(0.1)")
         if isinstance(tensors, Mapping):
-            specs = tuple(TensorSpec(one, tuple(shape)) for one, shape in tensors.items())
+            specs = tuple(TensorSpec(one, tuple(getattr(like, "shape", like))) for one, like in tensors.items())
         else:
             specs = tuple(tensors)
         spec = ModelSpec(name, specs, optimizer, ranks, reduction, non_finite, block_bytes)

@@ -162,6 +162,12 @@ def test_opening_by_name_alone() -> None:
             client.model("other", {"a": (1,)})
 
 
+def test_arrays_stand_for_their_shapes() -> None:
+    with client_of(FakeCluster()) as client:
+        model = client.model("arrays", initial(), optimizer=paramserver.sgd(0.5), initial=initial)
+        assert {tensor.name: tensor.shape for tensor in model.spec.tensors} == SHAPES
+
+
 def test_a_bad_spec_is_refused_before_it_is_sent() -> None:
     with client_of(FakeCluster()) as client:
         with pytest.raises(errors.InvalidArgument) as caught:
