@@ -175,8 +175,17 @@ class Election:
                 self._become_candidate()
             else:
                 self._become_leader()
-        elif outcome is VoteOutcome.LOST and state.role is Role.CANDIDATE:
+        elif state.role is Role.CANDIDATE and (outcome is VoteOutcome.LOST or self._hopeless()):
             self.become_follower(state.term, 0)
+            if self._lost in self._closed:
+                # The vote was split, most likely with the other one that had the hint: again soon, staggered by place.
+                self._retry_soon(self._hint_ms(self._lost))
+
+    def _hopeless(self) -> bool:
+        """Not lost by the count yet, but those who are missing cannot be reached."""
+        silent = self._closed - self._granted
+        outcome = vote_outcome(self._state.membership.voters, granted=self._granted, refused=self._refused | silent)
+        return bool(self._refused) and outcome is VoteOutcome.LOST
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
@@ -221,8 +230,11 @@ class Election:
         state = self._state
         if state.role in (Role.CANDIDATE, Role.LEADER) or self._lost == 0 or self._lost not in self._closed:
             return
-        config = state.config
-        delay = self._random.randrange(config.hint_retry_ms_min, config.hint_retry_ms_max + 1)
+        self._retry_soon()
+
+    def _retry_soon(self, later_ms: int = 0) -> None:
+        config = self._state.config
+        delay = self._random.randrange(config.hint_retry_ms_min, config.hint_retry_ms_max + 1) + later_ms
         self._deadline_ms = min(self._deadline_ms, self._elapsed_ms + delay)
 
     # --- being asked ------------------------------------------------------------------------------------------------

@@ -351,6 +351,30 @@ def test_late_refusal_does_not_end_the_candidacy_it_came_too_late_for() -> None:
     assert (host.role, host.term) == (Role.CANDIDATE, 2)
 
 
+def test_split_vote_after_a_hint_is_repeated_soon() -> None:
+    """Both who are left may have campaigned before they heard of each other; the dead one will never break the tie."""
+    host = follower(1, term=1, replica=2)
+    host.heartbeat(sender=1)
+    host.core.connection(1, closed=True)
+    host.drain()
+    grant(host, 3, pre=True)
+    host.persist()
+    assert (host.role, host.term) == (Role.CANDIDATE, 2)
+    grant(host, 3, pre=False, granted=False)
+    assert host.role is Role.FOLLOWER
+    assert [(one.term, one.pre) for one in of(VoteRequest, host.tick(20), to=3)] == [(3, True)]
+
+
+def test_split_vote_among_connected_voters_waits_for_the_timeout() -> None:
+    host = follower(1, term=1, replica=2)
+    host.tick(600)
+    grant(host, 3, pre=True)
+    host.persist()
+    grant(host, 3, pre=False, granted=False)
+    assert host.role is Role.CANDIDATE
+    assert of(VoteRequest, host.tick(200)) == []
+
+
 def test_hint_elects_within_a_blink() -> None:
     cluster = Cluster.of_size(3)
     assert cluster.elect().replica == 1
