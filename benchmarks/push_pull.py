@@ -25,7 +25,9 @@ from paramserver.lab.processes import Child
 from paramserver.lab.usage import cpu_s, resident_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
-WARM_UP_STEPS = 5
+WARM_UP_STEPS_MIN = 5
+WARM_UP_MB = 640
+"""Pushed before the clock starts: the first segments of the log are made and zeroed, later ones are recycled."""
 START_TIMEOUT_S = 120.0
 
 
@@ -34,7 +36,7 @@ def main() -> None:
     parser.add_argument("--model-mb", default="1,16,64", type=numbers, metavar="MB,...")
     parser.add_argument("--workers", default="1,2", type=numbers, metavar="N,...")
     parser.add_argument("--replicas", default=3, type=int, choices=(1, 3), help="of each group (that many servers)")
-    parser.add_argument("--seconds", default=8.0, type=float, help="measured, a row")
+    parser.add_argument("--seconds", default=10.0, type=float, help="measured, a row")
     parser.add_argument("--steps", default=0, type=int, help="measured steps a row instead of seconds")
     parser.add_argument("--profile", metavar="DIR", help="py-spy on every process; figures are then not to be quoted")
     parser.add_argument("--out", metavar="FILE", help="write the JSON here too")
@@ -61,7 +63,7 @@ def measure(model_mb: int, workers: int, options: argparse.Namespace) -> dict[st
         model_bytes = model_mb << 20
         load = [start_load(cluster, rank, workers, model_bytes) for rank in range(workers)]
         files = [cluster.folder / f"load-{rank}.record" for rank in range(workers)]
-        wait_steps(cluster, load, files, WARM_UP_STEPS, START_TIMEOUT_S)
+        wait_steps(cluster, load, files, max(WARM_UP_STEPS_MIN, WARM_UP_MB // model_mb), START_TIMEOUT_S)
         pids = [child.pid for child in (*load, *cluster.servers.values())]
         first = steps(files)
         begin_s, begin_cpu_s = time.monotonic(), cpu_s(pids)
