@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--replicas", default=3, type=int, choices=(1, 3), help="of each group (that many servers)")
     parser.add_argument("--seconds", default=10.0, type=float, help="measured, a row")
     parser.add_argument("--steps", default=0, type=int, help="measured steps a row instead of seconds")
-    parser.add_argument("--profile", metavar="DIR", help="py-spy on every process; figures are then not to be quoted")
+    parser.add_argument("--profile", metavar="DIR", help="CPU seconds by thread; stacks by py-spy go to DIR")
     parser.add_argument("--out", metavar="FILE", help="write the JSON here too")
     options = parser.parse_args()
     rows = []
@@ -65,14 +65,11 @@ def measure(model_mb: int, workers: int, options: argparse.Namespace) -> dict[st
         files = [cluster.folder / f"load-{rank}.record" for rank in range(workers)]
         wait_steps(cluster, load, files, max(WARM_UP_STEPS_MIN, WARM_UP_MB // model_mb), START_TIMEOUT_S)
         pids = [child.pid for child in (*load, *cluster.servers.values())]
+        named = {child.name: child.pid for child in (*load, *cluster.servers.values())}
+        threads = profile.Threads(named) if options.profile else None
         first = steps(files)
         begin_s, begin_cpu_s = time.monotonic(), cpu_s(pids)
-        tops = None
-        if options.profile:
-            named = {child.name: child.pid for child in (*load, *cluster.servers.values())}
-            folder = Path(options.profile) / f"{model_mb}mb-{workers}w"
-            tops = profile.record(named, max(1, round(options.seconds)), folder)
-        elif options.steps:
+        if options.steps:
             wait_steps(cluster, load, files, max(first) + options.steps, options.steps * 10.0)
         else:
             time.sleep(options.seconds)  # the measured time itself
@@ -102,8 +99,10 @@ def measure(model_mb: int, workers: int, options: argparse.Namespace) -> dict[st
             "steps": min(last) - min(first),
             "server_memory_mb_max": round(memory / 1e6),
         }
-        if tops is not None:
-            row["profile"] = tops
+        if threads is not None:
+            row["cpu_s_per_gb_by_thread"] = threads.since(moved_gb)
+            folder = Path(options.profile) / f"{model_mb}mb-{workers}w"
+            row["frames"] = profile.record(named, max(1, round(options.seconds)), folder)
         return row
 
 

@@ -1,7 +1,12 @@
-"""Where the time goes: py-spy on running processes, and the top of what it saw."""
+"""Where the time goes: CPU seconds by thread from /proc, and py-spy's frames in them.
+
+Threads of gRPC have names of their own; Python's have them only inside, so py-spy says which is which.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +22,44 @@ def py_spy() -> str:
     found = shutil.which("py-spy") or str(Path(sys.executable).with_name("py-spy"))
     if not Path(found).exists():
         raise SystemExit("--profile needs py-spy: pip install 'paramserver[dev]'")
+    return found
+
+
+class Threads:
+    """CPU seconds of the threads of `processes` (name -> pid) since it was made."""
+
+    def __init__(self, processes: Mapping[str, int]) -> None:
+        self._processes = processes
+        self._names = {name: thread_names(pid) for name, pid in processes.items()}
+        self._before = {name: thread_cpu_s(pid) for name, pid in processes.items()}
+
+    def since(self, moved_gb: float) -> dict[str, list[str]]:
+        """A line a thread, busiest first: CPU seconds per GB pushed and pulled."""
+        lines = {}
+        for process, pid in self._processes.items():
+            spent: Counter[str] = Counter()
+            for thread, (kernel_name, seconds) in thread_cpu_s(pid).items():
+                name = self._names[process].get(thread) or kernel_name
+                spent[name] += seconds - self._before[process].get(thread, ("", 0.0))[1]
+            per_gb = [(seconds / moved_gb, name) for name, seconds in spent.most_common() if moved_gb]
+            lines[process] = [f"{seconds:.2f}  {name}" for seconds, name in per_gb if seconds >= 0.01]
+        return lines
+
+
+def thread_names(pid: int) -> dict[str, str]:
+    line = [py_spy(), "dump", "--nonblocking", "--pid", str(pid)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=30, check=False)
+    return {match[1]: match[2] for match in re.finditer(r'^Thread (\d+) \(.*?\): "([^"]+)"', done.stdout, re.MULTILINE)}
+
+
+def thread_cpu_s(pid: int) -> dict[str, tuple[str, float]]:
+    """Thread -> (its name in the kernel, CPU seconds so far)."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        text = (task / "stat").read_text()
+        fields = text[text.rfind(")") + 2 :].split()
+        seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        found[task.name] = (text[text.find("(") + 1 : text.rfind(")")], seconds)
     return found
 
 
