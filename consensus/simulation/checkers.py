@@ -13,7 +13,7 @@ Invariants: a broken promise raises `Violated` at the event that broke it. Must 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from consensus.core.interface import (
     NodeId,
     Payload,
     ReplicaId,
+    Role,
     Status,
     VoteRequest,
     VoteResponse,
@@ -34,7 +35,7 @@ from consensus.core.invariants import Replica, SafetyChecker
 from consensus.runtime.interface import StateMachine
 from consensus.simulation.errors import Violated
 from consensus.simulation.trace import Trace
-from consensus.storage.interface import RecoveredGroup
+from consensus.storage.interface import GroupAppend, RecoveredGroup
 from consensus.transport.interface import Envelope
 
 
@@ -164,34 +165,101 @@ class WitnessedMachine:
         return self._INDEX_BYTES + self.inner.size_bytes()
 
 
-class Lives:
-    """The safety properties of all groups, after every event, of the replicas that the event touched."""
+class DurableLog:
+    """What the log of one replica holds durably, by the writes that were synced; not by anybody's word."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, found: RecoveredGroup | None) -> None:
+        self._terms = {entry.index: entry.term for entry in found.entries} if found else {}
+        self._snapshot = found.snapshot.index if found and found.snapshot else 0
+
+    def synced(self, append: GroupAppend) -> None:
+        meta = append.install
+        if meta is not None:
+            if self._terms.get(meta.index) != meta.term:
+                self._terms.clear()
+            self._snapshot = meta.index
+        if append.entries:
+            first = append.entries[0].index
+            for index in [index for index in self._terms if index >= first]:
+                del self._terms[index]
+            self._terms.update((entry.index, entry.term) for entry in append.entries)
+
+    def holds(self, index: int, term: int | None) -> bool:
+        return index <= self._snapshot or (index in self._terms and self._terms[index] == term)
+
+
+class Lives:
+    """The safety properties of all groups, after every event, of the replicas that the event touched; and that what
+    their bookkeeping says of disks is so: what is called flushed is durable, what a leader counts as matched is durable
+    at the peer and the same there (HAZARDS 4, 5)."""
+
+    def __init__(
+        self,
+        trace: Trace,
+        *,
+        elected: Callable[[GroupId], None],
+        peer: Callable[[GroupId, ReplicaId], tuple[Replica, DurableLog] | None],
+    ) -> None:
         self._trace = trace
+        self._elected = elected
+        self._peer = peer
+        self._matched: dict[tuple[GroupId, ReplicaId, ReplicaId], tuple[int, int]] = {}
+        """(group, leader, peer) -> (term, match index) that was looked at last."""
         self._checkers: dict[GroupId, SafetyChecker] = {}
         self._shown: dict[tuple[GroupId, ReplicaId], tuple[int, ...]] = {}
         self.leaders: dict[GroupId, set[int]] = {}
         """Terms that had a leader."""
 
-    def look(self, group: GroupId, replica: Replica) -> None:
+    def look(self, group: GroupId, replica: Replica, durable: DurableLog) -> None:
         status = replica.status()
         key = (group, replica.replica)
         shown = self._shown.get(key)
         now = (status.term, status.role, status.leader, status.commit_index, status.last_index, status.applied_index)
-        marks = (*now, status.flushed_index, status.snapshot_index, id(replica))
+        matched = sum(status.match.values())
+        marks = (*now, status.flushed_index, status.snapshot_index, matched, id(replica))
         if marks == shown:
             return
         try:
             self._checkers.setdefault(group, SafetyChecker(group)).check((replica,))
         except InvariantViolated as error:
             raise Violated(str(error)) from error
+        self._check_flushed(group, replica, status, durable)
+        if status.role is Role.LEADER:
+            self._check_matched(group, replica, status)
         if shown is None or now != shown[:6]:
             self._trace.add(f"g{group}r{replica.replica}", describe(status))
         if shown is None or shown[:2] != now[:2]:
-            if status.role.name == "LEADER":
+            if status.role is Role.LEADER:
                 self.leaders.setdefault(group, set()).add(status.term)
+                self._elected(group)
         self._shown[key] = marks
+
+    def _check_flushed(self, group: GroupId, replica: Replica, status: Status, durable: DurableLog) -> None:
+        index = status.flushed_index
+        entry = replica.entry(index)
+        if index and entry is not None and not durable.holds(index, entry.term):
+            raise Violated(
+                f"group {group}, replica {replica.replica}: calls entry {index} of term {entry.term} flushed, its log "
+                "does not hold it durably"
+            )
+
+    def _check_matched(self, group: GroupId, leader: Replica, status: Status) -> None:
+        for replica, index in status.match.items():
+            key = (group, leader.replica, replica)
+            if not index or self._matched.get(key) == (status.term, index):
+                continue
+            self._matched[key] = (status.term, index)
+            found = self._peer(group, replica)
+            entry = leader.entry(index)
+            if found is None or entry is None or found[0].status().term > status.term:
+                continue
+            peer, durable = found
+            held = peer.entry(index)
+            if not durable.holds(index, entry.term) or (held is not None and held.term != entry.term):
+                raise Violated(
+                    f"group {group}, leader {leader.replica} of term {status.term}: counts entry {index} of term "
+                    f"{entry.term} as held by replica {replica}, which does not hold it durably"
+                )
 
 
 def describe(status: Status) -> str:

@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from consensus.core.interface import GroupId, NodeId, Role
+from consensus.core.interface import GroupId, NodeId, ReplicaId, Role
 from consensus.core.raft import RaftCore
 from consensus.core.raft.config import RaftConfig
 from consensus.runtime.interface import GroupListener, StateMachine
 from consensus.runtime.options import RuntimeOptions
-from consensus.simulation.checkers import Lives, Speech, Witness
+from consensus.simulation.checkers import DurableLog, Lives, Speech, Witness
 from consensus.simulation.errors import Misused, Violated
 from consensus.simulation.faults import Fault, FaultKind
 from consensus.simulation.network import Network, Wire
@@ -122,12 +122,14 @@ class Cluster:
         self.network = Network(self.scheduler, stream(seed, "network"), profile, self.trace, wire)
         self.groups = tuple(groups)
         self.counts: Counter[str] = Counter()
+        self._homes = {spec.group: spec.nodes for spec in groups}
         self._options = options
         self._plan = tuple(plan)
         self._application = application
-        self._lives = Lives(self.trace)
+        self._lives = Lives(self.trace, elected=self._elected, peer=self._peer)
         self._random = stream(seed, "cluster")
         self._healed = False
+        self._ambushes: list[Fault] = []
         around = Surroundings(
             seed=seed,
             scheduler=self.scheduler,
@@ -171,12 +173,18 @@ class Cluster:
             for reason, count in status.dropped.items():
                 self.counts[f"dropped {reason}"] += count
 
+    def _peer(self, group: GroupId, replica: ReplicaId) -> tuple[RaftCore, DurableLog] | None:
+        """A replica that runs, and its disk."""
+        node = self.nodes[self._homes[group][replica]]
+        core = node.handles[group].core if group in node.handles else None
+        return (core, node.durable[group]) if isinstance(core, RaftCore) else None
+
     def after_event(self, node: SimulatedNode) -> None:
         for group, handle in node.handles.items():
             if handle.problem:
                 raise Violated(f"node {node.node}: group {group} does not run: {handle.problem}")
             if isinstance(handle.core, RaftCore):
-                self._lives.look(group, handle.core)
+                self._lives.look(group, handle.core, node.durable[group])
 
     # --- the run ----------------------------------------------------------------------------------------------------
 
@@ -218,7 +226,7 @@ class Cluster:
         for node in self.nodes.values():
             self.scheduler.after(self._random.randrange(START_SPREAD_US), node.start)
         for fault in self._plan:
-            self.scheduler.at(fault.at_ms * MS, lambda fault=fault: self._strike(fault))  # type: ignore[misc]
+            self.scheduler.at(fault.at_ms * MS, lambda fault=fault: self._come(fault))  # type: ignore[misc]
         self._application.begin(self)
 
     def _run_until(self, until_us: int, finished: Callable[[], bool]) -> None:
@@ -244,6 +252,18 @@ class Cluster:
         return found[1] if found else None
 
     # --- faults -----------------------------------------------------------------------------------------------------
+
+    def _come(self, fault: Fault) -> None:
+        if fault.ambush_ms is None:
+            self._strike(fault)
+        else:
+            self._ambushes.append(fault)
+
+    def _elected(self, group: GroupId) -> None:
+        fault = next((fault for fault in self._ambushes if fault.leader_of == group), None)
+        if fault is not None:
+            self._ambushes.remove(fault)
+            self.scheduler.after((fault.ambush_ms or 0) * MS, lambda: self._strike(fault))
 
     def _strike(self, fault: Fault) -> None:
         if self._healed:

@@ -37,13 +37,13 @@ class World(Protocol):
 
 
 class _Connection:
-    __slots__ = ("epoch", "told_closed", "up")
+    __slots__ = ("believed_up", "epoch", "up")
 
     def __init__(self) -> None:
         self.up = False
         self.epoch = 0
-        self.told_closed: set[NodeId] = set()
-        """Ends that know that it is closed."""
+        self.believed_up: set[NodeId] = set()
+        """Ends that were told that it stands, and not yet that it closed."""
 
 
 class Connections:
@@ -64,7 +64,7 @@ class Connections:
     def started(self, node: NodeId, peers: list[NodeId]) -> None:
         """A process of that node runs; it and its peers dial."""
         for peer in peers:
-            self._of(node, peer).told_closed.discard(node)
+            self._of(node, peer).believed_up.discard(node)
             self._scheduler.after(self._draw(DIAL_US), lambda peer=peer: self._dial(node, peer))  # type: ignore[misc]
 
     def gone(self, node: NodeId, peers: list[NodeId], *, silent: bool) -> None:
@@ -108,7 +108,6 @@ class Connections:
     def _break(self, a: NodeId, b: NodeId, *, ends: tuple[NodeId, ...], quiet: bool) -> None:
         connection = self._of(a, b)
         connection.up = False
-        connection.told_closed.clear()
         self._on_break((a, b))
         epoch = connection.epoch
         for end in ends:
@@ -116,8 +115,8 @@ class Connections:
             peer = b if end == a else a
 
             def notice(end: NodeId = end, peer: NodeId = peer) -> None:
-                if connection.epoch == epoch and end not in connection.told_closed:
-                    connection.told_closed.add(end)
+                if connection.epoch == epoch and end in connection.believed_up:
+                    connection.believed_up.remove(end)
                     self._world.notice(end, peer, closed=True)
 
             self._scheduler.after(self._draw(span), notice)
@@ -133,11 +132,13 @@ class Connections:
         connection.epoch += 1
         epoch = connection.epoch
         for end, peer in ((a, b), (b, a)):
-            if end not in connection.told_closed and epoch > 1:
+            if end in connection.believed_up:
+                connection.believed_up.remove(end)
                 self._world.notice(end, peer, closed=True)
 
             def stands(end: NodeId = end, peer: NodeId = peer) -> None:
                 if connection.up and connection.epoch == epoch:
+                    connection.believed_up.add(end)
                     self._world.notice(end, peer, closed=False)
 
             self._scheduler.after(self._draw(NOTICE_US), stands)

@@ -45,6 +45,8 @@ class Fault:
     nodes: tuple[NodeId, ...] = ()
     leader_of: GroupId | None = None
     links: tuple[tuple[NodeId, NodeId], ...] = ()
+    ambush_ms: int | None = None
+    """Lies in wait from `at_ms` on: comes so long after the next election in the group of `leader_of`."""
     amount: int = 0
     """IO calls until the power cut; extra delay in ms of a clogged link or a slow disk."""
 
@@ -53,7 +55,8 @@ class Fault:
         if self.nodes:
             parts.append("nodes " + " ".join(map(str, self.nodes)))
         if self.leader_of is not None:
-            parts.append(f"leader of group {self.leader_of}")
+            wait = "" if self.ambush_ms is None else f" {self.ambush_ms} ms after its election"
+            parts.append(f"leader of group {self.leader_of}{wait}")
         if self.links:
             parts.append("links " + " ".join(f"{a}>{b}" for a, b in self.links))
         if self.amount:
@@ -111,11 +114,13 @@ def _draw(
         everything = kind in (FaultKind.POWER, FaultKind.KILL) and source.random() < 0.2
         several = source.randrange(1, len(nodes) // 2 + 2) if source.random() < 0.3 else 1
         hit = nodes if everything else tuple(sorted(source.sample(nodes, several)))
+    ambush = leader_of is not None and source.random() < 0.4
     return Fault(
         at_ms=at_ms,
         kind=kind,
         nodes=hit,
         leader_of=leader_of,
+        ambush_ms=source.randrange(0, 60) if ambush else None,
         for_ms=_draw_length(source),
         amount=amount.get(kind, 0),
     )

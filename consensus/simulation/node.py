@@ -17,7 +17,7 @@ from consensus.runtime.group import GroupHandle
 from consensus.runtime.interface import GroupListener, StateMachine
 from consensus.runtime.node import NodeRuntime
 from consensus.runtime.options import RuntimeOptions
-from consensus.simulation.checkers import Speech, Witness, WitnessedMachine
+from consensus.simulation.checkers import DurableLog, Speech, Witness, WitnessedMachine
 from consensus.simulation.network import Network, SimulatedTransport
 from consensus.simulation.profile import Profile
 from consensus.simulation.schedule import MS, DriftingClock, Scheduler, stream
@@ -86,6 +86,7 @@ class SimulatedNode:
         self.filesystem = MemoryFileSystem()
         self.handles: dict[GroupId, GroupHandle] = {}
         self.machines: dict[GroupId, WitnessedMachine] = {}
+        self.durable: dict[GroupId, DurableLog] = {}
         self.disk_lag_us = 0
         self._around = surroundings
         self._owner = owner
@@ -185,7 +186,13 @@ class SimulatedNode:
             node=self.node,
             recovery=recovery,
             writer=SimulatedLogWriter(
-                wal, around.scheduler, self._stream("writer"), profile, self, lambda: self.disk_lag_us
+                wal,
+                around.scheduler,
+                self._stream("writer"),
+                profile,
+                self,
+                lag_us=lambda: self.disk_lag_us,
+                synced=lambda append: self.durable[append.group].synced(append),
             ),
             snapshots=snapshots,
             lanes=self.lanes,
@@ -201,6 +208,7 @@ class SimulatedNode:
             if replica is None:
                 continue
             around.speech.recovered(spec.group, replica, recovery.groups.get(spec.group))
+            self.durable[spec.group] = DurableLog(recovery.groups.get(spec.group))
             inner, listener = self._owner.machine(self.node, spec.group)
             machine = WitnessedMachine(inner, around.witnesses[spec.group], self.node)
             self.machines[spec.group] = machine

@@ -67,6 +67,7 @@ class SimulatedLogWriter:
         profile: Callable[[], Profile],
         process: Process,
         lag_us: Callable[[], int],
+        synced: Callable[[GroupAppend], None],
     ) -> None:
         self._log = log
         self._scheduler = scheduler
@@ -74,6 +75,7 @@ class SimulatedLogWriter:
         self._profile = profile
         self._process = process
         self._lag_us = lag_us
+        self._synced = synced
         self._queue: list[tuple[GroupAppend, Callable[[], None]]] = []
         self._releases: list[tuple[GroupId, int]] = []
         self._busy = False
@@ -117,6 +119,8 @@ class SimulatedLogWriter:
     def _sync(self, batch: list[tuple[GroupAppend, Callable[[], None]]], releases: list[tuple[GroupId, int]]) -> None:
         if batch:
             self._log.sync()
+            for append, _ in batch:
+                self._synced(append)
 
             def report() -> None:
                 for _, done in batch:
