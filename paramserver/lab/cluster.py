@@ -29,8 +29,8 @@ from paramserver.lab.processes import Child
 
 T = TypeVar("T")
 
-READY_TIMEOUT_S = 20.0
-WAIT_TIMEOUT_S = 20.0
+READY_TIMEOUT_S = 60.0
+WAIT_TIMEOUT_S = 30.0
 POLL_S = 0.01
 CATALOGUE_GROUP = 0
 

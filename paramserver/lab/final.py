@@ -18,7 +18,7 @@ from paramserver.lab.errors import DeadlinePassed, LabError
 from paramserver.v1 import paramserver_pb2, paramserver_pb2_grpc
 
 PULL_TIMEOUT_S = 10.0
-SETTLE_TIMEOUT_S = 10.0
+SETTLE_TIMEOUT_S = 30.0
 """How long replicas get to apply what was committed when the last worker ended."""
 
 
@@ -97,11 +97,21 @@ def find_model(answers: tuple[status.Answer, ...], name: str) -> status.ModelSna
 
 
 def _settled(cluster: Cluster, model_name: str, version: int) -> bool:
+    """Every node that hosts a group of the model holds all of the group's blocks, at that version at least. A replica
+    that was just started holds none until it has applied its log."""
     answers = cluster.statuses(blocks=True)
-    if len(status.reached(answers)) < len(cluster.servers):
+    nodes = status.reached(answers)
+    model = next((model for node in nodes for model in node.models if model.name == model_name), None)
+    if model is None or len(nodes) < len(cluster.servers):
         return False
-    states = status.block_states(answers, find_model(answers, model_name).model)
-    return bool(states) and all(copy.version >= version for copies in states.values() for copy in copies.values())
+    states = status.block_states(answers, model.model)
+    for shard in model.shards:
+        hosts = [node.node for node in nodes if node.group(shard.group) is not None]
+        for block in range(shard.first_block, shard.first_block + shard.blocks):
+            copies = states.get((shard.group, block), {})
+            if any(node not in copies or copies[node].version < version for node in hosts):
+                return False
+    return True
 
 
 def _pull(

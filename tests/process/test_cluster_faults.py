@@ -12,7 +12,7 @@ from paramserver.lab.final import find_model, read_final
 STEPS = 60
 RANKS = 2
 MODEL = "digits"
-RUN_TIMEOUT_S = 40.0
+RUN_TIMEOUT_S = 80.0
 
 
 def start_workers(cluster: Cluster, steps: int = STEPS) -> None:

@@ -19,7 +19,7 @@ from paramserver.lab import demo
 from paramserver.lab.demo import DemoOptions, DemoOutcome
 from paramserver.lab.verdict import RunResult
 
-OPTIONS = DemoOptions(steps=200, margin=35, accuracy_min=0.9, timeout_s=25.0)
+OPTIONS = DemoOptions(steps=200, margin=35, accuracy_min=0.9, timeout_s=50.0)
 KEYS = ["accuracy", "steps", "steps_per_s", "faults", "lost", "duplicated", "bit_identical"]
 
 
