@@ -183,11 +183,12 @@ class Client:
     ) -> Model:
         """Create a model or open the one of that name, and take a rank of it.
 
-        tensors, optimizer: what it is (arrays stand for their shapes only); without them it must exist. One of the same name and another spec is
-        SpecMismatch. ranks: how many workers push each step; every one of them, `rank` from 0, must. rank: the one
-        this handle pushes as; None: it only pulls. initial: values by name, or a function that gives them; used by the
-        first client only (RULES M3). Without it the call
-            waits until another client has sent them.
+        tensors, optimizer: what it is (arrays stand for their shapes only); without them it must exist. One of the
+            same name and another spec is SpecMismatch.
+        ranks: how many workers push each step; every one of them, `rank` from 0, must.
+        rank: the one this handle pushes as; None: it only pulls.
+        initial: values by name, or a function that gives them; used by the first client only (RULES M3). Without it
+            the call waits until another client has sent them.
         block_bytes: size of a block, the unit of everything; a multiple of 4096.
 
         Returns when the model is open and the rank held. Raises SpecMismatch, NotFound, RankTaken, InvalidArgument,
