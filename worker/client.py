@@ -244,7 +244,8 @@ class Client:
         if optimizer is None:
             raise InvalidArgument(f"model {name!r}: no optimizer", "pass one, such as paramserver.sgd(0.1)")
         if isinstance(tensors, Mapping):
-            specs = tuple(TensorSpec(one, tuple(getattr(like, "shape", like))) for one, like in tensors.items())
+            shapes: dict[str, Any] = {one: getattr(like, "shape", like) for one, like in tensors.items()}
+            specs = tuple(TensorSpec(one, tuple(shape)) for one, shape in shapes.items())
         else:
             specs = tuple(tensors)
         spec = ModelSpec(name, specs, optimizer, ranks, reduction, non_finite, block_bytes)
