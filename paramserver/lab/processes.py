@@ -30,6 +30,7 @@ import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 if os.getppid() != int(sys.argv[1]):
     os._exit(1)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 os.execv(sys.argv[2], sys.argv[2:])
 """
 
@@ -90,16 +91,21 @@ class Child:
         with self.log.open("ab") as log:
             self._log_start = log.tell()
             self.started_s = time.monotonic()
-            self._process = subprocess.Popen(
-                # -I -S: the go-between needs no packages and costs about 10 ms.
-                [sys.executable, "-I", "-S", "-c", _BECOME, str(os.getpid()), *self.command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # Ctrl-C is for us: we end our children in order
-            )
-        _living.add(self)
+            # Ctrl-C between the child's birth and our knowing of it would leave it to the kernel to end it.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                self._process = subprocess.Popen(
+                    # -I -S: the go-between needs no packages and costs about 10 ms.
+                    [sys.executable, "-I", "-S", "-c", _BECOME, str(os.getpid()), *self.command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    start_new_session=True,  # Ctrl-C is for us: we end our children in order
+                )
+                _living.add(self)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def kill(self) -> float:
         """kill -9, and reap. Returns the time (`time.monotonic()`) of the signal."""
