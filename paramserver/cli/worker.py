@@ -187,8 +187,9 @@ class Teller:
                 self._shown.event(f"step {event.step} goes on after {event.waited_s:.1f} s")
             case events.LeaderChanged():
                 self._leaders[event.group] = event.node
-                group = f"group {event.group}" if event.group else "the catalogue"
-                self._shown.event(f"node {event.node} leads {group} now (term {event.term})", strong=True)
+                if not event.first:
+                    group = f"group {event.group}" if event.group else "the catalogue"
+                    self._shown.event(f"node {event.node} leads {group} now (term {event.term})", strong=True)
         self._shown.update(self.facts())
 
     def _write(self, event: Event) -> None:

@@ -67,13 +67,14 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True)
 class LeaderChanged:
-    """Group 0 is the catalogue."""
+    """Group 0 is the catalogue. `first`: no change, only the first that was heard of this group."""
 
     time_s: float
     group: int
     node: int
     address: str
     term: int
+    first: bool = False
 
 
 @dataclass(frozen=True, slots=True)

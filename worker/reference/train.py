@@ -243,8 +243,7 @@ class _Run:
             if self._leaders.get(group) != (route.node, route.term):
                 first = group not in self._leaders
                 self._leaders[group] = (route.node, route.term)
-                if not first:
-                    self._emit(LeaderChanged(time.monotonic(), group, route.node, route.address, route.term))
+                self._emit(LeaderChanged(time.monotonic(), group, route.node, route.address, route.term, first))
 
 
 class _Patience:
