@@ -10,9 +10,15 @@ import pytest
 from consensus.core.raft.durability import Durability
 from consensus.simulation.errors import Violated
 from consensus.simulation.run import run_seed
+from paramserver.lab.simulation import run_seed as train_seed
 
 ROOT = Path(__file__).resolve().parents[2]
-CODE = "from consensus.simulation.run import run_seed; print(run_seed(3).trace_hash, run_seed(5).trace_hash)"
+CODE = """
+from consensus.simulation.run import run_seed
+from paramserver.lab.simulation import run_seed as train_seed
+
+print(run_seed(3).trace_hash, run_seed(5).trace_hash, train_seed(7).trace_hash)
+"""
 
 
 def test_a_seed_replays_exactly() -> None:
@@ -34,7 +40,7 @@ def test_hash_seeds_of_the_process_change_nothing() -> None:
         )
         hashes.append(done.stdout)
     assert hashes[0] == hashes[1]
-    assert hashes[0].split() == [run_seed(3).trace_hash, run_seed(5).trace_hash]
+    assert hashes[0].split() == [run_seed(3).trace_hash, run_seed(5).trace_hash, train_seed(7).trace_hash]
 
 
 def test_a_failure_shows_seed_faults_and_trace(monkeypatch: pytest.MonkeyPatch) -> None:
