@@ -35,7 +35,7 @@ FLAGS = (
     Flag("--margin", "steps that must lie before and after each fault", flags.integer(1, 100_000), 100, "N"),
     Flag("--seed", "of weights and batches", flags.integer(0, 2**31 - 1), 1, "N"),
     Flag("--accuracy-min", "held-out accuracy to reach", flags.number(0, 1), 0.95, "FRACTION"),
-    Flag("--timeout", "seconds for each of the two runs", flags.number(1, 3600), 60.0, "SECONDS"),
+    Flag("--timeout", "seconds for each of the two runs", flags.number(1, 3600), 120.0, "SECONDS"),
     Flag("--folder", "keep logs, records and data folders here (new or empty)", flags.text_value, None, "DIR"),
     Flag("--json", "the last line of standard output is one JSON object"),
     Flag("--plain", "plain lines even on a terminal"),

@@ -39,7 +39,7 @@ class DemoOptions:
     margin: int = 100
     seed: int = 1
     accuracy_min: float = 0.95
-    timeout_s: float = 60.0
+    timeout_s: float = 120.0
     folder: Path | None = None
     worker_flags: tuple[str, ...] = ()
     server_flags: tuple[str, ...] = ()

@@ -146,8 +146,6 @@ class Rank:
     def _frame(self, block: int, gradient: Array) -> PushFrame:
         training = self.world.training
         kind = training.kind(self.number, self.step, block)
-        if any(training.kind(self.number, self.step, other) is PushKind.SKIP for other in (0,)):
-            kind = PushKind.SKIP
         if kind is not PushKind.GRADIENT:
             return PushFrame(block=block, step=self.step, kind=kind)
         payload = gradient[training.layout.block_slice(block)].tobytes()
