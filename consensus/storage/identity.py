@@ -57,7 +57,9 @@ class NodeIdentity:
 
     def identity(self) -> Identity:
         """What `Wal.open` takes."""
-        return Identity(cluster=self.cluster, node=self.node, node_uuid=self.uuid, peers=self.peers)
+        return Identity(
+            cluster=self.cluster, node=self.node, node_uuid=self.uuid, peers=self.peers, activated=self._activated
+        )
 
     def remember_peer(self, node: NodeId, uuid: bytes) -> None:
         """Hold a peer's uuid durably. Raises `IdentityMismatch` when another one is known for that node."""
@@ -67,7 +69,7 @@ class NodeIdentity:
         if known is not None or node == self.node:
             raise IdentityMismatch(
                 f"node {node} comes with data folder {uuid.hex()}, but is known with {(known or self.uuid).hex()}: "
-                "it was wiped or replaced. Restore its old folder, or add it again as a new replica"
+                "it was wiped or replaced; restore its old folder (replacing a node is not offered yet)"
             )
         if len(uuid) != UUID_BYTES:
             raise IdentityMismatch(f"uuid of node {node} is {len(uuid)} bytes long, not {UUID_BYTES}")

@@ -25,12 +25,14 @@ class GroupAppend:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Whose log this is. `cluster` and uuids are 16 bytes. `peers` are the uuids of the other nodes, where known."""
+    """Whose log this is. `cluster` and uuids are 16 bytes. `peers` are the uuids of the other nodes, where known.
+    `activated`: the node may have voted and acknowledged, so there must be a log."""
 
     cluster: bytes
     node: int
     node_uuid: bytes
     peers: dict[int, bytes] = field(default_factory=dict)
+    activated: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from consensus.core.errors import InvariantViolated
 from consensus.core.interface import Entry, EntryKind, GroupId
 from consensus.storage.batches import Plan, encode_batch, plan_batch
 from consensus.storage.checksum import crc32c
-from consensus.storage.errors import StorageFailed, StorageFull
+from consensus.storage.errors import IdentityMismatch, StorageFailed, StorageFull
 from consensus.storage.interface import FileSystem, GroupAppend, Identity, RecoveredGroup, Recovery
 from consensus.storage.live import LiveLog, Run
 from consensus.storage.options import WalOptions
@@ -141,6 +141,11 @@ class Wal:
         try:
             filesystem.mkdir(directory)
             recovered = read_log(filesystem, directory, identity)
+            if identity.activated and not recovered.damage and recovered.incarnation == 0:
+                raise IdentityMismatch(
+                    f"the log in {directory} is gone, but this node has taken part in its cluster: without it the node "
+                    "could vote twice and forget what it acknowledged; restore the folder"
+                )
             wal = cls(filesystem, directory, identity, options, recovered)
         except OSError as error:
             raise StorageFailed(f"opening the log in {directory}: {error}") from error

@@ -7,6 +7,7 @@ import pytest
 from consensus.core.errors import InvariantViolated
 from consensus.core.interface import Entry, EntryKind, HardState
 from consensus.storage.errors import IdentityMismatch, StorageFailed
+from consensus.storage.identity import load_or_create
 from consensus.storage.interface import GroupAppend, Identity
 from consensus.storage.memory import MemoryFileSystem
 from consensus.storage.options import WalOptions
@@ -40,6 +41,25 @@ def test_a_new_log_is_empty_and_counts_its_starts(disk: MemoryFileSystem) -> Non
     wal.close()
     assert reopen(disk).incarnation == 2
     assert reopen(disk).incarnation == 3
+
+
+def test_a_node_that_took_part_never_starts_on_an_empty_log(disk: MemoryFileSystem) -> None:
+    """Its identity may outlive its log: what it voted and acknowledged would be forgotten."""
+    disk.mkdir("/data")
+    identity = load_or_create(disk, "/data", b"c" * 16, 1)
+    Wal.open(disk, DIRECTORY, identity.identity(), OPTIONS)[0].close()
+    for name in disk.listdir(DIRECTORY):
+        disk.unlink(f"{DIRECTORY}/{name}")
+    # Before it takes part an empty log is as good as another.
+    Wal.open(disk, DIRECTORY, identity.identity(), OPTIONS)[0].close()
+    identity.activate()
+    assert Wal.open(disk, DIRECTORY, identity.identity(), OPTIONS)[1].incarnation == 2
+    for name in disk.listdir(DIRECTORY):
+        disk.unlink(f"{DIRECTORY}/{name}")
+    for _ in range(2):
+        with pytest.raises(IdentityMismatch, match="restore the folder"):
+            Wal.open(disk, DIRECTORY, load_or_create(disk, "/data", b"c" * 16, 1).identity(), OPTIONS)
+        assert disk.listdir(DIRECTORY) == []
 
 
 def test_what_many_groups_wrote_comes_back(disk: MemoryFileSystem) -> None:

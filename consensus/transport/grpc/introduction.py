@@ -49,7 +49,7 @@ class Folder(Protocol):
 def another_folder(node: NodeId, *, known: bytes, shown: bytes) -> str:
     return (
         f"node {node} comes with data folder {shown.hex()}, but is known with {known.hex()}: it was wiped or replaced; "
-        "restore its old folder, or remove it and add it again as a new replica"
+        "restore its old folder (replacing a node is not offered yet)"
     )
 
 
