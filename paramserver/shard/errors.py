@@ -9,6 +9,8 @@ Refusals to clients are `paramserver.wire.errors.Refusal`; broken invariants `co
 
 from __future__ import annotations
 
+from consensus.storage import errors as storage
+
 
 class ShardError(Exception):
     """Root of the tree."""
@@ -18,5 +20,6 @@ class CommandError(ShardError):
     """The bytes are no command, or one of a newer format."""
 
 
-class SnapshotDamaged(ShardError):
-    """The state was not replaced. Another replica's snapshot may be sound."""
+class SnapshotDamaged(ShardError, storage.SnapshotDamaged):
+    """The state was not replaced. Another replica's snapshot may be sound. The runtime knows it by its second base: the
+    group does not run on this node and says so, the others go on."""

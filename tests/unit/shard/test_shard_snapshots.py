@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from consensus.core.interface import Configuration, SnapshotMeta
+from consensus.runtime.machine import MachineHost
+from consensus.storage.filesystem import OsFileSystem
+from consensus.storage.snapshots import SnapshotFiles
 from paramserver.shard.errors import SnapshotDamaged
 from paramserver.shard.machine import ShardMachine
 from paramserver.wire.frames import PushKind
@@ -126,3 +131,14 @@ def test_damage_is_noticed_and_the_old_state_stays() -> None:
         with pytest.raises(SnapshotDamaged):
             keeper.restore(cut(wrong, 777))
     assert stream(keeper) == before
+
+
+def test_what_does_not_decode_stops_the_group_and_not_the_node(tmp_path: Path) -> None:
+    """The file's own checks pass, its content is no state: the runtime is told, instead of the process ending."""
+    store = SnapshotFiles(OsFileSystem(), str(tmp_path))
+    configuration = Configuration(voters=(1,))
+    writer = store.create(GROUP, SnapshotMeta(index=5, term=1, configuration=configuration, snapshot_id="s5"))
+    writer.write(stream(trained(sgd(0.1)))[:-3])
+    meta = writer.commit()
+    host = MachineHost(group=GROUP, machine=ShardMachine(GROUP), configuration=configuration, node=1, incarnation=1)
+    assert "snapshot" in host.restore(store, meta)
