@@ -122,7 +122,7 @@ class NodeConfig:
         if host is not None and not is_loopback(host[0]) and not self.allow_remote:
             problems.append(
                 f"{self.bind} is not loopback, and nothing is encrypted or authenticated yet; "
-                "allow_remote (--allow-remote) binds it all the same"
+                "allow_remote binds it all the same"
             )
         return problems
 

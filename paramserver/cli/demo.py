@@ -6,6 +6,7 @@ then.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -97,9 +98,10 @@ def tell(outcome: DemoOutcome, stream: TextIO, *, plain: bool, as_json: bool) ->
     if not verdict.passed:
         rows.append(("logs and data", str(outcome.folder)))
     title = "I killed it and nothing happened." if verdict.passed else "The demo failed."
-    box(title, rows, stream, plain=plain, good=verdict.passed)
-    if as_json:
-        print(json.dumps(verdict.as_json()), flush=True)
+    with contextlib.suppress(BrokenPipeError):  # the exit code tells all the same
+        box(title, rows, stream, plain=plain, good=verdict.passed)
+        if as_json:
+            print(json.dumps(verdict.as_json()), flush=True)
     return codes.OK if verdict.exit_code == 0 else codes.CHECK_FAILED
 
 

@@ -7,6 +7,7 @@ user for what is not a defect (`PARAMSERVER_TRACEBACK=1` shows it all the same).
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -54,6 +55,48 @@ class Parser(argparse.ArgumentParser):
 
 def run(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
+    open_standard_streams()
+    return flushed(_run(words))
+
+
+def open_standard_streams() -> None:
+    """A standard stream that was closed (`>&-`) becomes the null device: the next file or socket would get its number,
+    and whatever is printed to it."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+
+
+def flushed(code: int) -> int:
+    """What is still buffered goes out now, while an error can be told apart from a defect."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+    except OSError as error:
+        _drop_output()
+        return report(CommandError(f"cannot write the output: {error.strerror}", code=code or codes.CHECK_FAILED))
+    return code
+
+
+def _drop_output() -> None:
+    """Nobody reads it; Python would complain at exit about what is still buffered."""
+    try:
+        number = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return  # not a file: a test's
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, number)
+    os.close(null)
+
+
+def _run(words: list[str]) -> int:
     try:
         return dispatch(words)
     except CommandError as error:
@@ -62,16 +105,25 @@ def run(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return codes.INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output is gone: nothing left to tell it. Python would complain at exit about the same pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # its reader is gone: nothing left to tell it
         return codes.OK
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            return _defect(error)
+        _drop_output()
+        cause = "no space left" + (f": {error.filename}" if error.filename else " where the output goes")
+        return report(CommandError(cause, "make room, then try again"))
     except Exception as error:
-        if os.environ.get("PARAMSERVER_TRACEBACK") == "1":
-            raise
-        cause = f"{type(error).__name__}: {escape(error, 500)}"
-        return report(
-            CommandError(cause, "a defect of paramserver; PARAMSERVER_TRACEBACK=1 shows where", code=codes.INTERNAL)
-        )
+        return _defect(error)
+
+
+def _defect(error: Exception) -> int:
+    if os.environ.get("PARAMSERVER_TRACEBACK") == "1":
+        raise error
+    cause = f"{type(error).__name__}: {escape(error, 500)}"
+    return report(
+        CommandError(cause, "a defect of paramserver; PARAMSERVER_TRACEBACK=1 shows where", code=codes.INTERNAL)
+    )
 
 
 def dispatch(words: list[str]) -> int:

@@ -6,6 +6,7 @@ rich is there; nothing from outside is ever read as markup. Must not know: clust
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import time
@@ -62,7 +63,8 @@ def can_be_live(stream: TextIO, *, plain: bool = False) -> bool:
 
 
 class PlainScreen:
-    """A line when there is something to say, and one every two seconds while training goes on."""
+    """A line when there is something to say, and one every two seconds while training goes on. Training goes on, too,
+    when nobody reads them any more."""
 
     def __init__(self, stream: TextIO, every_s: float = PLAIN_EVERY_S) -> None:
         self._stream = stream
@@ -83,7 +85,8 @@ class PlainScreen:
         self._print(("* " if strong else "  ") + escape(text, 500))
 
     def _print(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+        with contextlib.suppress(BrokenPipeError):
+            print(line, file=self._stream, flush=True)
 
     def __enter__(self) -> PlainScreen:
         return self

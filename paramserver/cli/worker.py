@@ -154,7 +154,8 @@ class Teller:
         self._record = record
         self._leaders: dict[int, int] = {}
         self._times: deque[float] = deque(maxlen=RATE_STEPS)
-        self._step = 0
+        self._step: int | None = None
+        """None until the rank is held: nobody knows yet where the model stands."""
         self._loss: float | None = None
         self._accuracy: float | None = None
         self._waiting = ""
@@ -190,7 +191,8 @@ class Teller:
                 if not event.first:
                     group = f"group {event.group}" if event.group else "the catalogue"
                     self._shown.event(f"node {event.node} leads {group} now (term {event.term})", strong=True)
-        self._shown.update(self.facts())
+        if self._step is not None:
+            self._shown.update(self.facts())
 
     def _write(self, event: Event) -> None:
         from worker.reference import events
@@ -213,7 +215,7 @@ class Teller:
         span = self._times[-1] - self._times[0] if len(self._times) > 1 else 0.0
         return Facts(
             title=f"rank {self._config.rank} of {self._config.ranks}, model {self._config.model_name}",
-            step=self._step,
+            step=self._step or 0,
             steps=self._config.steps,
             loss=self._loss,
             accuracy=self._accuracy,

@@ -109,13 +109,50 @@ def test_interrupt(tmp_path: Path) -> None:
     assert not session.exists()
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
-    with subprocess.Popen([*PARAMSERVER, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.close()
-        assert process.stderr is not None
-        errors = process.stderr.read()
-    assert errors == b""
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_away_is_no_error(unbuffered: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    try:
+        done = subprocess.run(
+            [*PARAMSERVER, "--help"], stdout=write, stderr=subprocess.PIPE, env=environment, timeout=30, check=False
+        )
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_is_told(unbuffered: str) -> None:
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*PARAMSERVER, "--help"], stdout=full, stderr=subprocess.PIPE, env=environment, timeout=30, check=False
+        )
+    assert done.returncode == 1
+    assert b"o space left" in done.stderr
+    assert b"defect" not in done.stderr
+    assert b"Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", ["--help", "status --servers 127.0.0.1:1", "worker --servers 127.0.0.1:1 --timeout 1"]
+)
+def test_closed_streams(words: str) -> None:
+    """Their numbers are not given to the next file or socket, and nothing is printed there."""
+    command = " ".join((*PARAMSERVER, words))
+    done = subprocess.run(["/bin/sh", "-c", f"{command} <&- >&-"], capture_output=True, timeout=30, check=False)
+    assert done.returncode == (0 if words == "--help" else 69)
+    assert b"defect" not in done.stderr
+    silent = subprocess.run(["/bin/sh", "-c", f"{command} <&- >&- 2>&-"], timeout=30, check=False)
+    assert silent.returncode == done.returncode
+
+
+def test_the_way_out_of_loopback_is_named_once(tmp_path: Path) -> None:
+    done = run("server", "--node", "1", "--members", "1=192.0.2.1:7001", "--data-dir", str(tmp_path / "data"))
+    assert done.returncode == 2
+    assert done.stderr.count("--allow-remote") == 1
 
 
 def test_no_colours_without_a_terminal() -> None:

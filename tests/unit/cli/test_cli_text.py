@@ -25,6 +25,16 @@ def test_one_line() -> None:
     )
 
 
+def test_training_goes_on_when_nobody_reads() -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    with PlainScreen(Closed(), every_s=0.0) as screen:
+        screen.update(Facts("run", 1, 9))
+        screen.event("a fault")
+
+
 def test_plain_screen_is_not_chatty() -> None:
     stream = io.StringIO()
     with PlainScreen(stream, every_s=1000.0) as screen:

@@ -49,6 +49,7 @@ def test_a_run_is_written_down_and_shown(tmp_path: Path) -> None:
         records.End(5.0, 0.95, "ab"),
     )
     shown = stream.getvalue()
+    assert "step 0/" not in shown, "where a restarted worker goes on is not known before it holds its rank"
     assert "* step 4 waits (1.5 s): group 2 has no leader\\x0a\n" in shown
     assert "* node 3 leads group 2 now (term 4)" in shown
     assert "step 5/10  loss 0.4000  accuracy 95.00%  0.5 steps/s  leaders 2:3\n" in shown
