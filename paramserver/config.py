@@ -122,7 +122,7 @@ class NodeConfig:
         if host is not None and not is_loopback(host[0]) and not self.allow_remote:
             problems.append(
                 f"{self.bind} is not loopback, and nothing is encrypted or authenticated yet; "
-                "allow_remote binds it all the same"
+                "--allow-remote binds it all the same"
             )
         return problems
 
@@ -138,7 +138,7 @@ class NodeConfig:
         try:
             self.wal_options().validate()
         except ValueError as error:
-            return [str(error)]
+            return [str(error).partition("; reserve_bytes")[0]]  # follows from segment_bytes
         return []
 
 

@@ -14,6 +14,7 @@ import logging
 import os
 import random
 import signal
+import socket
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -114,6 +115,7 @@ async def _serve(config: NodeConfig) -> int:
         loop.add_signal_handler(number, stop.set)
     transport_options = GrpcOptions(message_bytes_max=MESSAGE_BYTES_MAX)
     server = grpc.aio.server(options=server_options(transport_options), maximum_concurrent_rpcs=CALLS_MAX)
+    _check_address(config.bind)
     _bind(server, config.bind)
     disk = Disk.open(config)
     try:
@@ -128,14 +130,32 @@ async def _serve(config: NodeConfig) -> int:
     return EXIT_OK
 
 
+def _check_address(address: str) -> None:
+    """Bind it once before gRPC does, which would say at length that it failed and not tell us why."""
+    host, _, port = address.rpartition(":")
+    try:
+        for family, kind, protocol, _, where in socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM
+        ):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(where)
+    except OSError as error:
+        raise _cannot_bind(address, error.strerror or str(error)) from None
+
+
 def _bind(server: grpc.aio.Server, address: str) -> None:
     try:
         if server.add_insecure_port(address) != 0:
             return
     except RuntimeError:
         pass
-    raise CannotStart(
-        f"cannot bind {address}: the port is taken or the address is not of this machine; stop what listens there "
+    raise _cannot_bind(address, "the port is taken or the address is not of this machine")
+
+
+def _cannot_bind(address: str, cause: str) -> CannotStart:
+    return CannotStart(
+        f"cannot bind {address}: {cause}; stop what listens there "
         f"(ss -ltnp shows it), or change this node's address in the member list of every node"
     )
 
@@ -309,7 +329,7 @@ class Node:
             )
             self._groups.hosted[group] = Hosted(group, replica, handle, machine)
             if handle.problem:
-                log.error("group %d does not run here: %s", group, handle.problem)
+                log.error("group %d does not run here: %s", group, handle.problem.removeprefix(f"group {group}: "))
 
     def _room(self, group: GroupId, replica: ReplicaId) -> tuple[StateMachine, GroupListener]:
         if group == CATALOGUE_GROUP:

@@ -36,6 +36,7 @@ def run(values: flags.Values, problems: list[str]) -> int:
     from paramserver.lab import status
 
     answers = status.ask_all(values["servers"], blocks=values["blocks"], timeout_s=values["timeout"])
+    answers = status.named(answers, timeout_s=values["timeout"])
     if values["json"]:
         print(json.dumps(as_json(answers)))
     elif status.reached(answers):
@@ -84,7 +85,7 @@ def lines(answers: Sequence[Answer], *, blocks: bool = False) -> list[str]:
     if blocks:
         out += _blocks(nodes)
     problems = [
-        f"! node {node.node}, group {group.group}: {escape(group.problem)}"
+        f"! node {node.node}, group {group.group}: {escape(group.problem.removeprefix(f'group {group.group}: '))}"
         for node in nodes
         for group in node.groups
         if group.problem
@@ -104,7 +105,7 @@ def _node(answer: NodeSnapshot | Unreachable) -> tuple[str, ...]:
     from paramserver.lab import status
 
     if isinstance(answer, status.Unreachable):
-        return ("?", escape(answer.address), f"UNREACHABLE ({escape(answer.cause)})", "", "")
+        return (str(answer.node or "?"), escape(answer.address), f"UNREACHABLE ({escape(answer.cause)})", "", "")
     damaged = sum(1 for group in answer.groups if group.problem)
     state = "up" if not damaged else f"up, {damaged} replica{'s' if damaged > 1 else ''} not well"
     return (str(answer.node), escape(answer.address), state, str(answer.incarnation), escape(answer.version))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -145,6 +145,24 @@ def ask_all(addresses: Sequence[str], *, blocks: bool = False, timeout_s: float 
         return ()
     with ThreadPoolExecutor(min(len(addresses), ASK_AT_ONCE_MAX), "status") as pool:
         return tuple(pool.map(lambda address: ask(address, blocks=blocks, timeout_s=timeout_s), addresses))
+
+
+def named(answers: Sequence[Answer], *, timeout_s: float = ASK_TIMEOUT_S) -> tuple[Answer, ...]:
+    """The same, with the numbers of nodes that gave no answer, as far as one that did knows their addresses."""
+    nodes = reached(answers)
+    if not nodes or len(nodes) == len(answers):
+        return tuple(answers)
+    with open_channel(nodes[0].address) as channel:
+        stub: Any = paramserver_pb2_grpc.CatalogueStub(channel)
+        try:
+            described = stub.DescribeCluster(paramserver_pb2.DescribeClusterRequest(), timeout=timeout_s)
+        except grpc.RpcError:
+            return tuple(answers)
+    numbers = {one.address: one.node for one in described.nodes}
+    return tuple(
+        replace(answer, node=numbers.get(answer.address, 0)) if isinstance(answer, Unreachable) else answer
+        for answer in answers
+    )
 
 
 def reached(answers: Iterable[Answer]) -> tuple[NodeSnapshot, ...]:

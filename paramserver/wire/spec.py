@@ -57,6 +57,14 @@ def float32(value: float) -> float:
     return float(ctypes.c_float(value).value)
 
 
+def _shortest(value: float) -> str:
+    """As a person would write a float32: 0.004, not 0.004000000189989805."""
+    if isinstance(value, bool):
+        return str(value)
+    texts = (f"{value:.{digits}g}" for digits in range(6, 10))
+    return next((text for text in texts if float32(float(text)) == value), repr(value))
+
+
 @dataclass(frozen=True, slots=True)
 class _Hyperparameters:
     def __post_init__(self) -> None:
@@ -64,6 +72,10 @@ class _Hyperparameters:
             value = getattr(self, field.name)
             if not isinstance(value, bool):
                 object.__setattr__(self, field.name, float32(value))
+
+    def __str__(self) -> str:
+        shown = (f"{field.name}={_shortest(getattr(self, field.name))}" for field in fields(self))
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def _numbers(self, *, below_one: tuple[str, ...] = ()) -> Iterator[Problem]:
         for field in fields(self):

@@ -201,6 +201,8 @@ def test_a_wiped_node_is_refused_under_its_old_number(tmp_path: Path) -> None:
         shutil.rmtree(cluster.data_folder(2))
         cluster.servers[2].start()
         assert cluster.servers[2].wait(10) == 2
+        answers = status.named(status.ask_all(list(cluster.addresses.values())))
+        assert [one.node for one in answers] == [1, 2, 3], "those that answer name the one that does not"
         said = cluster.servers[2].output()
         assert "it was wiped or replaced" in said.splitlines()[-1]
         assert "Traceback" not in said

@@ -40,6 +40,10 @@ def test_picture() -> None:
     lines = command.lines((NODE, FOLLOWER, Unreachable("127.0.0.1:3", "connection refused")), blocks=True)
     text = "\n".join(lines)
     assert "UNREACHABLE (connection refused)" in text
+    assert any(line.startswith("?") for line in lines)
+    assert any(
+        line.startswith("3 ") for line in command.lines((NODE, Unreachable("127.0.0.1:3", "connection refused", 3)))
+    )
     assert "dig\\x0aits" in text
     assert "0:held" in text
     assert "2.5 MB" in text
@@ -48,7 +52,7 @@ def test_picture() -> None:
 
 
 def test_damaged_replica_is_shown() -> None:
-    broken = replace(FOLLOWER, groups=(replace(FOLLOWER.groups[0], role="", problem="damage in segment 3"),))
+    broken = replace(FOLLOWER, groups=(replace(FOLLOWER.groups[0], role="", problem="group 1: damage in segment 3"),))
     text = "\n".join(command.lines((NODE, broken)))
     assert "up, 1 replica not well" in text
     assert "DAMAGED" in text

@@ -46,6 +46,12 @@ def test_numbers_are_rounded_to_float32_at_once() -> None:
     assert sgd(1e300).learning_rate == float("inf")
 
 
+def test_numbers_are_shown_as_they_were_written() -> None:
+    shown = "Adam(learning_rate=0.004, beta1=0.9, beta2=0.999, epsilon=1e-08, weight_decay=0)"
+    assert str(adam(0.004)) == shown
+    assert str(momentum(1 / 3)) == "Momentum(learning_rate=0.33333334, momentum=0.9, nesterov=False, weight_decay=0)"
+
+
 def test_what_is_left_out_has_a_default() -> None:
     message = spec_to_proto(spec())
     for field in ("reduction", "non_finite", "block_bytes"):
