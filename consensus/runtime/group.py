@@ -11,6 +11,7 @@ The core is only touched inside an input of the node (`Services.input`), which s
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -40,6 +41,8 @@ from consensus.runtime.services import FILES_LANE, Services
 from consensus.runtime.snapshots import SnapshotWriting
 from consensus.storage.interface import GroupAppend, RecoveredGroup
 from consensus.transport.interface import Channel, Envelope, SnapshotAnswer, SnapshotChunk, TransportMessage
+
+_log = logging.getLogger(__name__)
 
 
 def channel_of(message: TransportMessage) -> Channel:
@@ -190,16 +193,20 @@ class GroupHandle:
 
     def _was_restored(self, meta: SnapshotMeta, problem: str) -> None:
         if problem:
-            self.problem = f"snapshot {meta.snapshot_id} of group {self.group} can't be used: {problem}"
+            self._cannot_run(f"snapshot {meta.snapshot_id} of group {self.group} can't be used: {problem}")
             return
         self._listener.restored(meta.index)
         self._run(meta)
+
+    def _cannot_run(self, problem: str) -> None:
+        self.problem = problem
+        _log.error("group %d does not run here: %s", self.group, problem)
 
     def _run(self, snapshot: SnapshotMeta | None) -> None:
         try:
             core = self._make_core()
         except InvariantViolated as error:
-            self.problem = f"log of group {self.group} can't be used: {error}"
+            self._cannot_run(f"log of group {self.group} can't be used: {error}")
             return
         self._core = core
         self._recovered = None

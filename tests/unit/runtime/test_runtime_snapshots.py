@@ -94,6 +94,21 @@ def test_a_node_restarts_from_its_snapshot_and_the_log_above() -> None:
     assert all(node.machine.commands == before for node in cluster.nodes.values())
 
 
+def test_a_replica_whose_snapshot_is_gone_does_not_run_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    cluster = Cluster(options=SMALL)
+    for start in range(0, 70, 10):
+        cluster.commit(*numbered(10, start))
+    node = cluster.followers()[0].runtime.node
+    cluster.kill(node)
+    (name,) = cluster.disks[node].listdir("snapshots/group-1")
+    cluster.disks[node].unlink(f"snapshots/group-1/{name}")
+    started = cluster.restart(node)
+    cluster.commit(b"the others go on")
+    assert started.handle.status().core is None
+    assert "is missing" in started.handle.problem
+    assert started.handle.problem in caplog.text
+
+
 def test_the_index_of_a_snapshot_is_that_of_the_state_it_describes() -> None:
     """HAZARDS 9: batches wait on the lane while the snapshot is asked for; none may be applied again after a restart,
     none may be missing."""
