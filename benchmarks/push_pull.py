@@ -20,7 +20,7 @@ if __package__ in (None, ""):  # run as a file
 
 from benchmarks.common import machine, profile, results
 from paramserver.lab import records
-from paramserver.lab.cluster import ONE_THREAD, Cluster
+from paramserver.lab.cluster import Cluster
 from paramserver.lab.processes import Child
 from paramserver.lab.usage import cpu_s, resident_bytes
 
@@ -115,7 +115,7 @@ def start_load(cluster: Cluster, rank: int, ranks: int, model_bytes: int) -> Chi
     line = [sys.executable, "-m", "benchmarks.common.load", "--servers", cluster.endpoints]
     line += ["--rank", str(rank), "--ranks", str(ranks), "--model-bytes", str(model_bytes)]
     line += ["--record", str(cluster.folder / f"load-{rank}.record")]
-    return cluster.start_child(f"load {rank}", line, {**ONE_THREAD, "PYTHONPATH": str(ROOT)})
+    return cluster.start_child(f"load {rank}", line, {"PYTHONPATH": str(ROOT)})
 
 
 def steps(files: list[Path]) -> list[int]:

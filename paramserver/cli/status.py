@@ -17,13 +17,15 @@ from paramserver.cli.flags import Flag
 from paramserver.cli.text import escape, table
 
 if TYPE_CHECKING:
-    from paramserver.lab.status import Answer, GroupSnapshot, NodeSnapshot, Unreachable
+    from paramserver.lab.status import Answer, BlockSnapshot, GroupSnapshot, NodeSnapshot, Unreachable
 
-DESCRIPTION = "Show nodes, groups, leaders, terms, commit and applied index; with --blocks also versions and digests."
+DESCRIPTION = (
+    "Show nodes, groups, leaders, terms, commit and applied index, block versions, and whether digests are equal."
+)
 EPILOG = "example:\n  paramserver status --servers 127.0.0.1:7001,127.0.0.1:7002,127.0.0.1:7003\n"
 FLAGS = (
     Flag("--servers", "where the servers listen", flags.endpoints, metavar="HOST:PORT,...", required=True),
-    Flag("--blocks", "versions and digests of every block on every replica"),
+    Flag("--blocks", "also a line for every block on every replica, with version and digest"),
     Flag("--json", "one JSON object instead of tables"),
     Flag("--timeout", "seconds to wait for a node", flags.number(0.05, 600), 2.0, "SECONDS"),
 )
@@ -35,7 +37,7 @@ def run(values: flags.Values, problems: list[str]) -> int:
     flags.raise_problems(problems, "status")
     from paramserver.lab import status
 
-    answers = status.ask_all(values["servers"], blocks=values["blocks"], timeout_s=values["timeout"])
+    answers = status.ask_all(values["servers"], blocks=True, timeout_s=values["timeout"])
     answers = status.named(answers, timeout_s=values["timeout"])
     if values["json"]:
         print(json.dumps(as_json(answers)))
@@ -142,18 +144,31 @@ def _models(nodes: Sequence[NodeSnapshot]) -> list[str]:
     for model in max(telling, key=applied).models:
         ranks = " ".join(f"{rank.rank}:{'held' if rank.held else 'free'}" for rank in model.ranks)
         shards = " ".join(f"{shard.group}:{shard.blocks}" for shard in model.shards)
-        versions = sorted({
-            block.version
+        blocks = [
+            block
             for node in nodes
             for group in node.groups
             for block in group.blocks
             if block.model == model.model
-        })  # fmt: skip
+        ]  # fmt: skip
+        versions = sorted({block.version for block in blocks})
         shown = "" if not versions else str(versions[-1]) if len(versions) == 1 else f"{versions[0]}..{versions[-1]}"
         row = (escape(model.name), str(model.model), str(model.generation), "open" if model.open else "filling")
-        rows.append((*row, str(model.parameters), str(model.view), ranks, shards, shown))
-    head = ("model", "id", "generation", "state", "parameters", "view", "ranks", "group:blocks", "version")
+        rows.append((*row, str(model.parameters), str(model.view), ranks, shards, shown, _digests(blocks)))
+    head = ("model", "id", "generation", "state", "parameters", "view", "ranks", "group:blocks", "version", "digests")
     return ["", *table(head, rows)]
+
+
+def _digests(blocks: Sequence[BlockSnapshot]) -> str:
+    """Whether replicas that show the same version of a block show the same digest (RULES D1)."""
+    seen: dict[tuple[int, int], set[str]] = {}
+    for block in blocks:
+        if block.digest:
+            seen.setdefault((block.block, block.version), set()).add(block.digest)
+    odd = sorted({block for (block, _), digests in seen.items() if len(digests) > 1})
+    if odd:
+        return f"DIFFER in block{'s' * (len(odd) > 1)} {', '.join(map(str, odd))}"
+    return "equal" if seen else ""
 
 
 def _blocks(nodes: Sequence[NodeSnapshot]) -> list[str]:

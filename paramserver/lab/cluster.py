@@ -34,9 +34,6 @@ WAIT_TIMEOUT_S = 30.0
 POLL_S = 0.01
 CATALOGUE_GROUP = 0
 
-ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-"""Several processes share the cores: threads of a small matrix product would only wait for each other."""
-
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
@@ -162,9 +159,7 @@ class Cluster:
     # --- workers
 
     def start_worker(self, options: WorkerOptions) -> WorkerProcess:
-        worker = WorkerProcess(
-            options, self._worker_command(options), self.folder, {**ONE_THREAD, **options.environment}
-        )
+        worker = WorkerProcess(options, self._worker_command(options), self.folder, options.environment)
         self.workers[options.rank] = worker
         worker.start()
         return worker

@@ -51,6 +51,16 @@ def test_picture() -> None:
     assert "DAMAGED" not in text
 
 
+def test_equal_versions_with_other_digests_are_told() -> None:
+    def drawn(version: int, digest: str) -> str:
+        group = replace(FOLLOWER.groups[0], blocks=(BlockSnapshot(1, 0, version, digest),))
+        return "\n".join(command.lines((NODE, replace(FOLLOWER, groups=(group,)))))
+
+    assert "equal" in drawn(7, "ab" * 16)
+    assert "equal" in drawn(6, "cd" * 16)
+    assert "DIFFER in block 0" in drawn(7, "cd" * 16)
+
+
 def test_damaged_replica_is_shown() -> None:
     broken = replace(FOLLOWER, groups=(replace(FOLLOWER.groups[0], role="", problem="group 1: damage in segment 3"),))
     text = "\n".join(command.lines((NODE, broken)))

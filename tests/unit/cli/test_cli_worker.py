@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -129,3 +132,17 @@ def test_flags_and_config_agree_on_defaults() -> None:
         assert shown[key] == getattr(usual, key), key
     values = flags.Values({**shown, "servers": ("127.0.0.1:1",)}, frozenset())
     assert command.config_of(values, []).optimizer == usual.optimizer
+
+
+def test_one_blas_thread_before_numpy_unless_the_environment_says_otherwise() -> None:
+    code = (
+        "import os, sys\n"
+        "os.environ['OMP_NUM_THREADS'] = '3'\n"
+        "import paramserver.cli\n"
+        "assert 'numpy' not in sys.modules\n"
+        "paramserver.cli.main(['worker', '--servers', '127.0.0.1:1', '--rank', '5', '--ranks', '2'])\n"
+        "print(os.environ['OPENBLAS_NUM_THREADS'], os.environ['OMP_NUM_THREADS'])\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=30)
+    assert ran.stdout.split() == ["1", "3"], ran.stderr
