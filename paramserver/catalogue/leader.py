@@ -361,10 +361,14 @@ class CatalogueLeader:
     async def _expire_leases(self) -> None:
         while True:
             await asyncio.sleep(LEASE_CHECK_MS / 1000)
-            for expire in self._leases.due(self._machine.models, self._now_ms()):
-                if await self._quietly(expire):
-                    what = "initialization" if expire.initialization else f"rank {expire.rank}"
-                    log.info("the lease of %s of model %d ended, epoch %d", what, expire.model, expire.lease_epoch)
+            await self.expire_due()
+
+    async def expire_due(self) -> None:
+        """Propose the end of every lease whose time is over now (RULES I4)."""
+        for expire in self._leases.due(self._machine.models, self._now_ms()):
+            if await self._quietly(expire):
+                what = "initialization" if expire.initialization else f"rank {expire.rank}"
+                log.info("the lease of %s of model %d ended, epoch %d", what, expire.model, expire.lease_epoch)
 
     async def _register_nodes(self) -> None:
         """The record of who belongs to the cluster, where what this node knows is newer."""

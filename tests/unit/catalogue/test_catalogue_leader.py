@@ -229,10 +229,10 @@ def test_a_lease_ends_by_command_when_nothing_renews_it() -> None:
         world.now_ms = 900
         assert world.leader.renew(world.caller(), model.model, 0, claim.lease_epoch, 0).number == 2
         world.now_ms = 1800
-        await asyncio.sleep(0.25)
+        await world.leader.expire_due()
         assert world.machine.models[model.model].leases[0].held
         world.now_ms = 1900
-        await asyncio.sleep(0.25)
+        await world.leader.expire_due()
         assert not world.machine.models[model.model].leases[0].held
         refusal = await refused(_now(lambda: world.leader.renew(world.caller(), model.model, 0, claim.lease_epoch, 0)))
         assert refusal.reason is Reason.STALE_LEASE
