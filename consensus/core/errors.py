@@ -2,7 +2,9 @@
 
 ConsensusError
 ├── NotLeader          operating error: propose elsewhere (`leader` may be 0: unknown)
-├── Busy               operating error: uncommitted bytes are at their bound, try again later
+├── Busy               operating error: uncommitted bytes are at their bound, or leadership is being handed over
+├── MembershipRefused  operating error: the change can't be made (now), and why
+├── TransferRefused    operating error: leadership can't be handed to that replica, and why
 └── InvariantViolated  a bug: the process must end
 """
 
@@ -29,6 +31,18 @@ class Busy(ConsensusError):
         super().__init__(f"uncommitted log holds {uncommitted_bytes} bytes, bound is {uncommitted_bytes_max}")
         self.uncommitted_bytes = uncommitted_bytes
         self.uncommitted_bytes_max = uncommitted_bytes_max
+
+
+class MembershipRefused(ConsensusError):
+    """The change of membership was not appended. `later`: the same change may be possible later."""
+
+    def __init__(self, reason: str, *, later: bool) -> None:
+        super().__init__(reason)
+        self.later = later
+
+
+class TransferRefused(ConsensusError):
+    """Leadership was not handed over. Nothing changed."""
 
 
 class InvariantViolated(ConsensusError):

@@ -6,8 +6,9 @@ buffers that are passed on by reference and never copied. Must not know: tensors
 The contract between core and host (DESIGN section 5):
 
 * the host feeds inputs: `step(message)`, `tick(elapsed_ms)`, `propose(payload, crc)`, `connection(replica, closed)`;
+* later inputs beside these: `propose_membership(change)`, `read(token)`, `transfer(to)`, `storage(stalled)`, `wake()`;
 * after any input it drains `ready()` while `has_ready()`; each `Ready` says what to persist, what to send now, what
-  to apply;
+  to apply, which reads may be answered;
 * a `Ready` that has something to persist carries a `persist_number` > 0; once hard state and entries of that batch are
   durable the host calls `persisted(number)`. Batches are made durable in the order in which they were issued: hard
   state and entries are one ordered stream (HAZARDS 7). Answers which speak of unsynced things are held back by the
@@ -59,11 +60,43 @@ class HardState:
 
 
 @dataclass(frozen=True, slots=True)
+class Home:
+    """Where a member lives. `uuid` is that of the node's data folder, 16 bytes (RULES I2); empty, like `address`
+    (host:port), for members of the bootstrap, whose homes the member list and the introduction tell."""
+
+    replica: ReplicaId
+    node: NodeId
+    uuid: bytes = b""
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Configuration:
-    """Members of a group. The order of `voters` is their place: preferred leader first (RULES C2, C6)."""
+    """Members of a group. The order of `voters` is their place: preferred leader first (RULES C2, C6).
+
+    While `outgoing` is not empty the configuration is joint: it holds the voters of the one before, and every decision
+    (elections, commits, reads, check-quorum) needs a majority of `voters` and one of `outgoing` (Raft section 6,
+    dissertation section 4.3). Learners receive entries and count for nothing; no learner is a voter, incoming or
+    outgoing. `homes` may lack members that the host knows from elsewhere. `next_replica` is above every replica id
+    that was ever a member, so what is below it and no member was removed and never comes back (RULES I1); 0 stands
+    for one above the highest member. Its encoding: consensus/core/configuration.py."""
 
     voters: tuple[ReplicaId, ...]
     learners: tuple[ReplicaId, ...] = ()
+    outgoing: tuple[ReplicaId, ...] = ()
+    homes: tuple[Home, ...] = ()
+    next_replica: ReplicaId = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MembershipChange:
+    """What the group's members should become; everything at once, so that it can be asked for again without harm.
+    A change of `voters` passes through a joint configuration, which the leader leaves by itself. A new voter must be
+    a learner that caught up (promotion), or the leader refuses. `homes` are those of new members."""
+
+    voters: tuple[ReplicaId, ...]
+    learners: tuple[ReplicaId, ...] = ()
+    homes: tuple[Home, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +125,13 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VoteRequest(Message):
-    """`pre` marks a pre-vote: then `term` is the term the candidate *would* campaign in."""
+    """`pre` marks a pre-vote: then `term` is the term the candidate *would* campaign in. `transfer`: the leader itself
+    told the candidate to campaign, so nobody protects that leader (dissertation section 3.10)."""
 
     pre: bool
     last_index: int
     last_term: int
+    transfer: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,15 +162,20 @@ class AppendResponse(Message):
     conflict_index: int = 0
     conflict_term: int = 0
     last_index: int = 0
+    forgetful: bool = False
+    """The sender may have forgotten what it acknowledged: it counts for nothing (RULES W7)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat(Message):
     """Never carries entries and never rides behind them. `commit` is at most the receiver's match index.
-    `round` numbers the leader's heartbeat rounds within its term."""
+    `round` numbers the leader's heartbeat rounds within its term; with the term it is the token of reads that wait
+    for it (RULES R2, HAZARDS 13). `quiesce`: every voter holds and has committed the last index, which is `commit`;
+    the leader sends no more until something happens, and its followers start no election meanwhile (RULES C5)."""
 
     commit: int
     round: int
+    quiesce: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +183,56 @@ class HeartbeatResponse(Message):
     round: int
     match_index: int
     """Flushed and known equal to this leader's log in this term; 0 when unknown."""
+    forgetful: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CampaignNow(Message):
+    """The leader hands over (dissertation section 3.10). The receiver campaigns at once, without a pre-vote, if it is
+    a voter and has flushed `last_index`, the leader's last; otherwise it ignores this (HAZARDS 21)."""
+
+    last_index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadRequest(Message):
+    """A follower or learner asks its leader for a read index. `token` is the sender's own number, echoed; what
+    confirms leadership is the leader's own (term, round), never this (HAZARDS 13)."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadResponse(Message):
+    """`index`: state applied up to it may answer the read. `age_ms`: how long before the answer the heartbeat round
+    was sent that confirmed leadership (RULES R3). `refused`: ask again, elsewhere or later."""
+
+    token: int
+    index: int = 0
+    age_ms: int = 0
+    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removed(Message):
+    """To a replica that is no member any more: it stops (RULES I1). Sent only on the ground of a committed
+    configuration, which `index` names."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RejoinRequest(Message):
+    """A forgetful replica asks its leader how far it must hold the log to count again (RULES W7). `incarnation` tells
+    which of its lives asks; `term` is its durable term."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RejoinResponse(Message):
+    """`last_index`: the leader's last when it answered. `for_incarnation`: the life of the receiver that asked."""
+
+    last_index: int
+    for_incarnation: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +244,19 @@ class SnapshotOffer(Message):
 
 
 AnyMessage: TypeAlias = (
-    VoteRequest | VoteResponse | AppendRequest | AppendResponse | Heartbeat | HeartbeatResponse | SnapshotOffer
+    VoteRequest
+    | VoteResponse
+    | AppendRequest
+    | AppendResponse
+    | Heartbeat
+    | HeartbeatResponse
+    | SnapshotOffer
+    | CampaignNow
+    | ReadRequest
+    | ReadResponse
+    | Removed
+    | RejoinRequest
+    | RejoinResponse
 )
 
 
@@ -166,6 +268,18 @@ class Role(IntEnum):
     PRE_CANDIDATE = 2
     CANDIDATE = 3
     LEADER = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """What became of `Core.read(token)`: state applied up to `index` may answer it. Such a state is at most as old as
+    the time since the read was asked for, plus `age_ms` (RULES R3). `refused`: no index can be had now (no leader, a
+    transfer under way, leadership lost); nothing is known, ask again."""
+
+    token: int
+    index: int = 0
+    age_ms: int = 0
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +295,8 @@ class Ready:
     `snapshot_sent(replica, meta, ok)`.
     `install`: a snapshot that the host holds as a verified file: make its record durable, load it into the state
     machine, then report `persisted(number)` and `installed(meta)`.
+    `clear_forgetful`: the mark of RULES W7 ends with this batch (it is part of the same ordered stream).
+    `reads`: answers, each token once.
     """
 
     persist_number: int = 0
@@ -190,6 +306,8 @@ class Ready:
     messages: tuple[AnyMessage, ...] = ()
     committed: tuple[Entry, ...] = ()
     send_snapshot: tuple[ReplicaId, ...] = ()
+    clear_forgetful: bool = False
+    reads: tuple[ReadResult, ...] = ()
 
 
 class Randomness(Protocol):
@@ -216,6 +334,18 @@ class Status:
     ready_to_serve: bool
     """Leader whose no-op of this term is applied (RULES S2)."""
     match: dict[ReplicaId, int] = field(default_factory=dict)
+    configuration: Configuration | None = None
+    """The one in force: the last in the log, committed or not (HAZARDS 19)."""
+    configuration_index: int = 0
+    """Where it stands in the log; 0 for the one the replica began with, or the snapshot's index."""
+    transferee: ReplicaId = 0
+    """Leadership is being handed to it: proposals and reads are refused meanwhile."""
+    quiesced: bool = False
+    forgetful: bool = False
+    """It neither votes, campaigns, serves nor counts (RULES W7)."""
+    storage_stalled: bool = False
+    removed: bool = False
+    """It was told that it is no member any more, and does nothing."""
 
 
 class Core(Protocol):
@@ -233,6 +363,25 @@ class Core(Protocol):
 
     def connection(self, replica: ReplicaId, *, closed: bool) -> None:
         """The control connection to that replica closed or stands again: a hint, never a proof (RULES C2)."""
+
+    def propose_membership(self, change: MembershipChange) -> tuple[int, int]:
+        """Append a configuration and return its (term, index). Raises `NotLeader`, or `MembershipRefused` with the
+        reason: a change under way, no entry of the own term committed yet, a voter that has not caught up, an id that
+        was used before, no voters. Asking for what is already so is no error: (term, index) of the one in force."""
+
+    def read(self, token: int) -> None:
+        """Ask for a read index; the answer comes in `Ready.reads`, exactly once, at the leader and elsewhere."""
+
+    def transfer(self, to: ReplicaId) -> None:
+        """Hand leadership to a voter. Raises `NotLeader` or `TransferRefused`. Done when `status().leader` changes;
+        given up within one election timeout, which `status().transferee` shows."""
+
+    def storage(self, *, stalled: bool) -> None:
+        """The host's disk makes no progress, or does again. A stalled leader hands over or steps down, a stalled
+        replica does not campaign (HAZARDS 16)."""
+
+    def wake(self) -> None:
+        """Something happened that a quiesced group must not sleep through (RULES C5)."""
 
     def persisted(self, number: int) -> None: ...
 

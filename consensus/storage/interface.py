@@ -10,14 +10,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from consensus.core.interface import Entry, GroupId, HardState, Payload, SnapshotMeta
+from consensus.core.interface import Configuration, Entry, GroupId, HardState, Payload, ReplicaId, SnapshotMeta
+
+
+@dataclass(frozen=True, slots=True)
+class Creation:
+    """A replica that an order of group 0 made on this node (RULES I1): its id, and the configuration it begins with.
+    Replicas of the bootstrap have none."""
+
+    replica: ReplicaId
+    configuration: Configuration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupAppend:
-    """What one `Ready` wants durable, in this order: snapshot record, hard state, entries."""
+    """What one `Ready` wants durable, in this order: creation, snapshot record, hard state, entries, marks.
+
+    `tombstone`: the replica of that id was deleted here; everything of the group but the tombstone is released, and a
+    replica of that id is never made here again (RULES I1). `clear_forgetful`: the mark of RULES W7 ends."""
 
     group: GroupId
+    create: Creation | None = None
+    tombstone: ReplicaId = 0
+    clear_forgetful: bool = False
     install: SnapshotMeta | None = None
     hard_state: HardState | None = None
     entries: tuple[Entry, ...] = ()
@@ -38,12 +53,19 @@ class Identity:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveredGroup:
     """What the log holds of one group. `entries` are contiguous and follow the snapshot (or start at or below it).
-    `damage` is empty, or one line that says what was found and where: then the replica must not run."""
+
+    `forgetful`: durable entries or a snapshot's record are lost, or were lost in an earlier life and not refilled yet;
+    the mark is durable (RULES W7). `entries` and `snapshot` are what is left. `damage` says what was found and where,
+    for people; it is the reason of the mark. `hard_state_lost`: term and vote may be lost too, so no refill gives the
+    vote back: this replica must not run, and is to be removed and added again under a new id."""
 
     hard_state: HardState
     snapshot: SnapshotMeta | None
     entries: tuple[Entry, ...]
     damage: str = ""
+    forgetful: bool = False
+    hard_state_lost: bool = False
+    create: Creation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +75,10 @@ class Recovery:
     incarnation: int
     groups: dict[GroupId, RecoveredGroup]
     damage: str = ""
-    """Damage that may concern any group (it is unknown which was hit): no replica of this node may run."""
+    """Damage that may concern any group (it is unknown which was hit), and hard states with them: no replica of this
+    node may run."""
     discarded_tail_bytes: int = 0
+    tombstones: tuple[tuple[GroupId, ReplicaId], ...] = ()
     warnings: tuple[str, ...] = ()
     """What was found wrong but cost nothing: damage of bytes that nothing live depends on."""
 

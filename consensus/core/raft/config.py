@@ -50,12 +50,22 @@ class RaftConfig:
     uncommitted_bytes_max: int = 256 * MIB
     """Payload that a leader holds uncommitted, earlier terms' included; above it proposals get `Busy`. One that is
     larger alone is taken when nothing else is uncommitted."""
+    quiesce_after_ms: int = 0
+    """A leader whose group is idle for this long, every voter holding and having committed all of it, stops its
+    heartbeats (RULES C5); 0: never. Needs a host that watches nodes for the groups asleep."""
+    reads_max: int = 4096
+    """Reads that wait for a confirmation, own and forwarded; further ones are refused."""
+    follower_bytes_max: int = 256 * MIB
+    """Payload that a follower holds and has not yet handed to its disk, or knows committed; above it appended entries
+    are dropped, as if the network had lost them, and the leader's window sends them again."""
+    caught_up_bytes_max: int = 1 * MIB
+    """A learner may be promoted when it lacks at most this much of the leader's log, and answered lately."""
     held_messages_max: int = 1024
     """Answers that wait for the disk; further ones are dropped, as if the network had lost them."""
 
     def validate(self) -> list[str]:
         """All problems at once, one line each; empty when the configuration can be used."""
-        zero_is_fine = {"place_delay_ms", "hint_delay_ms", "hint_retry_ms_min", "probe_bytes_max"}
+        zero_is_fine = {"quiesce_after_ms", "place_delay_ms", "hint_delay_ms", "hint_retry_ms_min", "probe_bytes_max"}
         problems = []
         for field in fields(self):
             value = getattr(self, field.name)

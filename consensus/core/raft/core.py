@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from consensus.core.errors import InvariantViolated, NotLeader
+from consensus.core.errors import InvariantViolated, MembershipRefused, NotLeader, TransferRefused
 from consensus.core.interface import (
     AnyMessage,
     AppendRequest,
@@ -21,6 +21,7 @@ from consensus.core.interface import (
     HardState,
     Heartbeat,
     HeartbeatResponse,
+    MembershipChange,
     Message,
     Payload,
     Randomness,
@@ -211,6 +212,21 @@ class RaftCore:
         if state.role is not Role.LEADER:
             raise NotLeader(state.leader, state.term)
         return self._replication.propose(payload, crc)
+
+    def propose_membership(self, change: MembershipChange) -> tuple[int, int]:
+        raise MembershipRefused("changes of membership are not possible yet", later=False)
+
+    def read(self, token: int) -> None:
+        raise NotLeader(self._state.leader, self._state.term)
+
+    def transfer(self, to: ReplicaId) -> None:
+        raise TransferRefused("leadership can't be handed over yet")
+
+    def storage(self, *, stalled: bool) -> None:
+        return None
+
+    def wake(self) -> None:
+        return None
 
     def connection(self, replica: ReplicaId, *, closed: bool) -> None:
         if replica not in self._state.membership.peers:

@@ -10,6 +10,7 @@ and in between when a batch became durable.
 
 from __future__ import annotations
 
+from consensus.core.configuration import problem_of
 from consensus.core.interface import (
     AppendRequest,
     AppendResponse,
@@ -19,7 +20,6 @@ from consensus.core.interface import (
 )
 from consensus.core.raft.commit import Commit
 from consensus.core.raft.durability import Durability
-from consensus.core.raft.membership import problem_of
 from consensus.core.raft.state import ReplicaState
 
 

@@ -6,19 +6,8 @@ takes effect on append and is rolled back on truncation, here and nowhere else (
 
 from __future__ import annotations
 
+from consensus.core.configuration import problem_of
 from consensus.core.interface import Configuration, ReplicaId
-
-
-def problem_of(configuration: Configuration) -> str:
-    """What is wrong with a configuration, or an empty string."""
-    members = (*configuration.voters, *configuration.learners)
-    if not configuration.voters:
-        return "it has no voters"
-    if len(set(members)) != len(members):
-        return f"a replica stands in it twice: {members}"
-    if any(member <= 0 for member in members):
-        return f"replica ids are positive: {members}"
-    return ""
 
 
 class Membership:
