@@ -45,6 +45,10 @@ format: install ## Let ruff format and repair what it can
 test: lint $(PROTOC_STAMP) ## Lint, then every test (under six minutes on two cores)
 	@tools/test.sh
 
+.PHONY: mutants
+mutants: install ## Put every known bug back, one by one: each must make a named test fail (under ten minutes)
+	@$(BIN)/python -m tests.mutations.runner $(ARGS)
+
 .PHONY: test-stub-range
 test-stub-range: install ## Run the stubs on the oldest and the newest protobuf and grpcio
 	@tools/stub_range.sh $(PYTHON)
