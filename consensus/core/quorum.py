@@ -1,15 +1,18 @@
 """Arithmetic of majorities, and nothing else.
 
-Owns: what a quorum is. Invariants: pure functions; everything is recomputed from scratch, because a sorted match vector
-that is kept up to date step by step once committed without a quorum (HAZARDS 10). Must not know: roles, messages, logs.
+Owns: what a quorum is, of a set of voters and of a configuration. A joint configuration has two electorates, and its
+decisions need a majority of each (Raft section 6). Invariants: pure functions; everything is recomputed from scratch,
+because a sorted match vector that is kept up to date step by step once committed without a quorum (HAZARDS 10). Must
+not know: roles, messages, logs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import IntEnum
 
 from consensus.core.errors import InvariantViolated
+from consensus.core.interface import Configuration, ReplicaId
 
 
 class VoteOutcome(IntEnum):
@@ -42,3 +45,33 @@ def vote_outcome(voters: Collection[int], *, granted: Collection[int], refused: 
     if len(voters) - no < needed:
         return VoteOutcome.LOST
     return VoteOutcome.PENDING
+
+
+# --- of a configuration ---------------------------------------------------------------------------------------------
+
+
+def electorates(configuration: Configuration) -> tuple[tuple[ReplicaId, ...], ...]:
+    """The sets of voters of which each must agree."""
+    return (configuration.voters, configuration.outgoing) if configuration.outgoing else (configuration.voters,)
+
+
+def has_quorum(configuration: Configuration, members: Collection[ReplicaId]) -> bool:
+    """Whether `members` hold a majority of every electorate; learners and strangers among them don't count."""
+    return all(
+        sum(1 for voter in voters if voter in members) >= majority(len(voters)) for voters in electorates(configuration)
+    )
+
+
+def election_outcome(
+    configuration: Configuration, *, granted: Collection[ReplicaId], refused: Collection[ReplicaId]
+) -> VoteOutcome:
+    """State of an election: won when every electorate is, lost when one is."""
+    outcomes = [vote_outcome(voters, granted=granted, refused=refused) for voters in electorates(configuration)]
+    if VoteOutcome.LOST in outcomes:
+        return VoteOutcome.LOST
+    return VoteOutcome.PENDING if VoteOutcome.PENDING in outcomes else VoteOutcome.WON
+
+
+def committed_index(configuration: Configuration, matches: Mapping[ReplicaId, int]) -> int:
+    """The highest index that a majority of every electorate has reached; who is not in `matches` has reached none."""
+    return min(quorum_index([matches.get(voter, 0) for voter in voters]) for voters in electorates(configuration))

@@ -7,11 +7,11 @@ know: peers, messages, elections.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from consensus.core.errors import InvariantViolated
-from consensus.core.interface import Entry, SnapshotMeta
-from consensus.core.quorum import quorum_index
+from consensus.core.interface import Configuration, Entry, ReplicaId, SnapshotMeta
+from consensus.core.quorum import committed_index
 from consensus.core.raft.log import Log
 
 
@@ -40,9 +40,10 @@ class Commit:
         self.index = index
         return True
 
-    def count(self, matches: Sequence[int], *, leader_term: int) -> bool:
-        """The leader's rule. `matches` holds what is durable at each voter, the leader's own flushed index too."""
-        index = quorum_index(matches)
+    def count(self, configuration: Configuration, matches: Mapping[ReplicaId, int], *, leader_term: int) -> bool:
+        """The leader's rule. `matches` holds what is durable at each member, the leader's own flushed index too; only
+        voters count."""
+        index = committed_index(configuration, matches)
         if index <= self.index or not may_commit_by_counting(self._log.term(index), leader_term=leader_term):
             return False
         return self.advance_to(index)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from consensus.core.interface import Randomness, ReplicaId, Role, VoteRequest, VoteResponse
-from consensus.core.quorum import VoteOutcome, vote_outcome
+from consensus.core.quorum import VoteOutcome, election_outcome
 from consensus.core.raft.config import TERM_MAX
 from consensus.core.raft.durability import Durability
 from consensus.core.raft.state import ReplicaState
@@ -169,7 +169,7 @@ class Election:
 
     def _decide(self) -> None:
         state = self._state
-        outcome = vote_outcome(state.membership.voters, granted=self._granted, refused=self._refused)
+        outcome = election_outcome(state.membership.configuration, granted=self._granted, refused=self._refused)
         if outcome is VoteOutcome.WON:
             if state.role is Role.PRE_CANDIDATE:
                 self._become_candidate()
@@ -184,7 +184,8 @@ class Election:
     def _hopeless(self) -> bool:
         """Not lost by the count yet, but those who are missing cannot be reached."""
         silent = self._closed - self._granted
-        outcome = vote_outcome(self._state.membership.voters, granted=self._granted, refused=self._refused | silent)
+        configuration = self._state.membership.configuration
+        outcome = election_outcome(configuration, granted=self._granted, refused=self._refused | silent)
         return bool(self._refused) and outcome is VoteOutcome.LOST
 
     # --- asking -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ takes effect on append and is rolled back on truncation, here and nowhere else (
 
 from __future__ import annotations
 
-from consensus.core.configuration import problem_of
+from consensus.core.configuration import members_of, problem_of
 from consensus.core.interface import Configuration, ReplicaId
 
 
@@ -25,8 +25,9 @@ class Membership:
         if problem:
             raise ValueError(f"configuration of replica {self.me}: {problem}")
         self.configuration = configuration
-        self.voters = configuration.voters
-        self.members = frozenset((*configuration.voters, *configuration.learners))
+        self.voters = tuple(dict.fromkeys((*configuration.voters, *configuration.outgoing)))
+        """Everybody with a vote, in order of preference: while the configuration is joint, the outgoing come last."""
+        self.members = members_of(configuration)
         self.peers = tuple(member for member in (*self.voters, *configuration.learners) if member != self.me)
 
     def votes(self) -> bool:

@@ -22,7 +22,7 @@ from consensus.core.interface import (
     ReplicaId,
     Role,
 )
-from consensus.core.quorum import majority
+from consensus.core.quorum import has_quorum
 from consensus.core.raft.commit import Commit
 from consensus.core.raft.durability import Durability
 from consensus.core.raft.log import size_of
@@ -82,11 +82,10 @@ class Replication:
         if self._quorum_elapsed_ms < self._state.config.election_timeout_ms:
             return False
         self._quorum_elapsed_ms = 0
-        voters = self._state.membership.voters
-        alive = sum(1 for voter in voters if voter == self._state.me or self.progress[voter].contact)
+        alive = {peer for peer, progress in self.progress.items() if progress.contact}
         for progress in self.progress.values():
             progress.contact = False
-        return alive < majority(len(voters))
+        return not has_quorum(self._state.membership.configuration, alive | {self._state.me})
 
     # --- proposals --------------------------------------------------------------------------------------------------
 
@@ -201,12 +200,10 @@ class Replication:
     def count(self) -> None:
         """Something became durable here or there: commit what a majority holds."""
         state, commit = self._state, self._commit
-        matches = [
-            state.log.flushed if voter == state.me else self.progress[voter].match_index
-            for voter in state.membership.voters
-        ]
+        matches = {peer: progress.match_index for peer, progress in self.progress.items()}
+        matches[state.me] = state.log.flushed
         before = commit.index
-        if not commit.count(matches, leader_term=state.term):
+        if not commit.count(state.membership.configuration, matches, leader_term=state.term):
             return
         for index in range(before + 1, commit.index + 1):
             entry = state.log.entry(index)
