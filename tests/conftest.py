@@ -1,4 +1,5 @@
-"""For all tests: `--mutation NAME` puts one known bug back (see tests/mutations/README.md)."""
+"""For all tests: `--mutation NAME` puts one known bug back (see tests/mutations/README.md), `--rewrite-scenarios`
+writes golden texts anew."""
 
 import pytest
 
@@ -11,6 +12,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME",
         default=None,
         help="put the bug of tests/mutations/mutation_NAME.py back for this run",
+    )
+    parser.addoption(
+        "--rewrite-scenarios", action="store_true", help="write what the scripts of tests/scenarios print into them"
     )
 
 
