@@ -40,7 +40,15 @@ from consensus.runtime.sending import SnapshotSending
 from consensus.runtime.services import FILES_LANE, Services
 from consensus.runtime.snapshots import SnapshotWriting
 from consensus.storage.interface import GroupAppend, RecoveredGroup
-from consensus.transport.interface import Channel, Envelope, SnapshotAnswer, SnapshotChunk, TransportMessage
+from consensus.transport.interface import (
+    Channel,
+    Envelope,
+    Report,
+    SnapshotAnswer,
+    SnapshotChunk,
+    SnapshotRequest,
+    TransportMessage,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -263,6 +271,8 @@ class GroupHandle:
                 self._sending.answered(message)
         elif isinstance(message, SnapshotOffer):
             self._services.dropped["snapshot_offer_from_outside"] += 1
+        elif isinstance(message, SnapshotRequest | Report):
+            self._services.dropped["not_understood_yet"] += 1
         else:
             core.step(message)
             if envelope.note and isinstance(message, AppendResponse | HeartbeatResponse):

@@ -35,8 +35,10 @@ from consensus.transport.frames import join_frame, split_frame
 from consensus.transport.interface import (
     NOTE_BYTES_MAX,
     Envelope,
+    Report,
     SnapshotAnswer,
     SnapshotChunk,
+    SnapshotRequest,
     TransportMessage,
 )
 from consensus.v1 import consensus_pb2 as pb
@@ -167,6 +169,12 @@ def _encode_one(out: pb.Envelope, envelope: Envelope, payloads: list[Payload]) -
                     index=message.index,
                 )
             )
+        case SnapshotRequest():
+            out.snapshot_request.CopyFrom(pb.SnapshotRequest(index=message.index))
+        case Report():
+            if len(message.content) > NOTE_BYTES_MAX:
+                raise InvariantViolated(f"a report of {len(message.content)} bytes; at most {NOTE_BYTES_MAX} travel")
+            out.report.CopyFrom(pb.Report(content=message.content))
         case _:
             raise InvariantViolated(f"{type(message).__name__} never travels")
 
@@ -320,6 +328,16 @@ def _decode_body(envelope: pb.Envelope, incarnation: int, cursor: _Cursor) -> Tr
                 installed=held.installed,
                 index=_number("index", held.index),
             )
+        case "snapshot_request":
+            wanted = envelope.snapshot_request
+            return SnapshotRequest(
+                sender=sender, to=to, term=term, incarnation=incarnation, index=_number("index", wanted.index)
+            )
+        case "report":
+            report = envelope.report
+            if len(report.content) > NOTE_BYTES_MAX:
+                raise BadFrame(f"report: {len(report.content)} bytes, expected at most {NOTE_BYTES_MAX}")
+            return Report(sender=sender, to=to, term=term, incarnation=incarnation, content=report.content)
         case _:
             raise BadFrame("body: none that this build knows")
 

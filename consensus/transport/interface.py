@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias
 from consensus.core.interface import AnyMessage, GroupId, Message, NodeId, Payload, SnapshotMeta
 
 NOTE_BYTES_MAX = 4096
-"""An envelope's note is at most this long; a longer one is refused by the sender."""
+"""An envelope's note, or a report, is at most this long; a longer one is refused by the sender."""
 
 
 class Channel(IntEnum):
@@ -46,7 +46,23 @@ class SnapshotAnswer(Message):
     index: int = 0
 
 
-TransportMessage: TypeAlias = AnyMessage | SnapshotChunk | SnapshotAnswer
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotRequest(Message):
+    """A replica whose state is not to be trusted asks its leader for a snapshot of at least `index`, although its log
+    is whole (RULES D1)."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report(Message):
+    """What one replica's state machine tells another's (digests, verdicts); opaque here. Wakes nobody, promises
+    nothing, may be lost."""
+
+    content: bytes
+
+
+TransportMessage: TypeAlias = AnyMessage | SnapshotChunk | SnapshotAnswer | SnapshotRequest | Report
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,6 +152,8 @@ class Envelope(google.protobuf.message.Message):
     HEARTBEAT_RESPONSE_FIELD_NUMBER: builtins.int
     SNAPSHOT_CHUNK_FIELD_NUMBER: builtins.int
     SNAPSHOT_ANSWER_FIELD_NUMBER: builtins.int
+    SNAPSHOT_REQUEST_FIELD_NUMBER: builtins.int
+    REPORT_FIELD_NUMBER: builtins.int
     group: builtins.int
     from_replica: builtins.int
     to_replica: builtins.int
@@ -174,6 +176,10 @@ class Envelope(google.protobuf.message.Message):
     def snapshot_chunk(self) -> global___SnapshotChunk: ...
     @property
     def snapshot_answer(self) -> global___SnapshotAnswer: ...
+    @property
+    def snapshot_request(self) -> global___SnapshotRequest: ...
+    @property
+    def report(self) -> global___Report: ...
     def __init__(
         self,
         *,
@@ -190,10 +196,12 @@ class Envelope(google.protobuf.message.Message):
         heartbeat_response: global___HeartbeatResponse | None = ...,
         snapshot_chunk: global___SnapshotChunk | None = ...,
         snapshot_answer: global___SnapshotAnswer | None = ...,
+        snapshot_request: global___SnapshotRequest | None = ...,
+        report: global___Report | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["append_request", b"append_request", "append_response", b"append_response", "body", b"body", "heartbeat", b"heartbeat", "heartbeat_response", b"heartbeat_response", "snapshot_answer", b"snapshot_answer", "snapshot_chunk", b"snapshot_chunk", "vote_request", b"vote_request", "vote_response", b"vote_response"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["append_request", b"append_request", "append_response", b"append_response", "body", b"body", "from_replica", b"from_replica", "group", b"group", "heartbeat", b"heartbeat", "heartbeat_response", b"heartbeat_response", "note", b"note", "snapshot_answer", b"snapshot_answer", "snapshot_chunk", b"snapshot_chunk", "term", b"term", "to_replica", b"to_replica", "vote_request", b"vote_request", "vote_response", b"vote_response"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["vote_request", "vote_response", "append_request", "append_response", "heartbeat", "heartbeat_response", "snapshot_chunk", "snapshot_answer"] | None: ...
+    def HasField(self, field_name: typing.Literal["append_request", b"append_request", "append_response", b"append_response", "body", b"body", "heartbeat", b"heartbeat", "heartbeat_response", b"heartbeat_response", "report", b"report", "snapshot_answer", b"snapshot_answer", "snapshot_chunk", b"snapshot_chunk", "snapshot_request", b"snapshot_request", "vote_request", b"vote_request", "vote_response", b"vote_response"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["append_request", b"append_request", "append_response", b"append_response", "body", b"body", "from_replica", b"from_replica", "group", b"group", "heartbeat", b"heartbeat", "heartbeat_response", b"heartbeat_response", "note", b"note", "report", b"report", "snapshot_answer", b"snapshot_answer", "snapshot_chunk", b"snapshot_chunk", "snapshot_request", b"snapshot_request", "term", b"term", "to_replica", b"to_replica", "vote_request", b"vote_request", "vote_response", b"vote_response"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["vote_request", "vote_response", "append_request", "append_response", "heartbeat", "heartbeat_response", "snapshot_chunk", "snapshot_answer", "snapshot_request", "report"] | None: ...
 
 global___Envelope = Envelope
 
@@ -457,3 +465,35 @@ class SnapshotAnswer(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["index", b"index", "installed", b"installed", "next_offset", b"next_offset", "refused", b"refused", "snapshot_id", b"snapshot_id"]) -> None: ...
 
 global___SnapshotAnswer = SnapshotAnswer
+
+@typing.final
+class SnapshotRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: builtins.int
+    index: builtins.int
+    """at least up to there"""
+    def __init__(
+        self,
+        *,
+        index: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["index", b"index"]) -> None: ...
+
+global___SnapshotRequest = SnapshotRequest
+
+@typing.final
+class Report(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CONTENT_FIELD_NUMBER: builtins.int
+    content: builtins.bytes
+    """of one replica's state machine to another's, at most 4 KiB"""
+    def __init__(
+        self,
+        *,
+        content: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["content", b"content"]) -> None: ...
+
+global___Report = Report

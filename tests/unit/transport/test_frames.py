@@ -25,7 +25,7 @@ from consensus.core.interface import (
 from consensus.transport.codec import CHECK_BYTES, ENTRY_HEADER_BYTES, Origin, carried_bytes, decode, encode, verified
 from consensus.transport.errors import BadFrame, TransportError
 from consensus.transport.frames import join_frame, split_frame
-from consensus.transport.interface import Envelope, SnapshotAnswer, SnapshotChunk
+from consensus.transport.interface import Envelope, Report, SnapshotAnswer, SnapshotChunk, SnapshotRequest
 from consensus.v1 import consensus_pb2 as pb
 
 ORIGIN = Origin(b"c" * 16, 3, b"u" * 16, 12)
@@ -53,6 +53,8 @@ MESSAGES = [
     HeartbeatResponse(**BASE, round=8, match_index=0),
     SnapshotChunk(**BASE, meta=META, offset=0, data=b"hello world", crc=crc32c(b"hello world"), last=True),
     SnapshotAnswer(**BASE, snapshot_id="s7-t2-n1-i1", next_offset=11, refused=False, installed=True, index=7),
+    SnapshotRequest(**BASE, index=7),
+    Report(**BASE, content=b"digests"),
 ]
 
 
@@ -187,6 +189,8 @@ CHUNK_META = pb.SnapshotMeta(index=1, term=1, snapshot_id="ok", size_bytes=1)
             ),
             "configuration: 2000 members",
         ),
+        (framed(pb.Envelope(snapshot_request=pb.SnapshotRequest(index=2**63))), "index"),
+        (framed(pb.Envelope(report=pb.Report(content=bytes(4097)))), "report: 4097 bytes"),
         (
             framed(pb.Envelope(snapshot_chunk=pb.SnapshotChunk(meta=CHUNK_META, offset=2**64 - 1))),
             "offset: 18446744073709551615",
