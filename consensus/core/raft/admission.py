@@ -6,10 +6,12 @@ followed and never a crash. Must not know: what a good message does.
 
 from __future__ import annotations
 
+from consensus.core.configuration import decode_configuration
 from consensus.core.interface import (
     AnyMessage,
     AppendRequest,
     AppendResponse,
+    Entry,
     EntryKind,
     Heartbeat,
     HeartbeatResponse,
@@ -74,7 +76,15 @@ def _append_refusal(request: AppendRequest) -> str:
     # Terms never fall, so the last one is the highest.
     if entries[-1].term > request.term:
         return "bad_entries"
-    if any(entry.kind is EntryKind.CONFIGURATION for entry in entries):
-        # Changes of membership come later: nobody sends them yet.
-        return "configuration_entry"
+    if any(entry.kind is EntryKind.CONFIGURATION and not _is_configuration(entry) for entry in entries):
+        return "bad_configuration"
     return ""
+
+
+def _is_configuration(entry: Entry) -> bool:
+    """It takes effect on append, so what does not decode must not be appended."""
+    try:
+        decode_configuration(entry.payload)
+    except ValueError:
+        return False
+    return True

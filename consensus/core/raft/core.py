@@ -62,15 +62,16 @@ class RaftCore:
         config: RaftConfig,
         random: Randomness,
     ) -> None:
-        """What recovery found, all of it durable. The state machine is expected to hold `snapshot`, no more; a
-        snapshot's configuration supersedes `configuration`.
+        """What recovery found, all of it durable. The state machine is expected to hold `snapshot`, no more.
+        `configuration` is what the replica began with; the snapshot's supersedes it, and those in `entries` both.
 
         Raises `ValueError` for a configuration that can't be, `InvariantViolated` for a log that can't be: then
         something durable is gone, and this replica must not run."""
         problems = config.validate()
         if problems:
             raise ValueError("; ".join(problems))
-        log = Log(entries, snapshot)
+        membership = Membership(replica, configuration)
+        log = Log(entries, snapshot, membership)
         if log.last_term > hard_state.term:
             raise InvariantViolated(f"log ends in term {log.last_term}, the durable term is only {hard_state.term}")
         if hard_state.commit > log.last_index:
@@ -81,7 +82,7 @@ class RaftCore:
             me=replica,
             incarnation=incarnation,
             config=config,
-            membership=Membership(replica, snapshot.configuration if snapshot else configuration),
+            membership=membership,
             log=log,
             term=hard_state.term,
             vote=hard_state.vote,
@@ -322,7 +323,13 @@ class RaftCore:
 
     @property
     def configuration(self) -> Configuration:
+        """The one in force: the last in the log, committed or not."""
         return self._state.membership.configuration
+
+    def configuration_at(self, index: int) -> Configuration:
+        """The one in force at `index` of the log, which belongs into a snapshot there; at or above the last snapshot's
+        index."""
+        return self._state.membership.at(index)
 
     def entry(self, index: int) -> Entry | None:
         """The entry at `index` of the log in memory; None where it is compacted or not there."""
@@ -345,4 +352,6 @@ class RaftCore:
             snapshot_index=log.snapshot_index,
             ready_to_serve=leads and commit.applied >= self._replication.noop_index,
             match={peer: progress.match_index for peer, progress in self._replication.progress.items()},
+            configuration=state.membership.configuration,
+            configuration_index=state.membership.index,
         )

@@ -106,7 +106,6 @@ class Following:
                 self._commit.advance_to(meta.index)
             else:
                 state.log.restore(meta, commit_index=self._commit.index)
-                state.membership.adopt(meta.configuration)
                 self._commit.restore(meta)
         self.verified = max(self.verified, meta.index)
         self._owed = True

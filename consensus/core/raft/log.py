@@ -3,8 +3,9 @@
 Owns: entries in memory above a base (what compaction left), the newest snapshot's meta, and two cursors: `issued`
 (handed out to be written) and `flushed` (durable). Invariants: entries are contiguous and their terms never fall; base
 <= snapshot index; flushed only ever speaks of entries that stand in the log now: a batch being written whose entries
-were overwritten meanwhile is cut at that point, so that it can't count even if the same entry comes back (HAZARDS 5).
-Must not know: roles, peers, what is committed (callers say it), payload contents.
+were overwritten meanwhile is cut at that point, so that it can't count even if the same entry comes back (HAZARDS 5);
+the membership is always that of what stands in the log now (HAZARDS 19, 20). Must not know: roles, peers, what is
+committed (callers say it), payload contents.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from collections import deque
 from collections.abc import Sequence
 from operator import attrgetter
 
+from consensus.core.configuration import encode_configuration
 from consensus.core.errors import InvariantViolated
-from consensus.core.interface import Entry, SnapshotMeta
+from consensus.core.interface import Entry, EntryKind, SnapshotMeta
+from consensus.core.raft.membership import Membership
 
 _term = attrgetter("term")
 ENTRIES_MAX = 4096
@@ -50,10 +53,21 @@ class _Batch:
 
 
 class Log:
-    __slots__ = ("_entries", "_install", "_writing", "base_index", "base_term", "flushed", "issued", "snapshot")
+    __slots__ = (
+        "_entries",
+        "_install",
+        "_membership",
+        "_writing",
+        "base_index",
+        "base_term",
+        "flushed",
+        "issued",
+        "snapshot",
+    )
 
-    def __init__(self, entries: Sequence[Entry], snapshot: SnapshotMeta | None) -> None:
-        """What recovery found, all of it durable. Raises `InvariantViolated` when it does not fit together."""
+    def __init__(self, entries: Sequence[Entry], snapshot: SnapshotMeta | None, membership: Membership) -> None:
+        """What recovery found, all of it durable. `membership`, which the replica begins with, follows this log from
+        here on. Raises `InvariantViolated` when it does not fit together."""
         self.snapshot = snapshot
         self.base_index, self.base_term = (snapshot.index, snapshot.term) if snapshot else (0, 0)
         kept = list(entries)
@@ -68,6 +82,10 @@ class Log:
         self._entries = kept
         if snapshot is not None and self.term(snapshot.index) != snapshot.term:
             raise InvariantViolated(f"recovered log disagrees with its snapshot at index {snapshot.index}")
+        self._membership = membership
+        if snapshot is not None:
+            membership.restored(snapshot.index, snapshot.configuration)
+        self._follow_configurations(kept, above=self.snapshot_index)
         self._install: SnapshotMeta | None = None
         self.issued = self.flushed = self.last_index
         self._writing: deque[_Batch] = deque()
@@ -137,6 +155,8 @@ class Log:
                 f"entry ({entry.term}, {entry.index}) can't follow ({self.last_term}, {self.last_index})"
             )
         self._entries.append(entry)
+        if entry.kind is EntryKind.CONFIGURATION:
+            self._membership.appended(entry)
 
     def merge(self, entries: Sequence[Entry], *, commit_index: int) -> None:
         """Take entries of the current leader whose predecessor this log holds. What is there already stays, and so does
@@ -147,6 +167,13 @@ class Log:
         if entries[new].index <= self.last_index:
             self._truncate(entries[new].index, commit_index=commit_index)
         self._entries.extend(entries[new:])
+        self._follow_configurations(entries[new:])
+
+    def _follow_configurations(self, entries: Sequence[Entry], *, above: int = 0) -> None:
+        """What was appended takes effect at once, committed or not (HAZARDS 19)."""
+        for entry in entries:
+            if entry.kind is EntryKind.CONFIGURATION and entry.index > above:
+                self._membership.appended(entry)
 
     def _first_new(self, entries: Sequence[Entry]) -> int:
         """Position of the first entry that this log does not hold (HAZARDS 2)."""
@@ -163,6 +190,7 @@ class Log:
         self.issued = min(self.issued, index - 1)
         self.flushed = min(self.flushed, index - 1)
         self._clip_writing(index - 1)
+        self._membership.truncated(index - 1)
 
     def _clip_writing(self, last_index: int) -> None:
         """Batches being written no longer speak of anything above `last_index` (HAZARDS 5)."""
@@ -178,6 +206,7 @@ class Log:
         self.base_index, self.base_term = meta.index, meta.term
         self.snapshot = self._install = meta
         self.issued = meta.index
+        self._membership.restored(meta.index, meta.configuration)
 
     def compact(self, meta: SnapshotMeta, *, keep_from: int) -> None:
         """A durable snapshot replaces the entries below `keep_from` (at most meta.index + 1)."""
@@ -188,8 +217,18 @@ class Log:
         term = self.term(base)
         if term is None:
             raise InvariantViolated(f"log can't be kept from {keep_from}: it ends at {self.last_index}")
+        self._check_configuration(meta)
+        self._membership.compacted(meta.index)
         del self._entries[: base - self.base_index]
         self.base_index, self.base_term = base, term
+
+    def _check_configuration(self, meta: SnapshotMeta) -> None:
+        """A snapshot carries the configuration in force at its index, not a later or an earlier one (HAZARDS 20)."""
+        found = self._membership.at(meta.index)
+        if encode_configuration(meta.configuration) != encode_configuration(found):
+            raise InvariantViolated(
+                f"snapshot at {meta.index} names configuration {meta.configuration}, the log says {found}"
+            )
 
     # --- durability -------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from consensus.core.configuration import encode_configuration
 from consensus.core.interface import (
     AnyMessage,
     AppendRequest,
@@ -43,6 +44,10 @@ class Lowest:
 
 def entry(term: int, index: int, payload: bytes = b"", *, kind: EntryKind = EntryKind.NORMAL) -> Entry:
     return Entry(term, index, kind, payload, sum(payload))
+
+
+def configuration_entry(term: int, index: int, configuration: Configuration) -> Entry:
+    return entry(term, index, encode_configuration(configuration), kind=EntryKind.CONFIGURATION)
 
 
 def log_of(*terms: int) -> tuple[Entry, ...]:
@@ -372,6 +377,7 @@ __all__ = [
     "Lowest",
     "VoteRequest",
     "VoteResponse",
+    "configuration_entry",
     "entry",
     "follower",
     "leader",
