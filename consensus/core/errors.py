@@ -25,10 +25,16 @@ class NotLeader(ConsensusError):
 
 
 class Busy(ConsensusError):
-    """The uncommitted tail of the log is at its bound. Nothing was appended; safe to retry later."""
+    """The uncommitted tail of the log is at its bound, or leadership is being handed to the replica `handing_over_to`
+    (else 0). Nothing was appended; safe to retry later."""
 
-    def __init__(self, uncommitted_bytes: int, uncommitted_bytes_max: int) -> None:
-        super().__init__(f"uncommitted log holds {uncommitted_bytes} bytes, bound is {uncommitted_bytes_max}")
+    def __init__(self, uncommitted_bytes: int, uncommitted_bytes_max: int, *, handing_over_to: int = 0) -> None:
+        super().__init__(
+            f"leadership is being handed to replica {handing_over_to}"
+            if handing_over_to
+            else f"uncommitted log holds {uncommitted_bytes} bytes, bound is {uncommitted_bytes_max}"
+        )
+        self.handing_over_to = handing_over_to
         self.uncommitted_bytes = uncommitted_bytes
         self.uncommitted_bytes_max = uncommitted_bytes_max
 

@@ -370,11 +370,15 @@ class Core(Protocol):
         was used before, no voters. Asking for what is already so is no error: (term, index) of the one in force."""
 
     def read(self, token: int) -> None:
-        """Ask for a read index; the answer comes in `Ready.reads`, exactly once, at the leader and elsewhere."""
+        """Ask for a read index; the answer comes in `Ready.reads`, exactly once and within an election timeout, at the
+        leader and elsewhere. Never raises."""
 
     def transfer(self, to: ReplicaId) -> None:
         """Hand leadership to a voter. Raises `NotLeader` or `TransferRefused`. Done when `status().leader` changes;
         given up within one election timeout, which `status().transferee` shows."""
+
+    def transfer_problem(self, to: ReplicaId) -> str:
+        """Why `transfer(to)` would be refused now, in words; empty when it would not."""
 
     def storage(self, *, stalled: bool) -> None:
         """The host's disk makes no progress, or does again. A stalled leader hands over or steps down, a stalled

@@ -11,11 +11,14 @@ from consensus.core.interface import (
     AnyMessage,
     AppendRequest,
     AppendResponse,
+    CampaignNow,
     Entry,
     EntryKind,
     Heartbeat,
     HeartbeatResponse,
     Message,
+    ReadRequest,
+    ReadResponse,
     SnapshotOffer,
     VoteRequest,
 )
@@ -57,6 +60,12 @@ def _plausible(message: AnyMessage) -> bool:
             return 0 <= message.commit < INDEX_MAX
         case HeartbeatResponse():
             return 0 <= message.match_index < INDEX_MAX
+        case CampaignNow():
+            return 0 < message.last_index < INDEX_MAX
+        case ReadRequest():
+            return 0 < message.token < INDEX_MAX
+        case ReadResponse():
+            return all(0 <= number < INDEX_MAX for number in (message.token, message.index, message.age_ms))
         case SnapshotOffer():
             return 0 < message.meta.index < INDEX_MAX and 0 < message.meta.term <= message.term
         case _:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from consensus.core.errors import InvariantViolated, MembershipRefused, NotLeader, TransferRefused
+from consensus.core.errors import InvariantViolated, MembershipRefused, NotLeader
 from consensus.core.interface import (
     AnyMessage,
     AppendRequest,
     AppendResponse,
+    CampaignNow,
     Configuration,
     Entry,
     EntryKind,
@@ -25,6 +26,8 @@ from consensus.core.interface import (
     Message,
     Payload,
     Randomness,
+    ReadRequest,
+    ReadResponse,
     Ready,
     ReplicaId,
     Role,
@@ -42,8 +45,11 @@ from consensus.core.raft.election import Election
 from consensus.core.raft.following import Following
 from consensus.core.raft.log import Log
 from consensus.core.raft.membership import Membership
+from consensus.core.raft.quiescence import Quiescence
+from consensus.core.raft.reads import Reads
 from consensus.core.raft.replication import Replication
 from consensus.core.raft.state import ReplicaState
+from consensus.core.raft.transfer import Transfer, may_take_over
 
 
 class RaftCore:
@@ -90,8 +96,14 @@ class RaftCore:
         self._commit = Commit(log, commit_index=hard_state.commit)
         self._durability = Durability(self._state, commit_index=self._commit.index)
         self._following = Following(self._state, self._durability, self._commit)
-        self._replication = Replication(self._state, self._durability, self._commit)
-        self._election = Election(self._state, self._durability, random, self._role_changed)
+        self._replication = Replication(self._state, self._durability, self._commit, self._round_begins)
+        self._election = Election(
+            self._state, self._durability, random, self._role_changed, lambda: self._quiescence.sure()
+        )
+        disconnected = self._election.disconnected
+        self._transfer = Transfer(self._state, self._durability, self._commit, self._replication, disconnected)
+        self._reads = Reads(self._state, self._durability, self._commit, self._replication, self._transfer)
+        self._quiescence = Quiescence(self._state, self._commit, self._replication, disconnected)
         self._incarnations: dict[ReplicaId, int] = {}
         """The latest life of each peer heard of (RULES C4)."""
 
@@ -103,11 +115,17 @@ class RaftCore:
         if reason:
             state.drop(reason)
             return
+        if self._quiescence.asleep and self._quiescence.wakes(message):
+            self._wake()
         if not self._same_life(message) or not self._same_term(message):
             return
         match message:
-            case AppendRequest() | Heartbeat() | SnapshotOffer():
+            case AppendRequest() | Heartbeat() | SnapshotOffer() | CampaignNow():
                 self._step_leader(message)
+            case ReadRequest():
+                self._reads.asked(message)
+            case ReadResponse():
+                self._reads.answered(message)
             case AppendResponse():
                 self._replication.append_answer(message)
             case HeartbeatResponse():
@@ -131,6 +149,7 @@ class RaftCore:
         if message.incarnation > known:
             self._incarnations[message.sender] = message.incarnation
             if known:
+                self._wake()
                 self._replication.restarted(message.sender)
         return True
 
@@ -146,10 +165,10 @@ class RaftCore:
         if message.term < state.term:
             return self._earlier_term(message)
         if message.term > state.term:
-            if isinstance(message, VoteRequest) and self._election.protects_leader():
+            if isinstance(message, VoteRequest) and not message.transfer and self._election.protects_leader():
                 state.drop("vote_against_live_leader")
                 return False
-            leads = isinstance(message, AppendRequest | Heartbeat | SnapshotOffer)
+            leads = isinstance(message, AppendRequest | Heartbeat | SnapshotOffer | CampaignNow)
             self._election.become_follower(message.term, message.sender if leads else 0)
         return True
 
@@ -170,6 +189,10 @@ class RaftCore:
                 answer = HeartbeatResponse(
                     sender=me, to=to, term=term, incarnation=incarnation, round=message.round, match_index=0
                 )
+            case ReadRequest():
+                answer = ReadResponse(
+                    sender=me, to=to, term=term, incarnation=incarnation, token=message.token, refused=True
+                )
             case AppendResponse() | HeartbeatResponse():
                 return True  # Replication judges answers.
             case VoteResponse() if message.pre:
@@ -180,29 +203,45 @@ class RaftCore:
         self._durability.send_durable(answer)
         return False
 
-    def _step_leader(self, message: AppendRequest | Heartbeat | SnapshotOffer) -> None:
+    def _step_leader(self, message: AppendRequest | Heartbeat | SnapshotOffer | CampaignNow) -> None:
         state = self._state
         if state.role is Role.LEADER or state.leader not in (0, message.sender):
             # Election safety says that this can't be, so it is not followed; it does no harm.
             state.drop("second_leader")
             return
-        self._election.heard_from(message.sender, lately=isinstance(message, Heartbeat))
+        self._election.heard_from(message.sender, lately=isinstance(message, Heartbeat | CampaignNow))
         match message:
             case AppendRequest():
                 self._following.append(message)
             case Heartbeat():
                 self._following.heartbeat(message)
+                self._quiescence.told(message, verified=self._following.verified, busy=bool(len(self._reads)))
+            case CampaignNow():
+                if may_take_over(state, message, durable_match=self._following.durable_match()):
+                    self._election.campaign_by_order()
             case SnapshotOffer():
                 self._following.snapshot(message)
 
     def tick(self, elapsed_ms: int) -> None:
+        if self._quiescence.asleep:
+            return
         elapsed = max(0, min(elapsed_ms, self._state.config.election_timeout_ms))
+        self._reads.tick(elapsed)
         if self._state.role is Role.LEADER:
-            self._replication.tick(elapsed)
-            if self._replication.lost_quorum(elapsed):
-                self._election.become_follower(self._state.term, 0)
+            self._tick_leader(elapsed)
         else:
             self._election.tick(elapsed)
+
+    def _tick_leader(self, elapsed_ms: int) -> None:
+        self._replication.tick(elapsed_ms)
+        self._transfer.tick(elapsed_ms)
+        if self._replication.lost_quorum(elapsed_ms):
+            self._election.become_follower(self._state.term, 0)
+        else:
+            self._leave_when_stalled()
+        if self._state.role is not Role.LEADER:
+            return
+        self._quiescence.tick(elapsed_ms, busy=bool(self._transfer.transferee or len(self._reads)))
 
     def propose(self, payload: Payload, crc: int, kind: EntryKind = EntryKind.NORMAL) -> tuple[int, int]:
         """Also raises `ValueError` for a kind that is not a command: no-ops are the core's own, and the configuration
@@ -212,26 +251,59 @@ class RaftCore:
             raise ValueError(f"entries of kind {kind.name} can't be proposed")
         if state.role is not Role.LEADER:
             raise NotLeader(state.leader, state.term)
+        self._transfer.refuse_proposals()
+        self._wake()
         return self._replication.propose(payload, crc)
 
     def propose_membership(self, change: MembershipChange) -> tuple[int, int]:
         raise MembershipRefused("changes of membership are not possible yet", later=False)
 
     def read(self, token: int) -> None:
-        raise NotLeader(self._state.leader, self._state.term)
+        self._wake()
+        self._reads.ask(token)
 
     def transfer(self, to: ReplicaId) -> None:
-        raise TransferRefused("leadership can't be handed over yet")
+        self._transfer.begin(to)
+        self._wake()
+        self._reads.stop()
+
+    def transfer_problem(self, to: ReplicaId) -> str:
+        return self._transfer.problem_of(to)
 
     def storage(self, *, stalled: bool) -> None:
-        return None
+        state = self._state
+        if stalled == state.storage_stalled:
+            return
+        state.storage_stalled = stalled
+        self._wake()
+        self._leave_when_stalled()
+
+    def _leave_when_stalled(self) -> None:
+        """A leader that cannot write must not hold up the group (HAZARDS 16)."""
+        state = self._state
+        if not state.storage_stalled or state.role is not Role.LEADER or self._transfer.transferee:
+            return
+        if not self._transfer.leave():
+            self._election.become_follower(state.term, 0)
+        elif self._transfer.transferee:
+            self._reads.stop()
 
     def wake(self) -> None:
-        return None
+        self._wake()
+
+    def _wake(self) -> None:
+        """Whatever happens; asleep or not, the group was not idle."""
+        if self._quiescence.stir() and self._state.role is not Role.LEADER:
+            self._election.woken()
 
     def connection(self, replica: ReplicaId, *, closed: bool) -> None:
-        if replica not in self._state.membership.peers:
+        state = self._state
+        if replica not in state.membership.peers:
             return
+        if state.role is Role.LEADER or (closed and replica == state.leader):
+            self._wake()
+        if closed:
+            self._reads.disconnected(replica)
         self._election.connection(replica, closed=closed)
         if not closed:
             self._replication.connected(replica)
@@ -264,17 +336,25 @@ class RaftCore:
 
     def _role_changed(self) -> None:
         self._following.role_changed()
+        self._quiescence.stop()
+        self._transfer.stop()
+        self._reads.stop()
         if self._state.role is Role.LEADER:
             self._replication.start()
         else:
             self._replication.stop()
+
+    def _round_begins(self, number: int) -> None:
+        self._reads.round_begins(number)
 
     # --- outputs ----------------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
         """Turn what is owed into messages, as late as possible so that it travels together."""
         self._following.settle()
+        self._reads.settle()
         self._replication.settle()
+        self._transfer.settle()
 
     def has_ready(self) -> bool:
         self._settle()
@@ -284,6 +364,7 @@ class RaftCore:
             or self._log.unissued()
             or self._commit.to_hand_out()
             or self._replication.snapshots_due
+            or self._reads.results
         )
 
     def ready(self) -> Ready:
@@ -291,6 +372,7 @@ class RaftCore:
         durability, replication, config = self._durability, self._replication, self._state.config
         messages, durability.outgoing = tuple(durability.outgoing), []
         snapshots, replication.snapshots_due = tuple(replication.snapshots_due), []
+        reads, self._reads.results = tuple(self._reads.results), []
         number = 0
         hard_state: HardState | None = None
         install: SnapshotMeta | None = None
@@ -308,6 +390,7 @@ class RaftCore:
             messages=messages,
             committed=self._commit.hand_out(bytes_max=config.committed_bytes_max),
             send_snapshot=snapshots,
+            reads=reads,
         )
 
     # --- looking on -------------------------------------------------------------------------------------------------
@@ -354,4 +437,7 @@ class RaftCore:
             match={peer: progress.match_index for peer, progress in self._replication.progress.items()},
             configuration=state.membership.configuration,
             configuration_index=state.membership.index,
+            transferee=self._transfer.transferee,
+            quiesced=self._quiescence.asleep,
+            storage_stalled=state.storage_stalled,
         )

@@ -34,16 +34,27 @@ class Election:
         "_refused",
         "_silence_ms",
         "_state",
+        "_sure_to_lead",
+        "_transferred",
     )
 
     def __init__(
-        self, state: ReplicaState, durability: Durability, random: Randomness, on_role: Callable[[], None]
+        self,
+        state: ReplicaState,
+        durability: Durability,
+        random: Randomness,
+        on_role: Callable[[], None],
+        sure_to_lead: Callable[[], bool],
     ) -> None:
-        """`on_role` is called after each change of role or term, when the state already holds the new ones."""
+        """`on_role` is called after each change of role or term, when the state already holds the new ones;
+        `sure_to_lead` tells whether a leader has reason to believe that it still is one."""
         self._state = state
         self._durability = durability
         self._random = random
         self._on_role = on_role
+        self._sure_to_lead = sure_to_lead
+        self._transferred = False
+        """The candidacy is by order of the leader (dissertation section 3.10)."""
         self._granted: set[ReplicaId] = set()
         self._refused: set[ReplicaId] = set()
         self._closed: set[ReplicaId] = set()
@@ -68,6 +79,11 @@ class Election:
         self._silence_ms += elapsed_ms
         if self._elapsed_ms >= self._deadline_ms:
             self.campaign()
+
+    def woken(self) -> None:
+        """A follower slept, so its timers stood still: the leader gets a whole timeout to show itself (RULES C5)."""
+        self._silence_ms = 0
+        self._restart_timer()
 
     # --- the leader, alive or lost ----------------------------------------------------------------------------------
 
@@ -97,6 +113,10 @@ class Election:
         self._lost = replica
         self._hurry(self._hint_ms(replica))
 
+    def disconnected(self, replica: ReplicaId) -> bool:
+        """The control connection to it is closed, as far as the host said."""
+        return replica in self._closed
+
     def _hint_ms(self, lost: ReplicaId) -> int:
         """The lost leader itself won't campaign, so its place is no reason to wait."""
         return self._state.membership.place(without=lost) * self._state.config.hint_delay_ms
@@ -110,7 +130,7 @@ class Election:
         """Whether this replica has reason to believe in a live leader, and so refuses to help another."""
         state = self._state
         if state.role is Role.LEADER:
-            return True
+            return self._sure_to_lead()
         return state.leader != 0 and state.leader != self._lost and self._silence_ms < state.config.election_timeout_ms
 
     # --- changes of role --------------------------------------------------------------------------------------------
@@ -130,7 +150,7 @@ class Election:
         """Ask first whether an election could be won (pre-vote); term and vote stay as they are."""
         state = self._state
         self._restart_timer()
-        if not state.membership.votes() or state.term >= TERM_MAX - 2:
+        if not self._may_campaign():
             return
         state.role = Role.PRE_CANDIDATE
         state.leader = 0
@@ -140,8 +160,19 @@ class Election:
         self._ask(pre=True)
         self._decide()
 
-    def _become_candidate(self) -> None:
+    def _may_campaign(self) -> bool:
+        """A replica whose disk stands still could not lead, nor make its own vote durable (HAZARDS 16)."""
         state = self._state
+        return state.membership.votes() and state.term < TERM_MAX - 2 and not state.storage_stalled
+
+    def campaign_by_order(self) -> None:
+        """The leader hands over: nobody needs to be asked whether it is lost (dissertation section 3.10)."""
+        if self._may_campaign():
+            self._become_candidate(transferred=True)
+
+    def _become_candidate(self, *, transferred: bool = False) -> None:
+        state = self._state
+        self._transferred = transferred
         state.term += 1
         state.vote = state.me
         state.role = Role.CANDIDATE
@@ -206,6 +237,7 @@ class Election:
                         pre=pre,
                         last_index=state.log.last_index,
                         last_term=state.log.last_term,
+                        transfer=self._transferred and not pre,
                     )
                 )
 

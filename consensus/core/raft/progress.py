@@ -27,12 +27,15 @@ class Progress:
     __slots__ = (
         "commit_sent",
         "contact",
+        "forgetful",
         "match_index",
         "next_index",
         "probe_end",
         "probing",
         "quiet_ms",
         "replica",
+        "round",
+        "silence_ms",
         "state",
         "window",
         "window_bytes",
@@ -42,6 +45,12 @@ class Progress:
         self.replica = replica
         self.contact = False
         """It answered since the leader last looked (check-quorum)."""
+        self.silence_ms = 0
+        """Since its last answer, or the beginning of this leadership."""
+        self.round = 0
+        """The latest heartbeat round it answered: it followed this leader when that arrived."""
+        self.forgetful = False
+        """It said of itself that it may have forgotten what it acknowledged (RULES W7)."""
         self.commit_sent = 0
         """The highest commit index it was told together with the entries."""
         self.forget(next_index)

@@ -9,6 +9,8 @@ Requests are made when the host drains (`settle`), so that proposals which come 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from consensus.core.errors import Busy, InvariantViolated
 from consensus.core.interface import (
     AppendRequest,
@@ -22,7 +24,7 @@ from consensus.core.interface import (
     ReplicaId,
     Role,
 )
-from consensus.core.quorum import has_quorum
+from consensus.core.quorum import committed_index, has_quorum
 from consensus.core.raft.commit import Commit
 from consensus.core.raft.durability import Durability
 from consensus.core.raft.log import size_of
@@ -36,19 +38,27 @@ class Replication:
         "_due",
         "_durability",
         "_heartbeat_elapsed_ms",
+        "_on_round",
         "_quorum_elapsed_ms",
-        "_round",
         "_state",
         "noop_index",
         "progress",
+        "quiesce",
+        "round",
         "snapshots_due",
         "uncommitted_bytes",
     )
 
-    def __init__(self, state: ReplicaState, durability: Durability, commit: Commit) -> None:
+    def __init__(
+        self, state: ReplicaState, durability: Durability, commit: Commit, on_round: Callable[[int], None]
+    ) -> None:
+        """`on_round` is called with the number of each heartbeat round before it leaves."""
         self._state = state
         self._durability = durability
         self._commit = commit
+        self._on_round = on_round
+        self.quiesce = False
+        """Heartbeats say that the group may sleep. Changed by quiescence.py only."""
         self.progress: dict[ReplicaId, Progress] = {}
         self.stop()
 
@@ -70,7 +80,8 @@ class Replication:
         self.snapshots_due: list[ReplicaId] = []
         self.uncommitted_bytes = 0
         self.noop_index = 0
-        self._round = 0
+        self.round = 0
+        """The latest heartbeat round of this term."""
         self._heartbeat_elapsed_ms = 0
         self._quorum_elapsed_ms = 0
         self._due = False
@@ -86,6 +97,24 @@ class Replication:
         for progress in self.progress.values():
             progress.contact = False
         return not has_quorum(self._state.membership.configuration, alive | {self._state.me})
+
+    def forget_contact(self) -> None:
+        """Time stood still here: check-quorum begins anew."""
+        self._quorum_elapsed_ms = 0
+        for progress in self.progress.values():
+            progress.contact = False
+
+    def confirmed_round(self) -> int:
+        """The latest heartbeat round that a quorum answered: when it was sent, nobody else could win an election and
+        commit without them. Replicas that may have forgotten whom they followed don't count."""
+        rounds = {peer: progress.round for peer, progress in self.progress.items() if not progress.forgetful}
+        rounds[self._state.me] = self.round
+        return committed_index(self._state.membership.configuration, rounds)
+
+    def reachable(self, replica: ReplicaId) -> bool:
+        """It answered within the last election timeout."""
+        progress = self.progress.get(replica)
+        return progress is not None and progress.silence_ms < self._state.config.election_timeout_ms
 
     # --- proposals --------------------------------------------------------------------------------------------------
 
@@ -105,6 +134,7 @@ class Replication:
     def tick(self, elapsed_ms: int) -> None:
         config = self._state.config
         for progress in self.progress.values():
+            progress.silence_ms += elapsed_ms
             if progress.window:
                 progress.quiet_ms += elapsed_ms
                 if progress.quiet_ms >= config.nudge_ms:
@@ -117,7 +147,8 @@ class Replication:
     def heartbeat(self) -> None:
         """One round to everybody."""
         state = self._state
-        self._round += 1
+        self.round += 1
+        self._on_round(self.round)
         for peer, progress in self.progress.items():
             self._durability.send(
                 Heartbeat(
@@ -126,7 +157,8 @@ class Replication:
                     term=state.term,
                     incarnation=state.incarnation,
                     commit=min(self._commit.index, progress.match_index),
-                    round=self._round,
+                    round=self.round,
+                    quiesce=self.quiesce,
                 )
             )
 
@@ -159,6 +191,7 @@ class Replication:
         progress = self._answering(answer)
         if progress is None:
             return
+        progress.round = max(progress.round, min(answer.round, self.round))
         if progress.state is ProgressState.PROBE and progress.probing:
             # The probe, or its answer, may be lost.
             progress.probing = False
@@ -174,6 +207,8 @@ class Replication:
             return None
         progress = self.progress[answer.sender]
         progress.contact = True
+        progress.silence_ms = 0
+        progress.forgetful = answer.forgetful
         return progress
 
     def _retry_index(self, progress: Progress, answer: AppendResponse) -> int:

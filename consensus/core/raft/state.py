@@ -22,6 +22,7 @@ class ReplicaState:
         "me",
         "membership",
         "role",
+        "storage_stalled",
         "term",
         "vote",
     )
@@ -51,6 +52,8 @@ class ReplicaState:
         self.role = Role.FOLLOWER
         self.leader: ReplicaId = 0
         """The leader of `term` this replica heard from; 0 when unknown."""
+        self.storage_stalled = False
+        """The host's disk makes no progress (HAZARDS 16). Changed by core.py only, as the host says."""
         self.dropped: dict[str, int] = {}
         """Messages dropped, by reason."""
 

@@ -22,6 +22,7 @@ from consensus.core.interface import (
     HeartbeatResponse,
     Message,
     Randomness,
+    ReadResult,
     Ready,
     Role,
     SnapshotMeta,
@@ -115,6 +116,7 @@ class Host:
         self.sent: list[AnyMessage] = []
         self.applied: list[Entry] = []
         self.snapshots_asked: list[int] = []
+        self.reads: list[ReadResult] = []
         self.core = RaftCore(
             group=1,
             replica=self.replica,
@@ -141,6 +143,7 @@ class Host:
                 self.applied.append(done)
                 self.core.applied(done.index)
             self.snapshots_asked.extend(ready.send_snapshot)
+            self.reads.extend(ready.reads)
         self.sent.extend(left)
         return left
 
@@ -187,7 +190,7 @@ class Host:
             self.core.tick(10)
         self.persist()
         for pre in (True, False):
-            for voter in self.configuration.voters:
+            for voter in (*self.configuration.voters, *self.configuration.outgoing):
                 if voter != self.replica and self.core.status().role is not Role.LEADER:
                     term = self.core.status().term + pre
                     self.step(self.message(VoteResponse, sender=voter, term=term, pre=pre, granted=True))
@@ -241,8 +244,16 @@ class Host:
             )
         )
 
-    def heartbeat(self, *, sender: int = 1, term: int | None = None, commit: int = 0) -> list[AnyMessage]:
-        return self.step(self.message(Heartbeat, sender=sender, term=term, commit=commit, round=1))
+    def heartbeat(
+        self, *, sender: int = 1, term: int | None = None, commit: int = 0, number: int = 1, quiesce: bool = False
+    ) -> list[AnyMessage]:
+        return self.step(
+            self.message(Heartbeat, sender=sender, term=term, commit=commit, round=number, quiesce=quiesce)
+        )
+
+    def answer_round(self, replica: int, number: int, *, term: int | None = None, match: int = 0) -> list[AnyMessage]:
+        """A peer's answer to a heartbeat round."""
+        return self.step(self.message(HeartbeatResponse, sender=replica, term=term, round=number, match_index=match))
 
     # --- looking ----------------------------------------------------------------------------------------------------
 
