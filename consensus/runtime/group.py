@@ -155,6 +155,12 @@ class GroupHandle:
             self._proposals.add(term, index, done)
             self._mark()
 
+    def want_snapshot(self) -> None:
+        """Write a snapshot as soon as the node has time for it, however short the log is."""
+        with self._services.input() as running:
+            if running:
+                self._want_snapshot()
+
     def leader(self) -> tuple[ReplicaId, NodeId, int]:
         """(replica, node, term) of the leader as this replica knows it; 0 where it does not."""
         if self._core is None:

@@ -1,32 +1,39 @@
 """A whole simulated cluster, its faults, its healing and its end.
 
-Owns the nodes and the course of a run: load and faults; then everything is healed, and what was begun must be finished
-within a bound and all replicas must be equal. Invariants: checks run after every event, on what the event touched; a
-run depends on its seed and options alone. Must not know: what the load is (an `Application` does).
+Owns the nodes and the course of a run: load and faults; then some nodes that can decide everything are healed, and what
+was begun must be finished within a bound; then all, and all replicas must be equal. Invariants: checks run after every
+event, on what the event touched; a run depends on its seed and options alone. Must not know: what the load is (an
+`Application` does), how faults are carried out.
 """
 
 from __future__ import annotations
 
+import random
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from consensus.core.interface import GroupId, NodeId, ReplicaId, Role
+from consensus.core.interface import Configuration, GroupId, NodeId, ReplicaId, Role
 from consensus.core.raft import RaftCore
 from consensus.core.raft.config import RaftConfig
 from consensus.runtime.interface import GroupListener, StateMachine
 from consensus.runtime.options import RuntimeOptions
-from consensus.simulation.checkers import DurableLog, Lives, Speech, Witness
+from consensus.simulation.bounds import check_bounds
 from consensus.simulation.errors import Misused, Violated
-from consensus.simulation.faults import Fault, FaultKind
+from consensus.simulation.faults import Fault
+from consensus.simulation.lives import DurableLog, Lives
 from consensus.simulation.network import Network, Wire
 from consensus.simulation.node import GroupSpec, SimulatedNode, Surroundings
 from consensus.simulation.profile import Profile
+from consensus.simulation.quorums import minority_at_most
 from consensus.simulation.report import Report
 from consensus.simulation.schedule import MS, Scheduler, stream
+from consensus.simulation.speech import Speech
+from consensus.simulation.strikes import Strikes
 from consensus.simulation.trace import Trace
+from consensus.simulation.witness import Witness
 from consensus.storage.interface import Recovery
 from consensus.storage.options import WalOptions
 
@@ -62,9 +69,11 @@ class SimulationOptions:
     """The course of a run, beside its faults."""
 
     load_ms: int = 5000
-    """Load and faults last at most so long; then everything is healed."""
+    """Load and faults last at most so long; then nodes are healed."""
     heal_ms_max: int = 20_000
-    """After healing: what was begun is finished, and replicas are equal, within this time."""
+    """After healing some nodes, and again after healing all: what was begun is finished within this time."""
+    heal_some: bool = True
+    """Whether some nodes may be healed before the others."""
     events_max: int = 400_000
     """A run that needs more is one in which something spins."""
     runtime: RuntimeOptions = field(default_factory=small_runtime_options)
@@ -82,8 +91,11 @@ class Application(Protocol):
 
     def stopped(self, node: NodeId) -> None: ...
 
+    def crash_clients(self, source: random.Random) -> None:
+        """Some clients end, and forget what they asked for."""
+
     def heal(self) -> None:
-        """No more faults of its own."""
+        """No more faults of its own; finish what was begun, and something more. Comes twice."""
 
     def done(self) -> bool:
         """Everything that was begun is finished."""
@@ -98,6 +110,9 @@ class Application(Protocol):
         """Raise `Violated` when a promise to a client was broken. Called at the end, all replicas being equal."""
 
     def acknowledged(self) -> int: ...
+
+    def operations_checked(self) -> int:
+        """Answers to clients that were held against what is promised."""
 
 
 class Cluster:
@@ -121,15 +136,25 @@ class Cluster:
         self.trace = Trace(self.scheduler)
         self.network = Network(self.scheduler, stream(seed, "network"), profile, self.trace, wire)
         self.groups = tuple(groups)
+        self.application = application
         self.counts: Counter[str] = Counter()
-        self._homes = {spec.group: spec.nodes for spec in groups}
+        self.faults: Counter[str] = Counter()
+        """Faults that came, by kind."""
+        self._homes = {spec.group: dict(spec.nodes) for spec in groups}
+        self._configurations: dict[GroupId, list[Configuration]] = {spec.group: [spec.configuration] for spec in groups}
+        """All that were ever in force anywhere."""
         self._options = options
         self._plan = tuple(plan)
-        self._application = application
-        self._lives = Lives(self.trace, elected=self._elected, peer=self._peer)
+        self._lives = Lives(
+            self.trace,
+            elected=self._elected,
+            peer=self._peer,
+            durable=self._durable,
+            configured=self._configured,
+        )
         self._random = stream(seed, "cluster")
-        self._healed = False
-        self._ambushes: list[Fault] = []
+        self._whole: frozenset[NodeId] = frozenset()
+        """Nodes that were healed: nothing happens to them any more."""
         around = Surroundings(
             seed=seed,
             scheduler=self.scheduler,
@@ -144,15 +169,16 @@ class Cluster:
         self.nodes = {node: SimulatedNode(node, around, self) for node in nodes}
         for host in self.nodes.values():
             self.network.join(host)
+        self._strikes = Strikes(self, self._plan)
 
     # --- a node's owner ---------------------------------------------------------------------------------------------
 
     def machine(self, node: NodeId, group: GroupId) -> tuple[StateMachine, GroupListener]:
-        return self._application.machine(node, group)
+        return self.application.machine(node, group)
 
     def running(self, node: SimulatedNode) -> None:
         self.counts["starts"] += 1
-        self._application.running(node)
+        self.application.running(node)
 
     def recovered(self, node: SimulatedNode, recovery: Recovery) -> None:
         self.counts["torn tails"] += bool(recovery.discarded_tail_bytes)
@@ -161,8 +187,8 @@ class Cluster:
 
     def stopped(self, node: SimulatedNode, reason: str) -> None:
         self._count(node)
-        self._application.stopped(node.node)
-        if self._healed:
+        self.application.stopped(node.node)
+        if node.node in self._whole:
             raise Violated(f"node {node.node} ended although nothing was wrong with it: {reason}")
 
     def _count(self, node: SimulatedNode) -> None:
@@ -173,18 +199,46 @@ class Cluster:
             for reason, count in status.dropped.items():
                 self.counts[f"dropped {reason}"] += count
 
-    def _peer(self, group: GroupId, replica: ReplicaId) -> tuple[RaftCore, DurableLog] | None:
-        """A replica that runs, and its disk."""
-        node = self.nodes[self._homes[group][replica]]
-        core = node.handles[group].core if group in node.handles else None
-        return (core, node.durable[group]) if isinstance(core, RaftCore) else None
-
     def after_event(self, node: SimulatedNode) -> None:
         for group, handle in node.handles.items():
-            if handle.problem:
+            core = handle.core
+            if isinstance(core, RaftCore):
+                self._lives.look(group, core)
+            if handle.problem and group not in node.impaired:
                 raise Violated(f"node {node.node}: group {group} does not run: {handle.problem}")
-            if isinstance(handle.core, RaftCore):
-                self._lives.look(group, handle.core, node.durable[group])
+        if node.impaired:
+            node.look_whole()
+
+    # --- what the checks ask ----------------------------------------------------------------------------------------
+
+    def _elected(self, group: GroupId) -> None:
+        self._strikes.elected(group)
+
+    def _configured(self, group: GroupId, configuration: Configuration) -> None:
+        if configuration not in self._configurations[group]:
+            self._configurations[group].append(configuration)
+
+    def _peer(self, group: GroupId, replica: ReplicaId) -> RaftCore | None:
+        """The core of a replica that runs."""
+        handle = self.nodes[self._homes[group][replica]].handles.get(group)
+        core = handle.core if handle is not None else None
+        return core if isinstance(core, RaftCore) else None
+
+    def _durable(self, group: GroupId, replica: ReplicaId) -> DurableLog | None:
+        """What the disk of a replica holds, whether it runs or not; None while it counts for nothing."""
+        node = self.nodes[self._homes[group][replica]]
+        return node.durable.get(group) if group not in node.impaired else None
+
+    def may_damage(self, node: NodeId) -> bool:
+        """Whether a minority at most of every group would be damaged, if this node's disk were, too."""
+        for spec in self.groups:
+            homes = self._homes[spec.group].items()
+            if node not in [home for _, home in homes]:
+                continue
+            hit = [replica for replica, home in homes if home == node or spec.group in self.nodes[home].impaired]
+            if not all(minority_at_most(configuration, hit) for configuration in self._configurations[spec.group]):
+                return False
+        return True
 
     # --- the run ----------------------------------------------------------------------------------------------------
 
@@ -195,13 +249,16 @@ class Cluster:
         try:
             self._begin()
             self._run_until(self._options.load_ms * MS, lambda: False)
-            self._heal()
             healed_at_us = self.scheduler.now_us
-            self._run_until(healed_at_us + self._options.heal_ms_max * MS, self._finished)
-            if not self._finished():
-                raise Violated(f"not done {self._options.heal_ms_max} ms after healing: {self._waits_for()}")
+            core = self._draw_core()
+            if len(core) < len(self.nodes):
+                self.counts["healed some nodes first"] += 1
+                self._heal(core)
+                self._finish("some nodes", self.application.done)
+            self._heal(self.nodes)
+            self._finish("all nodes", self._finished)
             self._check_equal()
-            self._application.check()
+            self.application.check()
         except Exception as error:
             # Whatever a real process would die of is a finding, and wants its trace.
             failure = f"{type(error).__name__}: {error}"
@@ -218,16 +275,22 @@ class Cluster:
             simulated_ms=self.scheduler.now_us // MS,
             healed_ms=(self.scheduler.now_us - healed_at_us) // MS,
             terms=sum(map(len, self._lives.leaders.values())),
-            acknowledged=self._application.acknowledged(),
+            acknowledged=self.application.acknowledged(),
+            operations_checked=self.application.operations_checked(),
+            faults=dict(self.faults),
             counts=dict(self.counts),
         )
 
     def _begin(self) -> None:
         for node in self.nodes.values():
             self.scheduler.after(self._random.randrange(START_SPREAD_US), node.start)
-        for fault in self._plan:
-            self.scheduler.at(fault.at_ms * MS, lambda fault=fault: self._come(fault))  # type: ignore[misc]
-        self._application.begin(self)
+        self._strikes.begin()
+        self.application.begin(self)
+
+    def _finish(self, healed: str, finished: Callable[[], bool]) -> None:
+        self._run_until(self.scheduler.now_us + self._options.heal_ms_max * MS, finished)
+        if not finished():
+            raise Violated(f"not done {self._options.heal_ms_max} ms after healing {healed}: {self._waits_for()}")
 
     def _run_until(self, until_us: int, finished: Callable[[], bool]) -> None:
         scheduler = self.scheduler
@@ -235,6 +298,7 @@ class Cluster:
         while scheduler.now_us < until_us:
             if scheduler.now_us >= look_at_us:
                 look_at_us = scheduler.now_us + LOOK_AGAIN_US
+                check_bounds(self.nodes.values(), self._options.runtime)
                 if finished():
                     return
             if scheduler.events > self._options.events_max:
@@ -251,105 +315,63 @@ class Cluster:
                 found = (status.term, node.node)
         return found[1] if found else None
 
-    # --- faults -----------------------------------------------------------------------------------------------------
+    # --- healing ----------------------------------------------------------------------------------------------------
 
-    def _come(self, fault: Fault) -> None:
-        if fault.ambush_ms is None:
-            self._strike(fault)
-        else:
-            self._ambushes.append(fault)
-
-    def _elected(self, group: GroupId) -> None:
-        fault = next((fault for fault in self._ambushes if fault.leader_of == group), None)
-        if fault is not None:
-            self._ambushes.remove(fault)
-            self.scheduler.after((fault.ambush_ms or 0) * MS, lambda: self._strike(fault))
-
-    def _strike(self, fault: Fault) -> None:
-        if self._healed:
-            return
-        hit = list(fault.nodes)
-        if fault.leader_of is not None:
-            leader = self.leader_of(fault.leader_of)
-            if leader is not None:
-                hit.append(leader)
-        self.trace.add("fault", f"{fault.describe()}{f' (hits {hit})' if hit else ''}")
-        self.counts[fault.kind.value] += 1
-        undo = self._strike_links(fault) if fault.links else self._strike_nodes(fault, hit)
-
-        def undo_unless_healed() -> None:
-            if not self._healed:
-                self.trace.add("fault", f"is over: {fault.describe()}")
-                undo()
-
-        self.scheduler.after(fault.for_ms * MS, undo_unless_healed)
-
-    def _strike_links(self, fault: Fault) -> Callable[[], None]:
-        if fault.kind is FaultKind.CUT:
-            self.network.cut(fault.links)
-            return lambda: self.network.heal(fault.links)
-        if fault.kind is FaultKind.CLOG:
-            self.network.clog(fault.links, fault.amount)
-            return lambda: self.network.clog(fault.links, -fault.amount)
-        for a, b in fault.links:
-            self.network.connections.reset(a, b)
-        return lambda: None
-
-    def _strike_nodes(self, fault: Fault, hit: list[NodeId]) -> Callable[[], None]:
-        nodes = [self.nodes[node] for node in hit]
-        for node in nodes:
-            if not node.running:
-                continue
-            if fault.kind is FaultKind.KILL:
-                node.kill("killed")
-            elif fault.kind is FaultKind.POWER:
-                node.power_cut("struck")
-            elif fault.kind is FaultKind.POWER_DURING_IO:
-                node.filesystem.faults.stop_call = node.filesystem.faults.calls + fault.amount
-            elif fault.kind is FaultKind.SYNC_FAILS:
-                node.filesystem.faults.fail_syncs = 1
-            elif fault.kind is FaultKind.PAUSE:
-                node.pause()
-            elif fault.kind is FaultKind.SLOW_DISK:
-                node.disk_lag_us += fault.amount * MS
-        return lambda: self._restore(fault, nodes)
-
-    def _restore(self, fault: Fault, nodes: list[SimulatedNode]) -> None:
-        for node in nodes:
-            if fault.kind is FaultKind.PAUSE:
-                node.resume()
-            elif fault.kind is FaultKind.SLOW_DISK:
-                node.disk_lag_us = max(0, node.disk_lag_us - fault.amount * MS)
-            else:
-                node.start()
-
-    def _heal(self) -> None:
-        self.trace.add("fault", "everything heals")
-        self.network.heal_all()
-        self.network.profile = self.network.profile.calm()
+    def _heal(self, nodes: Collection[NodeId]) -> None:
+        self.trace.add("fault", f"nodes {sorted(nodes)} heal")
+        self._strikes.end()
+        self.network.heal_among(nodes)
+        self._whole = frozenset(nodes)
         for node in self.nodes.values():
-            node.heal()
-        self._healed = True
-        self._application.heal()
+            node.disk_lag_us = 0
+        for number in sorted(nodes):
+            self.nodes[number].heal()
+        self.application.heal()
+
+    def _draw_core(self) -> list[NodeId]:
+        """Nodes that can decide everything: of each group a quorum is on them, of replicas that are whole."""
+        order = self._random.sample(sorted(self.nodes), len(self.nodes))
+        core: list[NodeId] = []
+        if self._options.heal_some and self._random.random() < 0.6:
+            while order and not self._can_decide(core):
+                core.append(order.pop())
+        return core if self._can_decide(core) else list(self.nodes)
+
+    def _can_decide(self, nodes: Collection[NodeId]) -> bool:
+        for spec in self.groups:
+            away = [
+                replica
+                for replica, home in self._homes[spec.group].items()
+                if home not in nodes or spec.group in self.nodes[home].impaired
+            ]
+            if not all(minority_at_most(configuration, away) for configuration in self._configurations[spec.group]):
+                return False
+        return True
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
     def _finished(self) -> bool:
-        return self._application.done() and all(self._converged(spec) for spec in self.groups)
+        return self.application.done() and all(self._converged(spec) for spec in self.groups)
 
     def _converged(self, spec: GroupSpec) -> bool:
-        handles = [self.nodes[node].handles.get(spec.group) for node in spec.nodes.values()]
+        nodes = self.comparable(spec.group)
+        handles = [node.handles.get(spec.group) for node in nodes]
         states = [handle.status().core for handle in handles if handle is not None]
         running = [state for state in states if state is not None]
-        if len(running) != len(spec.nodes):
+        if len(running) != len(nodes):
             return False
         leads = [state for state in running if state.role is Role.LEADER]
         last = {(state.last_index, state.commit_index, state.applied_index) for state in running}
-        machines = {self.nodes[node].machines[spec.group].last_index for node in spec.nodes.values()}
+        machines = {node.machines[spec.group].last_index for node in nodes}
         return len(leads) == 1 and len(last) == 1 and len(set(next(iter(last)))) == 1 and len(machines) == 1
 
+    def comparable(self, group: GroupId) -> list[SimulatedNode]:
+        """Where the group's replicas are, without those that can't run for damage."""
+        nodes = [self.nodes[node] for node in self._homes[group].values()]
+        return [node for node in nodes if not (group in node.impaired and node.beyond_repair(group))]
+
     def _waits_for(self) -> str:
-        waits = [] if self._application.done() else [self._application.waits_for()]
+        waits = [] if self.application.done() else [self.application.waits_for()]
         for spec in self.groups:
             if not self._converged(spec):
                 waits.append(f"replicas of group {spec.group} to become equal")
@@ -358,8 +380,12 @@ class Cluster:
     def _check_equal(self) -> None:
         for spec in self.groups:
             digests = {
-                node: self._application.digest(self.nodes[node].machines[spec.group].inner).hex()
-                for node in spec.nodes.values()
+                node.node: self.application.digest(node.machines[spec.group].inner).hex()
+                for node in self.comparable(spec.group)
             }
             if len(set(digests.values())) != 1:
                 raise Violated(f"group {spec.group}: states differ: {digests}")
+
+    def example(self, group: GroupId) -> StateMachine:
+        """The state machine of a replica that runs; all are equal at the end."""
+        return self.comparable(group)[0].machines[group].inner

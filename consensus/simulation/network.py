@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol, TypeAlias
 
 from consensus.core.interface import NodeId
@@ -40,6 +40,8 @@ class Network:
         self, scheduler: Scheduler, source: random.Random, profile: Profile, trace: Trace, wire: Wire | None
     ) -> None:
         self.profile = profile
+        self._rough: frozenset[NodeId] = frozenset()
+        self._rough_profile = profile
         self.connections = Connections(scheduler, source, self, self._broken)
         self._scheduler = scheduler
         self._random = source
@@ -82,9 +84,18 @@ class Network:
             if self.passes(*link):
                 self._release(link)
 
-    def heal_all(self) -> None:
-        self.heal([link for link, count in self._cuts.items() for _ in range(count)])
-        self._lag_us.clear()
+    def heal_among(self, nodes: Collection[NodeId]) -> None:
+        """Links between these nodes are fine from now on; those of others stay as they are."""
+        links = {link for link in [*self._cuts, *self._lag_us] if link[0] in nodes and link[1] in nodes}
+        self.heal([link for link in sorted(links) for _ in range(self._cuts[link])])
+        for link in links:
+            self._lag_us.pop(link, None)
+        self._rough = frozenset(self._hosts) - frozenset(nodes)
+        self._rough_profile, self.profile = self._rough_profile, self._rough_profile.calm()
+
+    def profile_of(self, *nodes: NodeId) -> Profile:
+        """The surroundings of a node, or of a link."""
+        return self._rough_profile if self._rough and not self._rough.isdisjoint(nodes) else self.profile
 
     def clog(self, links: Sequence[Link], lag_ms: int) -> None:
         """Negative takes the same lag away again."""
@@ -113,10 +124,11 @@ class Network:
         if self.profile.ordered:
             self._stream(source, target, channel, envelopes)
             return
+        profile = self.profile_of(source, target)
         for envelope in envelopes:
-            copies = 1 + (self._random.randrange(1000) < self.profile.duplicate_permille)
+            copies = 1 + (self._random.randrange(1000) < profile.duplicate_permille)
             for _ in range(copies):
-                if self._random.randrange(1000) < self.profile.loss_permille:
+                if self._random.randrange(1000) < profile.loss_permille:
                     self._trace.add("network", f"lost {source}>{target} {describe(envelope)}")
                 elif self.passes(source, target):
                     self._arrive(self._delay(source, target), source, target, 0, channel, (envelope,))
@@ -131,7 +143,7 @@ class Network:
         self._arrive(at - self._scheduler.now_us, source, target, epoch, channel, envelopes)
 
     def _delay(self, source: NodeId, target: NodeId) -> int:
-        profile = self.profile
+        profile = self.profile_of(source, target)
         delay = between(self._random, profile.delay_us) + self._lag_us[(source, target)]
         if self._random.randrange(1000) < profile.late_permille:
             delay += between(self._random, profile.late_us)

@@ -17,12 +17,14 @@ from consensus.runtime.group import GroupHandle
 from consensus.runtime.interface import GroupListener, StateMachine
 from consensus.runtime.node import NodeRuntime
 from consensus.runtime.options import RuntimeOptions
-from consensus.simulation.checkers import DurableLog, Speech, Witness, WitnessedMachine
+from consensus.simulation.lives import DurableLog
 from consensus.simulation.network import Network, SimulatedTransport
 from consensus.simulation.profile import Profile
 from consensus.simulation.schedule import MS, DriftingClock, Scheduler, stream
+from consensus.simulation.speech import Speech
 from consensus.simulation.threads import SimulatedLanes, SimulatedLogWriter
 from consensus.simulation.trace import Trace
+from consensus.simulation.witness import Witness, WitnessedMachine
 from consensus.storage.errors import StorageFailed, StorageFull
 from consensus.storage.identity import load_or_create
 from consensus.storage.interface import Recovery
@@ -88,20 +90,51 @@ class SimulatedNode:
         self.machines: dict[GroupId, WitnessedMachine] = {}
         self.durable: dict[GroupId, DurableLog] = {}
         self.disk_lag_us = 0
+        self.impaired: dict[GroupId, str] = {}
+        """Groups whose replica here may have lost what it acknowledged, and how; until it is whole again."""
         self._around = surroundings
         self._owner = owner
         self._random = stream(surroundings.seed, f"node {node}")
         self._runtime: NodeRuntime | None = None
         self._life = 1
         self._paused = False
+        self._stalled = False
         self._backlog: list[tuple[str, Callable[[], None]]] = []
+        """Of the host's thread."""
+        self._thread_backlog: list[Callable[[], None]] = []
         self._name = f"n{node}"
         drift_max = surroundings.network.profile.drift_ppm_max
-        self._clock = DriftingClock(
+        self.clock = DriftingClock(
             surroundings.scheduler,
             origin_ms=self._random.randrange(10**6),
             drift_ppm=self._random.randrange(-drift_max, drift_max + 1),
         )
+
+    def replica_of(self, group: GroupId) -> ReplicaId | None:
+        return next((spec.replica_on(self.node) for spec in self._around.groups if spec.group == group), None)
+
+    def impair(self, what: str) -> None:
+        """Something durable of its disk was lost: any of its replicas may be hit."""
+        for spec in self._around.groups:
+            if spec.replica_on(self.node) is not None:
+                self.impaired[spec.group] = what
+
+    def look_whole(self) -> None:
+        """Replicas that run, and don't call themselves forgetful, are whole again."""
+        for group in list(self.impaired):
+            handle = self.handles.get(group)
+            core = handle.core if handle is not None else None
+            if core is not None and not core.status().forgetful:
+                del self.impaired[group]
+                self._around.trace.add(self._name, f"its replica of group {group} is whole")
+
+    def beyond_repair(self, group: GroupId) -> bool:
+        """It was damaged, and its replica of the group says that it can't run."""
+        return self.running and group in self.handles and bool(self.handles[group].problem)
+
+    def want_snapshots(self) -> None:
+        for handle in self.handles.values():
+            handle.want_snapshot()
 
     # --- events -----------------------------------------------------------------------------------------------------
 
@@ -115,33 +148,49 @@ class SimulatedNode:
 
     @property
     def paused(self) -> bool:
-        return self._paused
+        """It runs, and does nothing."""
+        return self._paused or self._stalled
 
     def later(self, delay_us: int, what: str, action: Callable[[], None]) -> None:
-        """Run something in this process, in this life of it. `what` goes into the trace, unless it is empty."""
+        """Run something on this process's main thread, in this life of it. `what` goes into the trace, unless it is
+        empty."""
+        life = self._life
+
+        def fire() -> None:
+            if self._life != life or self._runtime is None:
+                return
+            if self._paused or self._stalled:
+                self._backlog.append((what, action))
+                return
+            if what:
+                self._around.trace.add(self._name, what)
+            self._guarded(action)
+            if self._runtime is not None:
+                self._owner.after_event(self)
+
+        self._around.scheduler.after(delay_us, fire)
+
+    def on_thread(self, delay_us: int, action: Callable[[], None]) -> None:
+        """Run something on another thread of this process, in this life of it: no group changes by it."""
         life = self._life
 
         def fire() -> None:
             if self._life != life or self._runtime is None:
                 return
             if self._paused:
-                self._backlog.append((what, action))
+                self._thread_backlog.append(action)
             else:
-                self._run(what, action)
+                self._guarded(action)
 
         self._around.scheduler.after(delay_us, fire)
 
-    def _run(self, what: str, action: Callable[[], None]) -> None:
-        if what:
-            self._around.trace.add(self._name, what)
+    def _guarded(self, action: Callable[[], None]) -> None:
         try:
             action()
         except PowerLost as lost:
             self.power_cut(str(lost))
         except StorageFailed as failure:
             self.kill(f"ends by itself: {failure}")
-        if self._runtime is not None:
-            self._owner.after_event(self)
 
     # --- life and death ---------------------------------------------------------------------------------------------
 
@@ -150,7 +199,7 @@ class SimulatedNode:
         if self._runtime is not None:
             return
         self._around.trace.add(self._name, f"starts life {self._life}")
-        self.filesystem.faults = FaultPlan()
+        self.filesystem.faults = FaultPlan(capacity_bytes=self.filesystem.faults.capacity_bytes)
         try:
             self._start()
         except PowerLost as lost:
@@ -197,7 +246,7 @@ class SimulatedNode:
             snapshots=snapshots,
             lanes=self.lanes,
             transport=transport,
-            clock=self._clock,
+            clock=self.clock,
             random=self._raft_random,
             options=around.runtime_options,
         )
@@ -207,7 +256,8 @@ class SimulatedNode:
             replica = spec.replica_on(self.node)
             if replica is None:
                 continue
-            around.speech.recovered(spec.group, replica, recovery.groups.get(spec.group))
+            if not notices_damage(recovery, spec.group):
+                around.speech.recovered(spec.group, replica, recovery.groups.get(spec.group))
             self.durable[spec.group] = DurableLog(recovery.groups.get(spec.group))
             inner, listener = self._owner.machine(self.node, spec.group)
             machine = WitnessedMachine(inner, around.witnesses[spec.group], self.node)
@@ -233,7 +283,7 @@ class SimulatedNode:
         return self._stream(f"raft {group}")
 
     def _profile(self) -> Profile:
-        return self._around.network.profile
+        return self._around.network.profile_of(self.node)
 
     def _tick_later(self, life: int) -> None:
         def tick() -> None:
@@ -259,8 +309,9 @@ class SimulatedNode:
         if was_running:
             self._owner.stopped(self, reason)
         self._runtime = None
-        self._paused = False
+        self._paused = self._stalled = False
         self._backlog.clear()
+        self._thread_backlog.clear()
         self._life += 1
         self.handles, self.machines = {}, {}
         self._around.trace.add(self._name, f"is gone: {reason}")
@@ -271,7 +322,9 @@ class SimulatedNode:
         """Nothing is wrong any more with the disk, the machine or the process; it runs."""
         self.disk_lag_us = 0
         self.filesystem.faults = FaultPlan()
+        self.clock.drift()
         self.resume()
+        self.unstall()
         self.start()
 
     def pause(self) -> None:
@@ -280,9 +333,31 @@ class SimulatedNode:
 
     def resume(self) -> None:
         """What came meanwhile is waiting in sockets and timers."""
-        if not self._paused:
-            return
-        self._paused = False
-        backlog, self._backlog = self._backlog, []
-        for what, action in backlog:
-            self.later(0, what, action)
+        if self._paused:
+            self._paused = False
+            backlog, self._thread_backlog = self._thread_backlog, []
+            for action in backlog:
+                self.on_thread(0, action)
+            self._go_on()
+
+    def stall(self) -> None:
+        """The main thread hangs in something; the others go on."""
+        if self._runtime is not None:
+            self._stalled = True
+
+    def unstall(self) -> None:
+        if self._stalled:
+            self._stalled = False
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if not (self._paused or self._stalled):
+            backlog, self._backlog = self._backlog, []
+            for what, action in backlog:
+                self.later(0, what, action)
+
+
+def notices_damage(recovery: Recovery, group: GroupId) -> bool:
+    """Whether the replica says itself that it may have forgotten something (RULES W7)."""
+    found = recovery.groups.get(group)
+    return bool(recovery.damage or (found is not None and (found.damage or found.forgetful or found.hard_state_lost)))

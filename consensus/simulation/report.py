@@ -29,6 +29,10 @@ class Report:
     """Terms that had a leader, over all groups."""
     acknowledged: int
     """Commands that clients saw confirmed."""
+    operations_checked: int = 0
+    """Answers to clients that were held against what is promised."""
+    faults: dict[str, int] = field(default_factory=dict)
+    """How many faults of each kind came."""
     counts: dict[str, int] = field(default_factory=dict)
     """How often what happened."""
 
@@ -43,7 +47,7 @@ class Report:
             f"{self.events} events, {self.simulated_ms} ms simulated, {self.terms} terms with a leader, "
             f"{self.acknowledged} acknowledged, trace {self.trace_hash}"
         )
-        counts = ", ".join(f"{name} {count}" for name, count in sorted(self.counts.items()))
+        counts = ", ".join(f"{name} {count}" for name, count in sorted({**self.counts, **self.faults}.items()))
         return "\n".join([self.trace, "", *self.plan, "", counts, figures, head])
 
     def raise_if_failed(self) -> None:

@@ -56,8 +56,18 @@ class DriftingClock:
 
     def __init__(self, scheduler: Scheduler, *, origin_ms: int = 0, drift_ppm: int = 0) -> None:
         self._scheduler = scheduler
-        self._origin_ms = origin_ms
-        self._parts = 1_000_000 + drift_ppm
+        self._local_us = origin_ms * MS
+        self._since_us = scheduler.now_us
+        self._ppm = self._own_ppm = drift_ppm
+
+    def drift(self, more_ppm: int = 0) -> None:
+        """From now on run so much faster than by its own speed."""
+        self._local_us = self._now_us()
+        self._since_us = self._scheduler.now_us
+        self._ppm = self._own_ppm + more_ppm
+
+    def _now_us(self) -> int:
+        return self._local_us + (self._scheduler.now_us - self._since_us) * (1_000_000 + self._ppm) // 1_000_000
 
     def now_ms(self) -> int:
-        return self._origin_ms + self._scheduler.now_us * self._parts // (1_000_000 * MS)
+        return self._now_us() // MS

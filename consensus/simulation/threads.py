@@ -27,7 +27,11 @@ FLUSH_BYTES_MAX = 8 << 20
 class Process(Protocol):
     """The process the threads belong to: its events die with it, and wait while it is paused."""
 
-    def later(self, delay_us: int, what: str, action: Callable[[], None]) -> None: ...
+    def later(self, delay_us: int, what: str, action: Callable[[], None]) -> None:
+        """On the host's thread."""
+
+    def on_thread(self, delay_us: int, action: Callable[[], None]) -> None:
+        """On a thread of its own: goes on while the host's hangs."""
 
 
 class SimulatedLanes:
@@ -53,7 +57,7 @@ class SimulatedLanes:
             self._posted_at_us = max(at, self._posted_at_us)
             self._process.later(self._posted_at_us - self._scheduler.now_us, "", lambda: done(result))
 
-        self._process.later(end - self._scheduler.now_us, "", work_now)
+        self._process.on_thread(end - self._scheduler.now_us, work_now)
 
 
 class SimulatedLogWriter:
@@ -93,7 +97,7 @@ class SimulatedLogWriter:
         if not self._busy:
             self._busy = True
             self._last_work += 1
-            self._process.later(between(self._random, self._profile().post_us), "", self._write)
+            self._process.on_thread(between(self._random, self._profile().post_us), self._write)
 
     def _take(self) -> list[tuple[GroupAppend, Callable[[], None]]]:
         count, size = 0, 0
@@ -114,7 +118,7 @@ class SimulatedLogWriter:
         delay = between(self._random, profile.write_us) + between(self._random, profile.sync_us) + self._lag_us()
         if self._random.randrange(1000) < profile.slow_sync_permille:
             delay += between(self._random, profile.slow_sync_us)
-        self._process.later(delay, "", lambda: self._sync(batch, releases))
+        self._process.on_thread(delay, lambda: self._sync(batch, releases))
 
     def _sync(self, batch: list[tuple[GroupAppend, Callable[[], None]]], releases: list[tuple[GroupId, int]]) -> None:
         if batch:
@@ -142,4 +146,4 @@ class SimulatedLogWriter:
             if not self._busy and self._last_work == work:
                 self._log.idle()
 
-        self._process.later(IDLE_US, "", idle)
+        self._process.on_thread(IDLE_US, idle)

@@ -227,6 +227,13 @@ class MemoryFileSystem:
         """A file's bytes as a process sees them, not counted as IO."""
         return bytes(self._names[posixpath.normpath(path)].volatile)
 
+    def read_durable(self, path: str) -> bytes:
+        """What a power cut would surely leave of it."""
+        return bytes(self._names[posixpath.normpath(path)].durable)
+
+    def is_folder(self, path: str) -> bool:
+        return posixpath.normpath(path) in self._folders
+
     def overwrite(self, path: str, data: bytes, offset: int = 0) -> None:
         """Put bytes there, durably, behind everybody's back."""
         inode = self._names[posixpath.normpath(path)]

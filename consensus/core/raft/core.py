@@ -418,6 +418,35 @@ class RaftCore:
         """The entry at `index` of the log in memory; None where it is compacted or not there."""
         return self._log.entry(index)
 
+    @property
+    def held_messages(self) -> int:
+        """Answers that wait for the disk."""
+        return self._durability.held_count
+
+    def uncommitted_bytes(self) -> int:
+        """Payload held above the commit index, counted afresh."""
+        return self._log.bytes_above(self._commit.index)
+
+    def marks(self) -> tuple[object, ...]:
+        """Values that stay equal as long as nothing changes that safety depends on; for checks after every event, which
+        a whole `status` each time would make slow."""
+        state, log, commit = self._state, self._log, self._commit
+        matches = self._replication.progress.values() if state.role is Role.LEADER else ()
+        return (
+            state.term,
+            state.role,
+            state.leader,
+            commit.index,
+            log.last_index,
+            commit.applied,
+            log.last_term,
+            log.flushed,
+            log.snapshot_index,
+            log.first_index,
+            state.membership.configuration,
+            sum([progress.match_index for progress in matches]),
+        )
+
     def status(self) -> Status:
         state, log, commit = self._state, self._log, self._commit
         leads = state.role is Role.LEADER

@@ -34,6 +34,10 @@ class Durability:
         """What may be sent now."""
         self._held: deque[tuple[int, AnyMessage]] = deque()
 
+    @property
+    def held_count(self) -> int:
+        return len(self._held)
+
     def hard_state_due(self) -> bool:
         """Term or vote changed since they were last handed out to be written."""
         return self._issued != (self._state.term, self._state.vote)

@@ -122,6 +122,9 @@ class TrainingLoad:
                 for name in COUNTED:
                     self.cluster.counts[name.replace("_", " ")] += leader.counters[name]
 
+    def crash_clients(self, source: random.Random) -> None:
+        """Ranks have deaths of their own."""
+
     def heal(self) -> None:
         self._healed = True
         goal = max(rank.step for rank in self._ranks) + STEPS_AFTER
@@ -152,16 +155,19 @@ class TrainingLoad:
     def acknowledged(self) -> int:
         return sum(self.acknowledged_versions.values())
 
+    def operations_checked(self) -> int:
+        return self.acknowledged()
+
     def check(self) -> None:
         for node in self.cluster.nodes:
             self._count(node)
         steps = self._ranks[0].step
         for spec in self.cluster.groups:
-            for node in spec.nodes.values():
-                machine = self._machine(self.cluster.nodes[node].machines[spec.group].inner)
+            for host in self.cluster.comparable(spec.group):
+                machine = self._machine(host.machines[spec.group].inner)
                 shard = machine.shards[self.model]
                 for block, published in zip(self.blocks_of(spec.group), shard.published, strict=True):
-                    self._check_block(node, block, published.version, steps, published.weights)
+                    self._check_block(host.node, block, published.version, steps, published.weights)
 
     def _check_block(self, node: NodeId, block: int, version: int, steps: int, weights: object) -> None:
         if version != steps or version < self.acknowledged_versions.get(block, 0):

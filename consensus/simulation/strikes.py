@@ -1,0 +1,192 @@
+"""Carrying faults out, and undoing them.
+
+Owns what each kind of fault does to the cluster, the ambushes that wait for an election, and the guard that keeps
+damaged disks a minority. Invariants: each strike has its undo, which comes after the fault's time unless everything was
+healed before; faults are counted by kind, when they really come. Must not know: how faults are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from consensus.core.interface import GroupId
+from consensus.simulation.damage import flip_bits, misdirect
+from consensus.simulation.faults import DAMAGE_KINDS, LINK_KINDS, Fault, FaultKind
+from consensus.simulation.node import DIRECTORY, SimulatedNode
+from consensus.simulation.schedule import MS, stream
+
+if TYPE_CHECKING:
+    from consensus.simulation.cluster import Cluster
+
+Undo = Callable[[], None]
+AT_ONCE_MS = 20
+"""A process that is restarted at once is away this long."""
+
+
+def nothing() -> None:
+    return None
+
+
+class Strikes:
+    def __init__(self, cluster: Cluster, plan: tuple[Fault, ...]) -> None:
+        self._cluster = cluster
+        self._plan = plan
+        self._ambushes: list[Fault] = []
+        self._over = False
+        self._number = 0
+
+    def begin(self) -> None:
+        for fault in self._plan:
+            self._cluster.scheduler.at(fault.at_ms * MS, lambda fault=fault: self._come(fault))  # type: ignore[misc]
+
+    def end(self) -> None:
+        """No fault comes any more, and none that came is undone."""
+        self._over = True
+
+    def elected(self, group: GroupId) -> None:
+        fault = next((fault for fault in self._ambushes if fault.leader_of == group), None)
+        if fault is not None:
+            self._ambushes.remove(fault)
+            self._cluster.scheduler.after((fault.ambush_ms or 0) * MS, lambda: self._strike(fault))
+
+    def _come(self, fault: Fault) -> None:
+        if fault.ambush_ms is None:
+            self._strike(fault)
+        else:
+            self._ambushes.append(fault)
+
+    def _strike(self, fault: Fault) -> None:
+        if self._over:
+            return
+        cluster = self._cluster
+        hit = list(fault.nodes)
+        if fault.leader_of is not None:
+            leader = cluster.leader_of(fault.leader_of)
+            if leader is not None and leader not in hit:
+                hit.append(leader)
+        cluster.trace.add("fault", f"{fault.describe()}{f' (hits {hit})' if hit else ''}")
+        self._number += 1
+        if fault.kind in LINK_KINDS:
+            undo = self._strike_links(fault)
+        else:
+            undo = self._strike_nodes(fault, [cluster.nodes[node] for node in hit])
+        if undo is None:
+            cluster.counts[f"spared {fault.kind.value}"] += 1
+            return
+        cluster.faults[fault.kind.value] += 1
+
+        def undo_unless_over() -> None:
+            if not self._over:
+                cluster.trace.add("fault", f"is over: {fault.describe()}")
+                undo()
+
+        cluster.scheduler.after(fault.for_ms * MS, undo_unless_over)
+
+    # --- links ------------------------------------------------------------------------------------------------------
+
+    def _strike_links(self, fault: Fault) -> Undo | None:
+        network = self._cluster.network
+        if not fault.links:
+            return None
+        if fault.kind is FaultKind.CUT:
+            network.cut(fault.links)
+            return lambda: network.heal(fault.links)
+        if fault.kind is FaultKind.CLOG:
+            network.clog(fault.links, fault.amount)
+            return lambda: network.clog(fault.links, -fault.amount)
+        for a, b in fault.links:
+            network.connections.reset(a, b)
+        return nothing
+
+    # --- nodes ------------------------------------------------------------------------------------------------------
+
+    def _strike_nodes(self, fault: Fault, nodes: list[SimulatedNode]) -> Undo | None:
+        if fault.kind is FaultKind.CLIENTS:
+            self._cluster.application.crash_clients(stream(self._cluster.seed, f"crash {fault.at_ms} {fault.amount}"))
+            return nothing
+        running = [node for node in nodes if node.running]
+        if fault.kind in DAMAGE_KINDS:
+            return self._damage(fault, running)
+        for node in running:
+            self._strike_node(fault, node)
+        return (lambda: self._restore(fault, nodes)) if running else None
+
+    def _strike_node(self, fault: Fault, node: SimulatedNode) -> None:
+        kind, faults = fault.kind, node.filesystem.faults
+        if kind is FaultKind.KILL:
+            node.kill("killed")
+        elif kind is FaultKind.KILL_POWER:
+            node.kill("killed")
+            after_ms = AT_ONCE_MS + fault.amount % 150
+            self._cluster.scheduler.after(AT_ONCE_MS * MS, lambda: self._unless_over(node.start))
+            self._cluster.scheduler.after(after_ms * MS, lambda: self._unless_over(lambda: self._power(node)))
+        elif kind is FaultKind.POWER or (kind is FaultKind.RESTART_ALL and fault.amount % 2):
+            node.power_cut("struck")
+        elif kind is FaultKind.RESTART_ALL:
+            node.kill("killed with all others")
+        elif kind is FaultKind.POWER_DURING_IO:
+            faults.stop_call = faults.calls + fault.amount
+        elif kind is FaultKind.SYNC_FAILS:
+            faults.fail_syncs = 1
+        elif kind is FaultKind.WRITE_FAILS:
+            faults.fail_call = faults.calls + fault.amount
+        elif kind is FaultKind.FULL_DISK:
+            faults.capacity_bytes = node.filesystem.used_bytes() + fault.amount
+        elif kind is FaultKind.PAUSE:
+            node.pause()
+        elif kind is FaultKind.STALL:
+            node.stall()
+        elif kind is FaultKind.CLOCK:
+            node.clock.drift(fault.amount)
+        elif kind is FaultKind.SLOW_DISK:
+            node.disk_lag_us += fault.amount * MS
+        elif kind is FaultKind.SNAPSHOT:
+            node.later(0, "a snapshot is asked for", node.want_snapshots)
+
+    def _unless_over(self, action: Undo) -> None:
+        if not self._over:
+            action()
+
+    @staticmethod
+    def _power(node: SimulatedNode) -> None:
+        if node.running:
+            node.power_cut("struck after a kill")
+
+    @staticmethod
+    def _restore(fault: Fault, nodes: list[SimulatedNode]) -> None:
+        for node in nodes:
+            if fault.kind is FaultKind.PAUSE:
+                node.resume()
+            elif fault.kind is FaultKind.STALL:
+                node.unstall()
+            elif fault.kind is FaultKind.CLOCK:
+                node.clock.drift()
+            elif fault.kind is FaultKind.SLOW_DISK:
+                node.disk_lag_us = max(0, node.disk_lag_us - fault.amount * MS)
+            elif fault.kind is FaultKind.FULL_DISK:
+                node.filesystem.faults.capacity_bytes = 1 << 62
+            elif fault.kind is not FaultKind.SNAPSHOT:
+                node.start()
+
+    # --- damage -----------------------------------------------------------------------------------------------------
+
+    def _damage(self, fault: Fault, nodes: list[SimulatedNode]) -> Undo | None:
+        hit = []
+        for node in nodes:
+            if self._cluster.may_damage(node.node):
+                what = self._damage_node(fault, node)
+                self._cluster.trace.add("fault", f"n{node.node}: {what or 'nothing there to hit'}")
+                hit.append(node)
+        return (lambda: self._restore(fault, hit)) if hit else None
+
+    def _damage_node(self, fault: Fault, node: SimulatedNode) -> str:
+        source = stream(self._cluster.seed, f"damage {fault.at_ms} {fault.amount} {node.node}")
+        node.kill("its disk rots")
+        if fault.kind is FaultKind.FLIP:
+            what = flip_bits(node.filesystem, f"{DIRECTORY}/wal", f"{DIRECTORY}/snapshots", source)
+        else:
+            what = misdirect(node.filesystem, f"{DIRECTORY}/wal", source)
+        if what:
+            node.impair(what)
+        return what
