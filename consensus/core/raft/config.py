@@ -56,8 +56,8 @@ class RaftConfig:
     reads_max: int = 4096
     """Reads that wait for a confirmation, own and forwarded; further ones are refused."""
     follower_bytes_max: int = 256 * MIB
-    """Payload that a follower holds and has not yet handed to its disk, or knows committed; above it appended entries
-    are dropped, as if the network had lost them, and the leader's window sends them again."""
+    """Payload that a follower holds and that is not durable there yet, or not known committed. While its disk lags,
+    entries that would cross this are dropped, as if the network had lost them; the leader sends them again later."""
     caught_up_bytes_max: int = 1 * MIB
     """A learner may be promoted when it lacks at most this much of the leader's log, and answered lately."""
     held_messages_max: int = 1024

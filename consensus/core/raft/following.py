@@ -20,16 +20,19 @@ from consensus.core.interface import (
 )
 from consensus.core.raft.commit import Commit
 from consensus.core.raft.durability import Durability
+from consensus.core.raft.held import Held
+from consensus.core.raft.log import size_of
 from consensus.core.raft.state import ReplicaState
 
 
 class Following:
-    __slots__ = ("_acknowledged", "_commit", "_durability", "_owed", "_state", "_term", "verified")
+    __slots__ = ("_acknowledged", "_commit", "_durability", "_held", "_owed", "_state", "_term", "verified")
 
     def __init__(self, state: ReplicaState, durability: Durability, commit: Commit) -> None:
         self._state = state
         self._durability = durability
         self._commit = commit
+        self._held = Held(state.log)
         self._forget()
 
     def _forget(self) -> None:
@@ -62,11 +65,28 @@ class Following:
         elif log.term(request.previous_index) != request.previous_term:
             self._reject(request.previous_index)
             return
+        if self._full(request):
+            self._state.drop("follower_full")
+            return
         log.merge(entries, commit_index=self._commit.index)
         # The leader has every committed entry (leader completeness), so a short request verifies at least these.
         self.verified = max(self.verified, end, min(self._commit.index, log.last_index))
         self._commit.advance_to(min(request.commit, self.verified))
         self._owed = True
+
+    def _full(self, request: AppendRequest) -> bool:
+        """Whether its entries are dropped as if the network had lost them, because the disk does not keep up (HAZARDS
+        27). While nothing waits for the disk they are taken: what is only not yet committed is bounded by its leader,
+        and may need what comes now to become so."""
+        log = self._state.log
+        if log.flushed == log.last_index or request.previous_index + len(request.entries) <= log.last_index:
+            return False
+        more = sum(map(size_of, request.entries))
+        return self._held.count(self._commit.index) + more > self._state.config.follower_bytes_max
+
+    def held_bytes(self) -> int:
+        """Payload held that is not yet durable here, or not known committed."""
+        return self._held.count(self._commit.index)
 
     def _reject(self, previous_index: int) -> None:
         """Say where to try next: behind the log's end, or before the term that disagrees (Raft section 5.3)."""

@@ -94,7 +94,7 @@ class Quiescence:
     def _all_done(self) -> bool:
         """Nobody lacks anything, and everybody is there."""
         log, last = self._state.log, self._state.log.last_index
-        if self._wake_round or self._commit.index != last or log.flushed != last or self._state.storage_stalled:
+        if not self.sure() or self._commit.index != last or log.flushed != last or self._state.storage_stalled:
             return False
         if self._state.membership.configuration.outgoing:
             return False
