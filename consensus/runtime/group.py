@@ -12,10 +12,12 @@ The core is only touched inside an input of the node (`Services.input`), which s
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
-from consensus.core.errors import Busy, InvariantViolated, NotLeader
+from consensus.core.configuration import members_of, next_replica_of
+from consensus.core.errors import Busy, InvariantViolated, MembershipRefused, NotLeader, TransferRefused
 from consensus.core.interface import (
     AppendRequest,
     AppendResponse,
@@ -23,6 +25,7 @@ from consensus.core.interface import (
     Core,
     GroupId,
     HeartbeatResponse,
+    MembershipChange,
     NodeId,
     Payload,
     Ready,
@@ -32,10 +35,12 @@ from consensus.core.interface import (
     SnapshotOffer,
     Status,
 )
-from consensus.runtime.interface import Applied, GroupListener, Refused, StateMachine
+from consensus.runtime.homes import Homes
+from consensus.runtime.interface import Applied, GroupListener, OnConfiguration, Refused, StateMachine, Transferred
 from consensus.runtime.machine import AppliedBatch, MachineHost
 from consensus.runtime.proposals import Done, Proposals
 from consensus.runtime.receiving import SnapshotReceiving
+from consensus.runtime.requests import MembershipDone, Memberships, ReadDone, Reads, TransferDone, Transfers
 from consensus.runtime.sending import SnapshotSending
 from consensus.runtime.services import FILES_LANE, Services
 from consensus.runtime.snapshots import SnapshotWriting
@@ -43,6 +48,8 @@ from consensus.storage.interface import GroupAppend, RecoveredGroup
 from consensus.transport.interface import (
     Channel,
     Envelope,
+    NodeHeartbeat,
+    NodeHeartbeatAnswer,
     Report,
     SnapshotAnswer,
     SnapshotChunk,
@@ -66,6 +73,7 @@ class GroupStatus:
     core: Status | None
     problem: str
     configuration: Configuration
+    """The one in force here."""
     dropped: Mapping[str, int]
     """Messages that the core dropped, by reason."""
     snapshots_written: int = 0
@@ -87,19 +95,25 @@ class GroupHandle:
         listener: GroupListener,
         lane: str,
         mark: Callable[[], None],
-        make_core: Callable[[], Core],
+        make_core: Callable[[RecoveredGroup | None], Core],
         recovered: RecoveredGroup | None,
         problem: str,
+        on_configuration: OnConfiguration | None = None,
     ) -> None:
         self.group = group
         self.replica = replica
-        self.nodes: dict[ReplicaId, NodeId] = dict(nodes)
+        self._homes = Homes(nodes, configuration)
         self.problem = problem
         """Why this replica does not run; empty when all is well."""
-        self._services = services
+        self._node = services
+        self._services = replace(services, input=self._input)
         self._configuration = configuration
         self._listener = listener
-        self._lane = lane
+        self._on_configuration = on_configuration
+        self._in_force: tuple[int, bool] | None = None
+        """(index, committed) of the configuration that the owner knows."""
+        self.lane = lane
+        """Where its state machine works."""
         self._mark = mark
         self._make_core = make_core
         self._recovered = recovered
@@ -115,16 +129,26 @@ class GroupHandle:
         self._sending: SnapshotSending | None = None
         self._receiving: SnapshotReceiving | None = None
         self._proposals = Proposals()
+        self._reads = Reads()
+        self._memberships = Memberships()
+        self._transfers = Transfers()
         self._snapshot: SnapshotMeta | None = None
         """The newest snapshot whose record is durable."""
         self._installing = 0
         self._started = False
+        self._stopped = False
         self._leads_term = 0
         """The term this replica leads in, as the listener knows it; 0 when it does not."""
         self._served_term = 0
         self._leader: tuple[ReplicaId, int] = (0, 0)
         self._heard = False
         """A message came since the node noticed a stall."""
+
+    @contextmanager
+    def _input(self) -> Iterator[bool]:
+        """An input of the node, for this replica: it gives False when either was stopped."""
+        with self._node.input() as running:
+            yield running and not self._stopped
 
     # --- what its owner calls ---------------------------------------------------------------------------------------
 
@@ -144,6 +168,9 @@ class GroupHandle:
             if len(self._proposals) >= self._services.options.proposals_max:
                 done(Refused(self.replica, core.status().term, busy=True))
                 return
+            if self._services.writer.full():
+                done(self._refused_full(core))
+                return
             try:
                 term, index = core.propose(payload, crc)
             except NotLeader as error:
@@ -161,13 +188,103 @@ class GroupHandle:
             if running:
                 self._want_snapshot()
 
+    def _refused_full(self, core: Core) -> Refused:
+        """Before the core or the disk is touched; who does not lead says who does instead (RULES W5)."""
+        status = core.status()
+        if status.role is not Role.LEADER:
+            return Refused(status.leader, status.term)
+        return Refused(self.replica, status.term, full=True, reason="the disk is full")
+
+    def propose_membership(self, change: MembershipChange, done: MembershipDone) -> None:
+        """Make the group's members what `change` says. `done` gets exactly one outcome: `Committed` (without a result)
+        when the final configuration is committed and applied here, `Refused` with the reason (`busy`: the same change
+        may be possible later), `Unknown` when leadership ended meanwhile. Asking again does no harm."""
+        with self._services.input() as running:
+            core = self._core
+            if core is None or not running:
+                done(Refused(0, 0, reason=self.problem or "this replica does not run"))
+                return
+            led_term = core.status().term
+            if len(self._memberships) >= self._services.options.orders_max:
+                done(Refused(self.replica, led_term, busy=True, reason="too many changes of membership wait"))
+                return
+            try:
+                term, index = core.propose_membership(change)
+            except NotLeader as error:
+                done(Refused(error.leader, error.term, reason=str(error)))
+                return
+            except MembershipRefused as error:
+                done(Refused(self.replica, led_term, busy=error.later, reason=str(error)))
+                return
+            except Busy as error:
+                done(Refused(self.replica, led_term, busy=True, reason=str(error)))
+                return
+            self._memberships.add(change, done, led_term=led_term, term=term, index=index)
+            self._mark()
+
+    def read_index(self, done: ReadDone) -> None:
+        """Have `done` called once state applied here may answer a linearizable read (RULES R2): exactly once, with
+        `ReadIndex`, or `Refused` when nobody can say now. At the leader and at any other replica."""
+        with self._services.input() as running:
+            core = self._core
+            if core is None or not running:
+                done(Refused(0, 0, reason=self.problem or "this replica does not run"))
+                return
+            if len(self._reads) >= self._services.options.reads_max:
+                status = core.status()
+                done(Refused(status.leader, status.term, busy=True, reason="too many reads wait"))
+                return
+            token = self._reads.add(done)
+            try:
+                core.read(token)
+            except NotLeader as error:
+                self._reads.refuse(token, Refused(error.leader, error.term, reason=str(error)))
+                return
+            self._mark()
+
+    def transfer(self, replica: ReplicaId, done: TransferDone) -> None:
+        """Hand leadership to that replica. `done` gets exactly one outcome, at the latest after `transfer_ms`:
+        `Transferred`, or `Refused` with the reason."""
+        with self._services.input() as running:
+            core = self._core
+            if core is None or not running:
+                done(Refused(0, 0, reason=self.problem or "this replica does not run"))
+                return
+            status = core.status()
+            if status.role is Role.LEADER and replica == self.replica:
+                done(Transferred(self.replica, status.term))
+                return
+            if self._transfers.target not in (0, replica):
+                reason = f"leadership is being handed to replica {self._transfers.target}"
+                done(Refused(self.replica, status.term, busy=True, reason=reason))
+                return
+            if len(self._transfers) >= self._services.options.orders_max:
+                done(Refused(self.replica, status.term, busy=True, reason="too many transfers wait"))
+                return
+            if not self._transfers.target:
+                try:
+                    core.transfer(replica)
+                except NotLeader as error:
+                    done(Refused(error.leader, error.term, reason=str(error)))
+                    return
+                except TransferRefused as error:
+                    done(Refused(self.replica, status.term, reason=str(error)))
+                    return
+            self._transfers.add(replica, status.term, done)
+            self._mark()
+
     def leader(self) -> tuple[ReplicaId, NodeId, int]:
         """(replica, node, term) of the leader as this replica knows it; 0 where it does not."""
         if self._core is None:
             return 0, 0, 0
         status = self._core.status()
         leader = self.replica if status.role is Role.LEADER else status.leader
-        return leader, self.nodes.get(leader, 0), status.term
+        return leader, self._homes.node_of(leader), status.term
+
+    @property
+    def nodes(self) -> Mapping[ReplicaId, NodeId]:
+        """Where each member lives, as far as it is known; some members of the past are among them."""
+        return self._homes.known
 
     @property
     def ready_to_serve(self) -> bool:
@@ -202,7 +319,7 @@ class GroupHandle:
             return
         meta, store = snapshot, self._services.store
         self._services.run(
-            self._lane, lambda: self._machine.restore(store, meta), lambda problem: self._was_restored(meta, problem)
+            self.lane, lambda: self._machine.restore(store, meta), lambda problem: self._was_restored(meta, problem)
         )
 
     def _was_restored(self, meta: SnapshotMeta, problem: str) -> None:
@@ -212,13 +329,19 @@ class GroupHandle:
         self._listener.restored(meta.index)
         self._run(meta)
 
+    def _was_removed(self) -> None:
+        """It was told so on the ground of a committed configuration (RULES I1): it does nothing any more."""
+        self.problem = f"replica {self.replica} is no member of group {self.group} any more; delete it from this node"
+        _log.warning("%s", self.problem)
+        self._end_requests(self.problem)
+
     def _cannot_run(self, problem: str) -> None:
         self.problem = problem
         _log.error("group %d does not run here: %s", self.group, problem)
 
     def _run(self, snapshot: SnapshotMeta | None) -> None:
         try:
-            core = self._make_core()
+            core = self._make_core(self._recovered)
         except InvariantViolated as error:
             self._cannot_run(f"log of group {self.group} can't be used: {error}")
             return
@@ -240,7 +363,7 @@ class GroupHandle:
             group=self.group,
             core=core,
             machine=self._machine,
-            lane=self._lane,
+            lane=self.lane,
             kept_for=self._sending.kept_for,
             recorded=self._recorded,
             changed=self._mark,
@@ -254,10 +377,19 @@ class GroupHandle:
         """No more inputs will come."""
         if self._leads_term:
             self._depose()
+        self._end_requests("this replica stops")
         if self._receiving is not None:
             self._receiving.stop()
         if self._writing is not None:
             self._writing.stop()
+        self._stopped = True
+
+    def _end_requests(self, reason: str) -> None:
+        """What waits gets its outcome."""
+        leader, term = self._leader
+        self._reads.stop(Refused(leader, term, reason=reason))
+        self._memberships.stop()
+        self._transfers.stop(term)
 
     # --- inputs from the node ---------------------------------------------------------------------------------------
 
@@ -266,7 +398,7 @@ class GroupHandle:
         if core is None or self._receiving is None or self._sending is None:
             self._services.dropped["group_not_running"] += 1
             return
-        if self.nodes.get(message.sender) != node:
+        if not self._homes.heard(message.sender, node):
             self._services.dropped["replica_not_on_node"] += 1
             return
         self._heard = True
@@ -275,8 +407,9 @@ class GroupHandle:
         elif isinstance(message, SnapshotAnswer):
             if message.to == self.replica and message.term <= core.status().term:
                 self._sending.answered(message)
-        elif isinstance(message, SnapshotOffer):
-            self._services.dropped["snapshot_offer_from_outside"] += 1
+        elif isinstance(message, SnapshotOffer | NodeHeartbeat | NodeHeartbeatAnswer):
+            # An offer is the host's own to make; the others are of no group.
+            self._services.dropped["not_for_a_group"] += 1
         elif isinstance(message, SnapshotRequest | Report):
             self._services.dropped["not_understood_yet"] += 1
         else:
@@ -292,8 +425,10 @@ class GroupHandle:
 
     def _chunk(self, core: Core, receiving: SnapshotReceiving, message: SnapshotChunk) -> None:
         status = core.status()
-        members = (*self._configuration.voters, *self._configuration.learners)
-        if message.to != self.replica or message.sender == self.replica or message.sender not in members:
+        known = members_of(self._configuration)
+        # A leader may have joined after the end of this log: then its id is one that was never used here.
+        stranger = message.sender not in known and message.sender < next_replica_of(self._configuration)
+        if message.to != self.replica or message.sender == self.replica or stranger:
             self._services.dropped["snapshot_chunk_from_stranger"] += 1
             return
         if message.term != status.term or status.leader not in (0, message.sender):
@@ -306,8 +441,8 @@ class GroupHandle:
         receiving.chunk(message, term=status.term)
 
     def connection(self, node: NodeId, *, closed: bool) -> None:
-        for replica, home in self.nodes.items():
-            if home == node and self._core is not None and replica != self.replica:
+        for replica in self._homes.replicas_on(node):
+            if self._core is not None and replica != self.replica:
                 self._core.connection(replica, closed=closed)
                 if self._sending is not None:
                     self._sending.connection(replica, closed=closed)
@@ -317,9 +452,16 @@ class GroupHandle:
         if self._core is None or self._sending is None or self._receiving is None:
             return
         self._core.tick(elapsed_ms)
+        self._transfers.tick(elapsed_ms)
         self._sending.tick(now_ms)
         self._receiving.tick(now_ms)
         self._mark()
+
+    def storage(self, *, stalled: bool) -> None:
+        """The node's disk makes no progress, or does again (HAZARDS 16)."""
+        if self._core is not None:
+            self._core.storage(stalled=stalled)
+            self._mark()
 
     def stalled(self) -> None:
         """From now on note whether anything is heard."""
@@ -353,9 +495,29 @@ class GroupHandle:
         if leader != self._leader:
             self._leader = leader
             self._listener.leader_changed(*leader)
+        self._follow_configuration(status)
+        self._memberships.settle(status)
+        self._transfers.settle(status, give_up_ms=self._services.options.transfer_ms)
+        if status.removed and not self.problem:
+            self._was_removed()
         if status.ready_to_serve and self._served_term != status.term:
             self._served_term = status.term
             self._listener.leading(status.term)
+
+    def _follow_configuration(self, status: Status) -> None:
+        """Tell the owner of the configuration in force, and know where its members live."""
+        configuration, index = status.configuration, status.configuration_index
+        if configuration is None:
+            return
+        in_force = (index, status.commit_index >= index)
+        if in_force == self._in_force and configuration == self._configuration:
+            return
+        self._in_force = in_force
+        if configuration != self._configuration:
+            self._configuration = configuration
+            self._homes.follow(configuration)
+        if self._on_configuration is not None:
+            self._on_configuration(configuration, in_force[1])
 
     def _depose(self) -> None:
         term, self._leads_term = self._leads_term, 0
@@ -371,14 +533,23 @@ class GroupHandle:
             self._send(message)
         if ready.committed:
             entries = ready.committed
-            self._services.run(self._lane, lambda: self._machine.apply(entries), self._applied)
+            self._services.run(self.lane, lambda: self._machine.apply(entries), self._applied)
+        if ready.reads:
+            status = core.status()
+            refused = Refused(status.leader, status.term, reason="no leader confirms it now; ask again")
+            for result in ready.reads:
+                self._reads.answered(result, applied_index=status.applied_index, refused=refused)
         for replica in ready.send_snapshot:
             if self._sending is not None:
                 self._sending.start(replica)
 
     def _persist(self, core: Core, ready: Ready) -> None:
         append = GroupAppend(
-            group=self.group, install=ready.install, hard_state=ready.hard_state, entries=ready.entries
+            group=self.group,
+            clear_forgetful=ready.clear_forgetful,
+            install=ready.install,
+            hard_state=ready.hard_state,
+            entries=ready.entries,
         )
         if ready.install is not None:
             self._installing += 1
@@ -394,7 +565,7 @@ class GroupHandle:
         self._services.writer.submit(append, durable)
 
     def _send(self, message: TransportMessage) -> None:
-        node = self.nodes.get(message.to, 0)
+        node = self._homes.node_of(message.to)
         if not node:
             self._services.dropped["peer_without_node"] += 1
             return
@@ -417,6 +588,7 @@ class GroupHandle:
         if results:
             self._listener.applied(results)
             self._proposals.applied(results)
+        self._reads.applied(batch.index)
         writing.applied(batch)
         self._mark()
 
@@ -474,10 +646,11 @@ class GroupHandle:
                 self._writing.restored(meta)
             self._services.writer.release(self.group, meta.index + 1)
             self._listener.restored(meta.index)
+            self._reads.applied(meta.index)
             self._tidy()
             self._mark()
 
-        self._services.run(self._lane, lambda: self._machine.restore(store, meta), loaded)
+        self._services.run(self.lane, lambda: self._machine.restore(store, meta), loaded)
 
     def _tidy(self) -> None:
         """Remove older snapshot files, when nothing reads or is about to record one."""

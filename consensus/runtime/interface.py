@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from consensus.core.interface import Entry, GroupId, Payload, ReplicaId
+from consensus.core.interface import Configuration, Entry, GroupId, Payload, ReplicaId
 from consensus.storage.interface import GroupAppend
 
 T = TypeVar("T")
@@ -78,11 +78,14 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Not appended, surely without effect. `leader` is where to go (0: unknown); `busy`: here, but later."""
+    """Not done, surely without effect. `leader` is where to go (0: unknown); `busy`: here, but later; `full`: the disk
+    here takes no commands until there is space; `reason`: for people, one line."""
 
     leader: ReplicaId
     term: int
     busy: bool = False
+    reason: str = ""
+    full: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,55 @@ class Unknown:
 
 
 Outcome: TypeAlias = Committed | Refused | Unknown
-"""Every proposal gets exactly one (HAZARDS 28)."""
+"""Every proposal, of commands and of membership, gets exactly one (HAZARDS 28)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadIndex:
+    """State applied here up to `index` (it is) may answer the read. It is at most as old as the time since the read was
+    asked for, plus `age_ms` (RULES R3)."""
+
+    index: int
+    age_ms: int
+
+
+ReadOutcome: TypeAlias = ReadIndex | Refused
+"""Every read gets exactly one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transferred:
+    """`leader` leads now, in `term`."""
+
+    leader: ReplicaId
+    term: int
+
+
+TransferOutcome: TypeAlias = Transferred | Refused
+"""Every transfer gets exactly one. `Refused` here means that it was given up, or somebody else leads."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaCreated:
+    """Its creation is durable, and it runs. Its handle: `NodeRuntime.groups[group]`."""
+
+    group: GroupId
+    replica: ReplicaId
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaDeleted:
+    """Its tombstone is durable, its log is released, its files are removed."""
+
+    group: GroupId
+    replica: ReplicaId
+
+
+CreateOutcome: TypeAlias = ReplicaCreated | Refused
+DeleteOutcome: TypeAlias = ReplicaDeleted | Refused
+OnConfiguration: TypeAlias = Callable[[Configuration, bool], None]
+"""Hears of the configuration in force here: when the replica begins to run, whenever it changes, also back
+(`committed` False: it may be rolled back), and when that one is committed."""
 
 
 class Clock(Protocol):
@@ -111,6 +162,10 @@ class LogWriter(Protocol):
         ends."""
 
     def release(self, group: GroupId, below_index: int) -> None: ...
+
+    def full(self) -> bool:
+        """There is no space for commands now. What is small and keeps the group alive (hard state, no-ops,
+        configurations) still has its reserve (RULES W5)."""
 
 
 class Lanes(Protocol):

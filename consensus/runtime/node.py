@@ -12,14 +12,30 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
+from consensus.core.configuration import members_of, next_replica_of, problem_of
 from consensus.core.interface import Configuration, Core, GroupId, HardState, NodeId, Randomness, ReplicaId
 from consensus.core.raft import RaftCore
 from consensus.runtime.group import GroupHandle
-from consensus.runtime.interface import Clock, GroupListener, Lanes, LogWriter, StateMachine
+from consensus.runtime.homes import BOOTSTRAP_REPLICAS_MAX
+from consensus.runtime.interface import (
+    Clock,
+    CreateOutcome,
+    DeleteOutcome,
+    GroupListener,
+    Lanes,
+    LogWriter,
+    OnConfiguration,
+    Refused,
+    ReplicaCreated,
+    ReplicaDeleted,
+    StateMachine,
+)
 from consensus.runtime.options import RuntimeOptions
-from consensus.runtime.services import Services, Slots
-from consensus.storage.interface import RecoveredGroup, Recovery, SnapshotStore
+from consensus.runtime.progress import WatchedWriter
+from consensus.runtime.services import FILES_LANE, Services, Slots
+from consensus.storage.interface import Creation, GroupAppend, RecoveredGroup, Recovery, SnapshotStore
 from consensus.transport.interface import Channel, Envelope, Transport
 
 
@@ -53,7 +69,13 @@ class NodeRuntime:
         """What was dropped on this node above the transport, by reason."""
         self.stalls = 0
         """Gaps between two ticks above `stall_ms`."""
-        self._recovery = recovery
+        self._recovered = dict(recovery.groups)
+        """What recovery found and no replica has taken over yet."""
+        self._damage = recovery.damage
+        self._tombstones = set(recovery.tombstones)
+        self._creating: dict[GroupId, ReplicaId] = {}
+        self._deleting: dict[tuple[GroupId, ReplicaId], list[Callable[[DeleteOutcome], None]]] = {}
+        self._writer = WatchedWriter(writer)
         self._transport = transport
         self._clock = clock
         self._random = random
@@ -72,7 +94,7 @@ class NodeRuntime:
             incarnation=recovery.incarnation,
             options=options,
             clock=clock,
-            writer=writer,
+            writer=self._writer,
             store=snapshots,
             lanes=lanes,
             send=self._queue,
@@ -89,6 +111,16 @@ class NodeRuntime:
     def groups(self) -> Mapping[GroupId, GroupHandle]:
         return self._groups
 
+    @property
+    def creations(self) -> Mapping[GroupId, Creation]:
+        """Replicas that orders made on this node in an earlier life, as recovery found them, and that were not added in
+        this one yet: their owner adds them, as it adds those of the bootstrap."""
+        return {group: found.create for group, found in self._recovered.items() if found.create is not None}
+
+    def deleted(self, group: GroupId, replica: ReplicaId) -> bool:
+        """A tombstone says that this replica was deleted here: it never comes back (RULES I1)."""
+        return (group, replica) in self._tombstones
+
     def add_group(
         self,
         *,
@@ -99,36 +131,162 @@ class NodeRuntime:
         machine: StateMachine,
         listener: GroupListener,
         apply_lane: str = "apply",
+        on_configuration: OnConfiguration | None = None,
     ) -> GroupHandle:
         """A replica of this node. It runs from `start` on (at once when that was called), after the newest snapshot
         is restored; entries that recovery found are applied again as soon as they are known committed. `nodes` says
-        where each member lives. Raises `ValueError` for a group that is there already, or members without a node."""
-        members = (*configuration.voters, *configuration.learners)
-        homeless = [member for member in members if member not in nodes]
-        if group in self._groups or homeless or nodes.get(replica) != self.node:
-            raise ValueError(
-                f"group {group}, replica {replica}: there already, not of this node, or {homeless} nowhere"
-            )
-        recovered = self._recovery.groups.get(group)
+        where members live whose home the configuration does not name. A replica that was made by an order in an earlier
+        life goes on under the id, and from the configuration, that its creation recorded, whatever is given here.
+        Raises `ValueError` for a group that is there already, a replica that was deleted here, members without a
+        node."""
+        found = self._recovered.get(group)
+        if found is not None and found.create is not None:
+            replica, configuration = found.create.replica, found.create.configuration
+        problem = self._problem_of(group, replica, configuration, nodes)
+        if problem:
+            raise ValueError(f"group {group}, replica {replica}: {problem}")
+        self._recovered.pop(group, None)
+        configuration = replace(configuration, next_replica=next_replica_of(configuration))
         handle = GroupHandle(
             self._services,
             group=group,
             replica=replica,
             configuration=configuration,
-            nodes=nodes,
+            nodes={replica: self.node, **nodes},
             machine=machine,
             listener=listener,
             lane=apply_lane,
             mark=lambda: self._mark(group),
-            make_core=lambda: self._make_core(group, replica, configuration, recovered),
-            recovered=recovered,
-            problem=self._recovery.damage or (recovered.damage if recovered is not None else ""),
+            make_core=lambda recovered: self._make_core(group, replica, configuration, recovered),
+            recovered=found,
+            problem=self._damage or (found.damage if found is not None else ""),
+            on_configuration=on_configuration,
         )
         self._groups[group] = handle
         if self._running:
             with self.input():
                 handle.start()
         return handle
+
+    def _problem_of(
+        self, group: GroupId, replica: ReplicaId, configuration: Configuration, nodes: Mapping[ReplicaId, NodeId]
+    ) -> str:
+        """Why that replica can't be here, or an empty string."""
+        problem = problem_of(configuration)
+        if problem:
+            return problem
+        if group in self._groups or group in self._creating:
+            return "the group is there already"
+        if (group, replica) in self._tombstones:
+            return "it was deleted from this node, and never comes back"
+        homes = {**nodes, **{home.replica: home.node for home in configuration.homes}}
+        if homes.get(replica, self.node) != self.node:
+            return f"it lives on node {homes[replica]}, not on node {self.node}"
+        members = members_of(configuration)
+        homeless = sorted(member for member in members if member not in homes and member >= BOOTSTRAP_REPLICAS_MAX)
+        return f"no node is known for replicas {homeless}" if homeless else ""
+
+    def create_replica(
+        self,
+        *,
+        group: GroupId,
+        replica: ReplicaId,
+        configuration: Configuration,
+        machine: StateMachine,
+        listener: GroupListener,
+        done: Callable[[CreateOutcome], None],
+        nodes: Mapping[ReplicaId, NodeId] | None = None,
+        apply_lane: str = "apply",
+        on_configuration: OnConfiguration | None = None,
+    ) -> None:
+        """Make a replica, by an order of group 0, never by a message (RULES I1): its creation becomes durable first,
+        then it runs, with an empty log, from `configuration`. `done` gets exactly one outcome; a refusal comes before
+        this returns. Homes that neither `configuration` nor `nodes` names are those of the bootstrap: the node of the
+        replica's number."""
+        with self.input() as running:
+            problem = self._problem_of(group, replica, configuration, nodes or {})
+            if not problem and group in self._recovered:
+                problem = "the log holds a replica of this group; add it, or delete it first"
+            if not problem and replica in configuration.voters:
+                problem = "a new replica holds nothing, so it can't begin as a voter"
+            if self._damage:
+                problem = self._damage
+            if problem or not running:
+                done(Refused(0, 0, reason=problem or "this node does not run"))
+                return
+            self._creating[group] = replica
+
+            def durable() -> None:
+                with self.input() as running:
+                    if not running:
+                        done(Refused(0, 0, reason="this node stops; its creation may be found at the next start"))
+                        return
+                    del self._creating[group]
+                    self.add_group(
+                        group=group,
+                        replica=replica,
+                        configuration=configuration,
+                        nodes=nodes or {},
+                        machine=machine,
+                        listener=listener,
+                        apply_lane=apply_lane,
+                        on_configuration=on_configuration,
+                    )
+                    done(ReplicaCreated(group, replica))
+
+            self._writer.submit(GroupAppend(group=group, create=Creation(replica, configuration)), durable)
+
+    def delete_replica(self, group: GroupId, replica: ReplicaId, done: Callable[[DeleteOutcome], None]) -> None:
+        """Stop that replica and leave a durable tombstone; its log is released and its files are removed (RULES I1).
+        One that is not here is entombed all the same; doing it again does no harm. `done` gets exactly one outcome."""
+        with self.input() as running:
+            handle = self._groups.get(group)
+            if not running:
+                done(Refused(0, 0, reason="this node does not run"))
+            elif (group, replica) in self._deleting:
+                self._deleting[group, replica].append(done)
+            elif (group, replica) in self._tombstones:
+                done(ReplicaDeleted(group, replica))
+            elif group in self._creating:
+                done(Refused(0, 0, busy=True, reason=f"replica {self._creating[group]} is being made"))
+            elif handle is not None and handle.replica != replica:
+                done(Refused(0, 0, reason=f"replica {handle.replica} of the group is here"))
+            else:
+                self._delete(group, replica, handle, done)
+
+    def _delete(
+        self,
+        group: GroupId,
+        replica: ReplicaId,
+        handle: GroupHandle | None,
+        done: Callable[[DeleteOutcome], None],
+    ) -> None:
+        lane = FILES_LANE
+        if handle is not None:
+            handle.stop()
+            lane = handle.lane
+            del self._groups[group]
+            self._dirty.pop(group, None)
+        self._recovered.pop(group, None)
+        self._tombstones.add((group, replica))
+        self._deleting[group, replica] = [done]
+        store = self._services.store
+
+        def removed(_: None) -> None:
+            for waiting in self._deleting.pop((group, replica)):
+                waiting(ReplicaDeleted(group, replica))
+
+        def durable() -> None:
+            with self.input() as running:
+                if running:
+                    # What its lane still does for it comes first.
+                    self._services.run(
+                        lane,
+                        lambda: None,
+                        lambda _: self._services.run(FILES_LANE, lambda: store.delete_all(group), removed),
+                    )
+
+        self._writer.submit(GroupAppend(group=group, tombstone=replica), durable)
 
     def _make_core(
         self, group: GroupId, replica: ReplicaId, configuration: Configuration, recovered: RecoveredGroup | None
@@ -163,6 +321,10 @@ class NodeRuntime:
         with self.input():
             for handle in self._groups.values():
                 handle.stop()
+            deleting, self._deleting = self._deleting, {}
+            for waiting in deleting.values():
+                for done in waiting:
+                    done(Refused(0, 0, reason="this node stops; its tombstone may be found at the next start"))
             self._running = False
             self._stopped = True
 
@@ -215,6 +377,9 @@ class NodeRuntime:
 
     def _pass(self, elapsed_ms: int, now_ms: int) -> None:
         timeout_ms = self._options.raft.election_timeout_ms
+        if self._writer.tick(min(elapsed_ms, timeout_ms), stall_ms=self._options.storage_stall_ms):
+            for handle in self._groups.values():
+                handle.storage(stalled=self._writer.stalled)
         owed_ms, self._owed_ms = self._owed_ms, 0
         if elapsed_ms > self._options.stall_ms and not owed_ms:
             # The process slept. What came meanwhile still waits in its sockets: it is read before anybody campaigns.
@@ -230,7 +395,9 @@ class NodeRuntime:
     # --- settling ---------------------------------------------------------------------------------------------------
 
     def _mark(self, group: GroupId) -> None:
-        self._dirty[group] = self._groups[group]
+        handle = self._groups.get(group)
+        if handle is not None:
+            self._dirty[group] = handle
 
     def _queue(self, node: NodeId, channel: Channel, envelope: Envelope) -> None:
         self._outbox.setdefault((node, channel), []).append(envelope)

@@ -31,6 +31,15 @@ class RuntimeOptions:
     """A longer command is refused, and counted: it must fit into one frame of the transport."""
     proposals_max: int = 65536
     """Proposals of one group without an outcome; further ones are refused as busy."""
+    reads_max: int = 65536
+    """Reads of one group without an answer, those waiting for the state machine too; further ones are refused."""
+    orders_max: int = 64
+    """Changes of membership, and transfers, of one group without an outcome; further ones are refused as busy."""
+    transfer_ms: int = 1000
+    """A transfer of leadership that nobody knows the end of is given up, here, after this time."""
+    storage_stall_ms: int = 300
+    """A disk that has not finished a write for this long is stalled: this node hands over what it leads (HAZARDS
+    16)."""
     note_bytes_max: int = 4096
     """A longer note of a listener is not sent, and counted."""
     snapshot_log_multiple: int = 4

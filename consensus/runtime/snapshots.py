@@ -155,4 +155,8 @@ class SnapshotWriting:
         self._since_bytes = 0
 
     def stop(self) -> None:
+        """No step that is on its way goes on."""
         self._wanted = False
+        if self.active:
+            self.active = False
+            self._services.writing.release()

@@ -120,6 +120,9 @@ class ThreadLogWriter:
             self._releases.append((group, below_index))
             self._condition.notify()
 
+    def full(self) -> bool:
+        return False
+
     def close(self, timeout_s: float = 10.0) -> bool:
         """Flush what is queued, cover it (RULES W2), close the log. Callbacks of the last flush are still posted.
         False when it took longer than `timeout_s`."""

@@ -93,6 +93,9 @@ class SimulatedLogWriter:
         self._releases.append((group, below_index))
         self._wake()
 
+    def full(self) -> bool:
+        return False
+
     def _wake(self) -> None:
         if not self._busy:
             self._busy = True

@@ -126,6 +126,9 @@ class SnapshotStore(Protocol):
 
     def delete_older(self, group: GroupId, keep_snapshot_id: str) -> None: ...
 
+    def delete_all(self, group: GroupId) -> None:
+        """Remove every snapshot of the group, half-written ones too: its replica was deleted."""
+
 
 class File(Protocol):
     """An open file. All offsets and sizes in bytes."""

@@ -234,6 +234,16 @@ class SnapshotFiles:
         except OSError as error:
             raise StorageFailed(f"removing older snapshots in {folder}: {error}") from error
 
+    def delete_all(self, group: GroupId) -> None:
+        """Remove every file of the group. Call it when the tombstone of its replica is durable."""
+        folder = f"{self._directory}/group-{group}"
+        try:
+            if self._filesystem.exists(folder):
+                for name in self._filesystem.listdir(folder):
+                    self._filesystem.unlink(f"{folder}/{name}")
+        except OSError as error:
+            raise StorageFailed(f"removing snapshots in {folder}: {error}") from error
+
     def _index(self, group: GroupId, snapshot_id: str) -> int:
         """Up to where it goes; -1 when it is unreadable."""
         try:

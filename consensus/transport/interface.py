@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol, TypeAlias
 
-from consensus.core.interface import AnyMessage, GroupId, Message, NodeId, Payload, SnapshotMeta
+from consensus.core.interface import AnyMessage, GroupId, Message, NodeId, Payload, ReplicaId, SnapshotMeta
 
 NOTE_BYTES_MAX = 4096
 """An envelope's note, or a report, is at most this long; a longer one is refused by the sender."""
@@ -62,7 +62,50 @@ class Report(Message):
     content: bytes
 
 
-TransportMessage: TypeAlias = AnyMessage | SnapshotChunk | SnapshotAnswer | SnapshotRequest | Report
+@dataclass(frozen=True, slots=True)
+class AsleepRow:
+    """A group that sleeps (RULES C5): who leads it on the sending node, its replica on the receiving one, and up to
+    where both hold and have committed everything."""
+
+    group: GroupId
+    leader: ReplicaId
+    replica: ReplicaId
+    term: int
+    commit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeHeartbeat(Message):
+    """One for a pair of nodes and an interval (RULES C5). Of no group: sender, receiver, term and the envelope's group
+    are 0. `rows` hold the heartbeats of groups that are awake; `asleep` and `asleep_hash` stand for those that sleep,
+    which are `listed` when the other node said that its hash differs."""
+
+    sender: ReplicaId = 0
+    to: ReplicaId = 0
+    term: int = 0
+    rows: tuple[Envelope, ...] = ()
+    asleep: int = 0
+    asleep_hash: int = 0
+    listed: bool = False
+    asleep_rows: tuple[AsleepRow, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeHeartbeatAnswer(Message):
+    """`rows` hold the answers of groups. `differs`: the hash does; `differing`: groups whose listed row does. Neither
+    counts as contact of a group."""
+
+    sender: ReplicaId = 0
+    to: ReplicaId = 0
+    term: int = 0
+    rows: tuple[Envelope, ...] = ()
+    differs: bool = False
+    differing: tuple[GroupId, ...] = ()
+
+
+TransportMessage: TypeAlias = (
+    AnyMessage | SnapshotChunk | SnapshotAnswer | SnapshotRequest | Report | NodeHeartbeat | NodeHeartbeatAnswer
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63onsensus/v1/consensus.proto\x12\x0c\x63onsensus.v1\"\xa7\x01\n\x10IntroduceRequest\x12\x0f\n\x07\x63luster\x18\x01 \x01(\x0c\x12\x0c\n\x04node\x18\x02 \x01(\r\x12\x11\n\tnode_uuid\x18\x03 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12\x0f\n\x07to_node\x18\x05 \x01(\r\x12\x10\n\x08protocol\x18\x06 \x01(\r\x12\x11\n\tactivated\x18\x07 \x01(\x08\x12\x16\n\x0ekernel_answers\x18\x08 \x01(\x0c\"r\n\x11IntroduceResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0f\n\x07refusal\x18\x02 \x01(\t\x12\x11\n\tnode_uuid\x18\x03 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12\x12\n\nholds_uuid\x18\x05 \x01(\x08\">\n\x05\x46rame\x12$\n\x06header\x18\x01 \x01(\x0b\x32\x14.consensus.v1.Header\x12\x0f\n\x07payload\x18\x0f \x01(\x0c\"\x7f\n\x06Header\x12\x0f\n\x07\x63luster\x18\x01 \x01(\x0c\x12\x11\n\tfrom_node\x18\x02 \x01(\r\x12\x11\n\tnode_uuid\x18\x03 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12)\n\tenvelopes\x18\x05 \x03(\x0b\x32\x16.consensus.v1.Envelope\"\xff\x04\n\x08\x45nvelope\x12\r\n\x05group\x18\x01 \x01(\r\x12\x14\n\x0c\x66rom_replica\x18\x02 \x01(\x04\x12\x12\n\nto_replica\x18\x03 \x01(\x04\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x0c\n\x04note\x18\x05 \x01(\x0c\x12\x31\n\x0cvote_request\x18\x06 \x01(\x0b\x32\x19.consensus.v1.VoteRequestH\x00\x12\x33\n\rvote_response\x18\x07 \x01(\x0b\x32\x1a.consensus.v1.VoteResponseH\x00\x12\x35\n\x0e\x61ppend_request\x18\x08 \x01(\x0b\x32\x1b.consensus.v1.AppendRequestH\x00\x12\x37\n\x0f\x61ppend_response\x18\t \x01(\x0b\x32\x1c.consensus.v1.AppendResponseH\x00\x12,\n\theartbeat\x18\n \x01(\x0b\x32\x17.consensus.v1.HeartbeatH\x00\x12=\n\x12heartbeat_response\x18\x0b \x01(\x0b\x32\x1f.consensus.v1.HeartbeatResponseH\x00\x12\x35\n\x0esnapshot_chunk\x18\x0c \x01(\x0b\x32\x1b.consensus.v1.SnapshotChunkH\x00\x12\x37\n\x0fsnapshot_answer\x18\r \x01(\x0b\x32\x1c.consensus.v1.SnapshotAnswerH\x00\x12\x39\n\x10snapshot_request\x18\x1e \x01(\x0b\x32\x1d.consensus.v1.SnapshotRequestH\x00\x12&\n\x06report\x18\x1f \x01(\x0b\x32\x14.consensus.v1.ReportH\x00\x42\x06\n\x04\x62ody\"A\n\x0bVoteRequest\x12\x0b\n\x03pre\x18\x01 \x01(\x08\x12\x12\n\nlast_index\x18\x02 \x01(\x04\x12\x11\n\tlast_term\x18\x03 \x01(\x04\",\n\x0cVoteResponse\x12\x0b\n\x03pre\x18\x01 \x01(\x08\x12\x0f\n\x07granted\x18\x02 \x01(\x08\"U\n\x0b\x45ntryHeader\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0c\n\x04kind\x18\x03 \x01(\r\x12\x0e\n\x06length\x18\x04 \x01(\r\x12\x0b\n\x03\x63rc\x18\x05 \x01(\x07\"z\n\rAppendRequest\x12\x16\n\x0eprevious_index\x18\x01 \x01(\x04\x12\x15\n\rprevious_term\x18\x02 \x01(\x04\x12\x0e\n\x06\x63ommit\x18\x03 \x01(\x04\x12*\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x19.consensus.v1.EntryHeader\"z\n\x0e\x41ppendResponse\x12\x10\n\x08rejected\x18\x01 \x01(\x08\x12\x13\n\x0bmatch_index\x18\x02 \x01(\x04\x12\x16\n\x0e\x63onflict_index\x18\x03 \x01(\x04\x12\x15\n\rconflict_term\x18\x04 \x01(\x04\x12\x12\n\nlast_index\x18\x05 \x01(\x04\"*\n\tHeartbeat\x12\x0e\n\x06\x63ommit\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\"7\n\x11HeartbeatResponse\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x13\n\x0bmatch_index\x18\x02 \x01(\x04\"1\n\rConfiguration\x12\x0e\n\x06voters\x18\x01 \x03(\x04\x12\x10\n\x08learners\x18\x02 \x03(\x04\"\x88\x01\n\x0cSnapshotMeta\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x32\n\rconfiguration\x18\x03 \x01(\x0b\x32\x1b.consensus.v1.Configuration\x12\x13\n\x0bsnapshot_id\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\"t\n\rSnapshotChunk\x12(\n\x04meta\x18\x01 \x01(\x0b\x32\x1a.consensus.v1.SnapshotMeta\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\r\x12\x0b\n\x03\x63rc\x18\x04 \x01(\x07\x12\x0c\n\x04last\x18\x05 \x01(\x08\"m\n\x0eSnapshotAnswer\x12\x13\n\x0bsnapshot_id\x18\x01 \x01(\t\x12\x13\n\x0bnext_offset\x18\x02 \x01(\x04\x12\x0f\n\x07refused\x18\x03 \x01(\x08\x12\x11\n\tinstalled\x18\x04 \x01(\x08\x12\r\n\x05index\x18\x05 \x01(\x04\" \n\x0fSnapshotRequest\x12\r\n\x05index\x18\x01 \x01(\x04\"\x19\n\x06Report\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x32\xc3\x01\n\x04Peer\x12\x37\n\x07\x43ontrol\x12\x13.consensus.v1.Frame\x1a\x13.consensus.v1.Frame(\x01\x30\x01\x12\x34\n\x04\x42ulk\x12\x13.consensus.v1.Frame\x1a\x13.consensus.v1.Frame(\x01\x30\x01\x12L\n\tIntroduce\x12\x1e.consensus.v1.IntroduceRequest\x1a\x1f.consensus.v1.IntroduceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63onsensus/v1/consensus.proto\x12\x0c\x63onsensus.v1\"\xa7\x01\n\x10IntroduceRequest\x12\x0f\n\x07\x63luster\x18\x01 \x01(\x0c\x12\x0c\n\x04node\x18\x02 \x01(\r\x12\x11\n\tnode_uuid\x18\x03 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12\x0f\n\x07to_node\x18\x05 \x01(\r\x12\x10\n\x08protocol\x18\x06 \x01(\r\x12\x11\n\tactivated\x18\x07 \x01(\x08\x12\x16\n\x0ekernel_answers\x18\x08 \x01(\x0c\"r\n\x11IntroduceResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0f\n\x07refusal\x18\x02 \x01(\t\x12\x11\n\tnode_uuid\x18\x03 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12\x12\n\nholds_uuid\x18\x05 \x01(\x08\">\n\x05\x46rame\x12$\n\x06header\x18\x01 \x01(\x0b\x32\x14.consensus.v1.Header\x12\x0f\n\x07payload\x18\x0f \x01(\x0c\"\x7f\n\x06Header\x12\x0f\n\x07\x63luster\x18\x01 \x01(\x0c\x12\x11\n\tfrom_node\x18\x02 \x01(\r\x12\x11\n\tnode_uuid\x18\x03 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12)\n\tenvelopes\x18\x05 \x03(\x0b\x32\x16.consensus.v1.Envelope\"\xaf\x08\n\x08\x45nvelope\x12\r\n\x05group\x18\x01 \x01(\r\x12\x14\n\x0c\x66rom_replica\x18\x02 \x01(\x04\x12\x12\n\nto_replica\x18\x03 \x01(\x04\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x0c\n\x04note\x18\x05 \x01(\x0c\x12\x31\n\x0cvote_request\x18\x06 \x01(\x0b\x32\x19.consensus.v1.VoteRequestH\x00\x12\x33\n\rvote_response\x18\x07 \x01(\x0b\x32\x1a.consensus.v1.VoteResponseH\x00\x12\x35\n\x0e\x61ppend_request\x18\x08 \x01(\x0b\x32\x1b.consensus.v1.AppendRequestH\x00\x12\x37\n\x0f\x61ppend_response\x18\t \x01(\x0b\x32\x1c.consensus.v1.AppendResponseH\x00\x12,\n\theartbeat\x18\n \x01(\x0b\x32\x17.consensus.v1.HeartbeatH\x00\x12=\n\x12heartbeat_response\x18\x0b \x01(\x0b\x32\x1f.consensus.v1.HeartbeatResponseH\x00\x12\x35\n\x0esnapshot_chunk\x18\x0c \x01(\x0b\x32\x1b.consensus.v1.SnapshotChunkH\x00\x12\x37\n\x0fsnapshot_answer\x18\r \x01(\x0b\x32\x1c.consensus.v1.SnapshotAnswerH\x00\x12\x31\n\x0c\x63\x61mpaign_now\x18\x0e \x01(\x0b\x32\x19.consensus.v1.CampaignNowH\x00\x12\x31\n\x0cread_request\x18\x0f \x01(\x0b\x32\x19.consensus.v1.ReadRequestH\x00\x12\x33\n\rread_response\x18\x10 \x01(\x0b\x32\x1a.consensus.v1.ReadResponseH\x00\x12(\n\x07removed\x18\x11 \x01(\x0b\x32\x15.consensus.v1.RemovedH\x00\x12\x35\n\x0erejoin_request\x18\x12 \x01(\x0b\x32\x1b.consensus.v1.RejoinRequestH\x00\x12\x37\n\x0frejoin_response\x18\x13 \x01(\x0b\x32\x1c.consensus.v1.RejoinResponseH\x00\x12\x35\n\x0enode_heartbeat\x18\x14 \x01(\x0b\x32\x1b.consensus.v1.NodeHeartbeatH\x00\x12\x42\n\x15node_heartbeat_answer\x18\x15 \x01(\x0b\x32!.consensus.v1.NodeHeartbeatAnswerH\x00\x12\x39\n\x10snapshot_request\x18\x1e \x01(\x0b\x32\x1d.consensus.v1.SnapshotRequestH\x00\x12&\n\x06report\x18\x1f \x01(\x0b\x32\x14.consensus.v1.ReportH\x00\x42\x06\n\x04\x62ody\"S\n\x0bVoteRequest\x12\x0b\n\x03pre\x18\x01 \x01(\x08\x12\x12\n\nlast_index\x18\x02 \x01(\x04\x12\x11\n\tlast_term\x18\x03 \x01(\x04\x12\x10\n\x08transfer\x18\x04 \x01(\x08\",\n\x0cVoteResponse\x12\x0b\n\x03pre\x18\x01 \x01(\x08\x12\x0f\n\x07granted\x18\x02 \x01(\x08\"U\n\x0b\x45ntryHeader\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0c\n\x04kind\x18\x03 \x01(\r\x12\x0e\n\x06length\x18\x04 \x01(\r\x12\x0b\n\x03\x63rc\x18\x05 \x01(\x07\"z\n\rAppendRequest\x12\x16\n\x0eprevious_index\x18\x01 \x01(\x04\x12\x15\n\rprevious_term\x18\x02 \x01(\x04\x12\x0e\n\x06\x63ommit\x18\x03 \x01(\x04\x12*\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x19.consensus.v1.EntryHeader\"\x8d\x01\n\x0e\x41ppendResponse\x12\x10\n\x08rejected\x18\x01 \x01(\x08\x12\x13\n\x0bmatch_index\x18\x02 \x01(\x04\x12\x16\n\x0e\x63onflict_index\x18\x03 \x01(\x04\x12\x15\n\rconflict_term\x18\x04 \x01(\x04\x12\x12\n\nlast_index\x18\x05 \x01(\x04\x12\x11\n\tforgetful\x18\x06 \x01(\x08\";\n\tHeartbeat\x12\x0e\n\x06\x63ommit\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0f\n\x07quiesce\x18\x03 \x01(\x08\"J\n\x11HeartbeatResponse\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x13\n\x0bmatch_index\x18\x02 \x01(\x04\x12\x11\n\tforgetful\x18\x03 \x01(\x08\"!\n\x0b\x43\x61mpaignNow\x12\x12\n\nlast_index\x18\x01 \x01(\x04\"\x1c\n\x0bReadRequest\x12\r\n\x05token\x18\x01 \x01(\x04\"M\n\x0cReadResponse\x12\r\n\x05token\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0e\n\x06\x61ge_ms\x18\x03 \x01(\x04\x12\x0f\n\x07refused\x18\x04 \x01(\x08\"\x18\n\x07Removed\x12\r\n\x05index\x18\x01 \x01(\x04\"\x0f\n\rRejoinRequest\"=\n\x0eRejoinResponse\x12\x12\n\nlast_index\x18\x01 \x01(\x04\x12\x17\n\x0f\x66or_incarnation\x18\x02 \x01(\x04\"\x9c\x01\n\rNodeHeartbeat\x12(\n\x04rows\x18\x01 \x03(\x0b\x32\x1a.consensus.v1.HeartbeatRow\x12\x0e\n\x06\x61sleep\x18\x02 \x01(\r\x12\x13\n\x0b\x61sleep_hash\x18\x03 \x01(\x06\x12\x0e\n\x06listed\x18\x04 \x01(\x08\x12,\n\x0b\x61sleep_rows\x18\x05 \x03(\x0b\x32\x17.consensus.v1.AsleepRow\"\x81\x01\n\x0cHeartbeatRow\x12\r\n\x05group\x18\x01 \x01(\r\x12\x14\n\x0c\x66rom_replica\x18\x02 \x01(\x04\x12\x12\n\nto_replica\x18\x03 \x01(\x04\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12*\n\theartbeat\x18\x05 \x01(\x0b\x32\x17.consensus.v1.Heartbeat\"Y\n\tAsleepRow\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0e\n\x06leader\x18\x02 \x01(\x04\x12\x0f\n\x07replica\x18\x03 \x01(\x04\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x0e\n\x06\x63ommit\x18\x05 \x01(\x04\"i\n\x13NodeHeartbeatAnswer\x12.\n\x04rows\x18\x01 \x03(\x0b\x32 .consensus.v1.HeartbeatAnswerRow\x12\x0f\n\x07\x64iffers\x18\x02 \x01(\x08\x12\x11\n\tdiffering\x18\x03 \x03(\r\"\x9a\x01\n\x12HeartbeatAnswerRow\x12\r\n\x05group\x18\x01 \x01(\r\x12\x14\n\x0c\x66rom_replica\x18\x02 \x01(\x04\x12\x12\n\nto_replica\x18\x03 \x01(\x04\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x0c\n\x04note\x18\x05 \x01(\x0c\x12/\n\x06\x61nswer\x18\x06 \x01(\x0b\x32\x1f.consensus.v1.HeartbeatResponse\"q\n\x0cSnapshotMeta\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x13\n\x0bsnapshot_id\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\x12\x15\n\rconfiguration\x18\x06 \x01(\x0cJ\x04\x08\x03\x10\x04\"t\n\rSnapshotChunk\x12(\n\x04meta\x18\x01 \x01(\x0b\x32\x1a.consensus.v1.SnapshotMeta\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\r\x12\x0b\n\x03\x63rc\x18\x04 \x01(\x07\x12\x0c\n\x04last\x18\x05 \x01(\x08\"m\n\x0eSnapshotAnswer\x12\x13\n\x0bsnapshot_id\x18\x01 \x01(\t\x12\x13\n\x0bnext_offset\x18\x02 \x01(\x04\x12\x0f\n\x07refused\x18\x03 \x01(\x08\x12\x11\n\tinstalled\x18\x04 \x01(\x08\x12\r\n\x05index\x18\x05 \x01(\x04\" \n\x0fSnapshotRequest\x12\r\n\x05index\x18\x01 \x01(\x04\"\x19\n\x06Report\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x32\xc3\x01\n\x04Peer\x12\x37\n\x07\x43ontrol\x12\x13.consensus.v1.Frame\x1a\x13.consensus.v1.Frame(\x01\x30\x01\x12\x34\n\x04\x42ulk\x12\x13.consensus.v1.Frame\x1a\x13.consensus.v1.Frame(\x01\x30\x01\x12L\n\tIntroduce\x12\x1e.consensus.v1.IntroduceRequest\x1a\x1f.consensus.v1.IntroduceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -30,33 +30,53 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_HEADER']._serialized_start=396
   _globals['_HEADER']._serialized_end=523
   _globals['_ENVELOPE']._serialized_start=526
-  _globals['_ENVELOPE']._serialized_end=1165
-  _globals['_VOTEREQUEST']._serialized_start=1167
-  _globals['_VOTEREQUEST']._serialized_end=1232
-  _globals['_VOTERESPONSE']._serialized_start=1234
-  _globals['_VOTERESPONSE']._serialized_end=1278
-  _globals['_ENTRYHEADER']._serialized_start=1280
-  _globals['_ENTRYHEADER']._serialized_end=1365
-  _globals['_APPENDREQUEST']._serialized_start=1367
-  _globals['_APPENDREQUEST']._serialized_end=1489
-  _globals['_APPENDRESPONSE']._serialized_start=1491
-  _globals['_APPENDRESPONSE']._serialized_end=1613
-  _globals['_HEARTBEAT']._serialized_start=1615
-  _globals['_HEARTBEAT']._serialized_end=1657
-  _globals['_HEARTBEATRESPONSE']._serialized_start=1659
-  _globals['_HEARTBEATRESPONSE']._serialized_end=1714
-  _globals['_CONFIGURATION']._serialized_start=1716
-  _globals['_CONFIGURATION']._serialized_end=1765
-  _globals['_SNAPSHOTMETA']._serialized_start=1768
-  _globals['_SNAPSHOTMETA']._serialized_end=1904
-  _globals['_SNAPSHOTCHUNK']._serialized_start=1906
-  _globals['_SNAPSHOTCHUNK']._serialized_end=2022
-  _globals['_SNAPSHOTANSWER']._serialized_start=2024
-  _globals['_SNAPSHOTANSWER']._serialized_end=2133
-  _globals['_SNAPSHOTREQUEST']._serialized_start=2135
-  _globals['_SNAPSHOTREQUEST']._serialized_end=2167
-  _globals['_REPORT']._serialized_start=2169
-  _globals['_REPORT']._serialized_end=2194
-  _globals['_PEER']._serialized_start=2197
-  _globals['_PEER']._serialized_end=2392
+  _globals['_ENVELOPE']._serialized_end=1597
+  _globals['_VOTEREQUEST']._serialized_start=1599
+  _globals['_VOTEREQUEST']._serialized_end=1682
+  _globals['_VOTERESPONSE']._serialized_start=1684
+  _globals['_VOTERESPONSE']._serialized_end=1728
+  _globals['_ENTRYHEADER']._serialized_start=1730
+  _globals['_ENTRYHEADER']._serialized_end=1815
+  _globals['_APPENDREQUEST']._serialized_start=1817
+  _globals['_APPENDREQUEST']._serialized_end=1939
+  _globals['_APPENDRESPONSE']._serialized_start=1942
+  _globals['_APPENDRESPONSE']._serialized_end=2083
+  _globals['_HEARTBEAT']._serialized_start=2085
+  _globals['_HEARTBEAT']._serialized_end=2144
+  _globals['_HEARTBEATRESPONSE']._serialized_start=2146
+  _globals['_HEARTBEATRESPONSE']._serialized_end=2220
+  _globals['_CAMPAIGNNOW']._serialized_start=2222
+  _globals['_CAMPAIGNNOW']._serialized_end=2255
+  _globals['_READREQUEST']._serialized_start=2257
+  _globals['_READREQUEST']._serialized_end=2285
+  _globals['_READRESPONSE']._serialized_start=2287
+  _globals['_READRESPONSE']._serialized_end=2364
+  _globals['_REMOVED']._serialized_start=2366
+  _globals['_REMOVED']._serialized_end=2390
+  _globals['_REJOINREQUEST']._serialized_start=2392
+  _globals['_REJOINREQUEST']._serialized_end=2407
+  _globals['_REJOINRESPONSE']._serialized_start=2409
+  _globals['_REJOINRESPONSE']._serialized_end=2470
+  _globals['_NODEHEARTBEAT']._serialized_start=2473
+  _globals['_NODEHEARTBEAT']._serialized_end=2629
+  _globals['_HEARTBEATROW']._serialized_start=2632
+  _globals['_HEARTBEATROW']._serialized_end=2761
+  _globals['_ASLEEPROW']._serialized_start=2763
+  _globals['_ASLEEPROW']._serialized_end=2852
+  _globals['_NODEHEARTBEATANSWER']._serialized_start=2854
+  _globals['_NODEHEARTBEATANSWER']._serialized_end=2959
+  _globals['_HEARTBEATANSWERROW']._serialized_start=2962
+  _globals['_HEARTBEATANSWERROW']._serialized_end=3116
+  _globals['_SNAPSHOTMETA']._serialized_start=3118
+  _globals['_SNAPSHOTMETA']._serialized_end=3231
+  _globals['_SNAPSHOTCHUNK']._serialized_start=3233
+  _globals['_SNAPSHOTCHUNK']._serialized_end=3349
+  _globals['_SNAPSHOTANSWER']._serialized_start=3351
+  _globals['_SNAPSHOTANSWER']._serialized_end=3460
+  _globals['_SNAPSHOTREQUEST']._serialized_start=3462
+  _globals['_SNAPSHOTREQUEST']._serialized_end=3494
+  _globals['_REPORT']._serialized_start=3496
+  _globals['_REPORT']._serialized_end=3521
+  _globals['_PEER']._serialized_start=3524
+  _globals['_PEER']._serialized_end=3719
 # @@protoc_insertion_point(module_scope)

@@ -152,6 +152,14 @@ class Envelope(google.protobuf.message.Message):
     HEARTBEAT_RESPONSE_FIELD_NUMBER: builtins.int
     SNAPSHOT_CHUNK_FIELD_NUMBER: builtins.int
     SNAPSHOT_ANSWER_FIELD_NUMBER: builtins.int
+    CAMPAIGN_NOW_FIELD_NUMBER: builtins.int
+    READ_REQUEST_FIELD_NUMBER: builtins.int
+    READ_RESPONSE_FIELD_NUMBER: builtins.int
+    REMOVED_FIELD_NUMBER: builtins.int
+    REJOIN_REQUEST_FIELD_NUMBER: builtins.int
+    REJOIN_RESPONSE_FIELD_NUMBER: builtins.int
+    NODE_HEARTBEAT_FIELD_NUMBER: builtins.int
+    NODE_HEARTBEAT_ANSWER_FIELD_NUMBER: builtins.int
     SNAPSHOT_REQUEST_FIELD_NUMBER: builtins.int
     REPORT_FIELD_NUMBER: builtins.int
     group: builtins.int
@@ -177,6 +185,24 @@ class Envelope(google.protobuf.message.Message):
     @property
     def snapshot_answer(self) -> global___SnapshotAnswer: ...
     @property
+    def campaign_now(self) -> global___CampaignNow: ...
+    @property
+    def read_request(self) -> global___ReadRequest: ...
+    @property
+    def read_response(self) -> global___ReadResponse: ...
+    @property
+    def removed(self) -> global___Removed: ...
+    @property
+    def rejoin_request(self) -> global___RejoinRequest: ...
+    @property
+    def rejoin_response(self) -> global___RejoinResponse: ...
+    @property
+    def node_heartbeat(self) -> global___NodeHeartbeat:
+        """Of the pair of nodes: group, replicas, term and note of the envelope are empty."""
+
+    @property
+    def node_heartbeat_answer(self) -> global___NodeHeartbeatAnswer: ...
+    @property
     def snapshot_request(self) -> global___SnapshotRequest: ...
     @property
     def report(self) -> global___Report: ...
@@ -196,12 +222,20 @@ class Envelope(google.protobuf.message.Message):
         heartbeat_response: global___HeartbeatResponse | None = ...,
         snapshot_chunk: global___SnapshotChunk | None = ...,
         snapshot_answer: global___SnapshotAnswer | None = ...,
+        campaign_now: global___CampaignNow | None = ...,
+        read_request: global___ReadRequest | None = ...,
+        read_response: global___ReadResponse | None = ...,
+        removed: global___Removed | None = ...,
+        rejoin_request: global___RejoinRequest | None = ...,
+        rejoin_response: global___RejoinResponse | None = ...,
+        node_heartbeat: global___NodeHeartbeat | None = ...,
+        node_heartbeat_answer: global___NodeHeartbeatAnswer | None = ...,
         snapshot_request: global___SnapshotRequest | None = ...,
         report: global___Report | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["append_request", b"append_request", "append_response", b"append_response", "body", b"body", "heartbeat", b"heartbeat", "heartbeat_response", b"heartbeat_response", "report", b"report", "snapshot_answer", b"snapshot_answer", "snapshot_chunk", b"snapshot_chunk", "snapshot_request", b"snapshot_request", "vote_request", b"vote_request", "vote_response", b"vote_response"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["append_request", b"append_request", "append_response", b"append_response", "body", b"body", "from_replica", b"from_replica", "group", b"group", "heartbeat", b"heartbeat", "heartbeat_response", b"heartbeat_response", "note", b"note", "report", b"report", "snapshot_answer", b"snapshot_answer", "snapshot_chunk", b"snapshot_chunk", "snapshot_request", b"snapshot_request", "term", b"term", "to_replica", b"to_replica", "vote_request", b"vote_request", "vote_response", b"vote_response"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["vote_request", "vote_response", "append_request", "append_response", "heartbeat", "heartbeat_response", "snapshot_chunk", "snapshot_answer", "snapshot_request", "report"] | None: ...
+    def HasField(self, field_name: typing.Literal["append_request", b"append_request", "append_response", b"append_response", "body", b"body", "campaign_now", b"campaign_now", "heartbeat", b"heartbeat", "heartbeat_response", b"heartbeat_response", "node_heartbeat", b"node_heartbeat", "node_heartbeat_answer", b"node_heartbeat_answer", "read_request", b"read_request", "read_response", b"read_response", "rejoin_request", b"rejoin_request", "rejoin_response", b"rejoin_response", "removed", b"removed", "report", b"report", "snapshot_answer", b"snapshot_answer", "snapshot_chunk", b"snapshot_chunk", "snapshot_request", b"snapshot_request", "vote_request", b"vote_request", "vote_response", b"vote_response"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["append_request", b"append_request", "append_response", b"append_response", "body", b"body", "campaign_now", b"campaign_now", "from_replica", b"from_replica", "group", b"group", "heartbeat", b"heartbeat", "heartbeat_response", b"heartbeat_response", "node_heartbeat", b"node_heartbeat", "node_heartbeat_answer", b"node_heartbeat_answer", "note", b"note", "read_request", b"read_request", "read_response", b"read_response", "rejoin_request", b"rejoin_request", "rejoin_response", b"rejoin_response", "removed", b"removed", "report", b"report", "snapshot_answer", b"snapshot_answer", "snapshot_chunk", b"snapshot_chunk", "snapshot_request", b"snapshot_request", "term", b"term", "to_replica", b"to_replica", "vote_request", b"vote_request", "vote_response", b"vote_response"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["vote_request", "vote_response", "append_request", "append_response", "heartbeat", "heartbeat_response", "snapshot_chunk", "snapshot_answer", "campaign_now", "read_request", "read_response", "removed", "rejoin_request", "rejoin_response", "node_heartbeat", "node_heartbeat_answer", "snapshot_request", "report"] | None: ...
 
 global___Envelope = Envelope
 
@@ -212,17 +246,21 @@ class VoteRequest(google.protobuf.message.Message):
     PRE_FIELD_NUMBER: builtins.int
     LAST_INDEX_FIELD_NUMBER: builtins.int
     LAST_TERM_FIELD_NUMBER: builtins.int
+    TRANSFER_FIELD_NUMBER: builtins.int
     pre: builtins.bool
     last_index: builtins.int
     last_term: builtins.int
+    transfer: builtins.bool
+    """the leader itself asked the candidate to campaign"""
     def __init__(
         self,
         *,
         pre: builtins.bool = ...,
         last_index: builtins.int = ...,
         last_term: builtins.int = ...,
+        transfer: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["last_index", b"last_index", "last_term", b"last_term", "pre", b"pre"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["last_index", b"last_index", "last_term", b"last_term", "pre", b"pre", "transfer", b"transfer"]) -> None: ...
 
 global___VoteRequest = VoteRequest
 
@@ -305,11 +343,14 @@ class AppendResponse(google.protobuf.message.Message):
     CONFLICT_INDEX_FIELD_NUMBER: builtins.int
     CONFLICT_TERM_FIELD_NUMBER: builtins.int
     LAST_INDEX_FIELD_NUMBER: builtins.int
+    FORGETFUL_FIELD_NUMBER: builtins.int
     rejected: builtins.bool
     match_index: builtins.int
     conflict_index: builtins.int
     conflict_term: builtins.int
     last_index: builtins.int
+    forgetful: builtins.bool
+    """counts for nothing (RULES W7)"""
     def __init__(
         self,
         *,
@@ -318,8 +359,9 @@ class AppendResponse(google.protobuf.message.Message):
         conflict_index: builtins.int = ...,
         conflict_term: builtins.int = ...,
         last_index: builtins.int = ...,
+        forgetful: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["conflict_index", b"conflict_index", "conflict_term", b"conflict_term", "last_index", b"last_index", "match_index", b"match_index", "rejected", b"rejected"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["conflict_index", b"conflict_index", "conflict_term", b"conflict_term", "forgetful", b"forgetful", "last_index", b"last_index", "match_index", b"match_index", "rejected", b"rejected"]) -> None: ...
 
 global___AppendResponse = AppendResponse
 
@@ -329,15 +371,19 @@ class Heartbeat(google.protobuf.message.Message):
 
     COMMIT_FIELD_NUMBER: builtins.int
     ROUND_FIELD_NUMBER: builtins.int
+    QUIESCE_FIELD_NUMBER: builtins.int
     commit: builtins.int
     round: builtins.int
+    quiesce: builtins.bool
+    """no more heartbeats until something happens (RULES C5)"""
     def __init__(
         self,
         *,
         commit: builtins.int = ...,
         round: builtins.int = ...,
+        quiesce: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["commit", b"commit", "round", b"round"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["commit", b"commit", "quiesce", b"quiesce", "round", b"round"]) -> None: ...
 
 global___Heartbeat = Heartbeat
 
@@ -347,37 +393,270 @@ class HeartbeatResponse(google.protobuf.message.Message):
 
     ROUND_FIELD_NUMBER: builtins.int
     MATCH_INDEX_FIELD_NUMBER: builtins.int
+    FORGETFUL_FIELD_NUMBER: builtins.int
     round: builtins.int
     match_index: builtins.int
+    forgetful: builtins.bool
     def __init__(
         self,
         *,
         round: builtins.int = ...,
         match_index: builtins.int = ...,
+        forgetful: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["match_index", b"match_index", "round", b"round"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["forgetful", b"forgetful", "match_index", b"match_index", "round", b"round"]) -> None: ...
 
 global___HeartbeatResponse = HeartbeatResponse
 
 @typing.final
-class Configuration(google.protobuf.message.Message):
+class CampaignNow(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    VOTERS_FIELD_NUMBER: builtins.int
-    LEARNERS_FIELD_NUMBER: builtins.int
-    @property
-    def voters(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
-    @property
-    def learners(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    LAST_INDEX_FIELD_NUMBER: builtins.int
+    last_index: builtins.int
     def __init__(
         self,
         *,
-        voters: collections.abc.Iterable[builtins.int] | None = ...,
-        learners: collections.abc.Iterable[builtins.int] | None = ...,
+        last_index: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["learners", b"learners", "voters", b"voters"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["last_index", b"last_index"]) -> None: ...
 
-global___Configuration = Configuration
+global___CampaignNow = CampaignNow
+
+@typing.final
+class ReadRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: builtins.int
+    token: builtins.int
+    def __init__(
+        self,
+        *,
+        token: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["token", b"token"]) -> None: ...
+
+global___ReadRequest = ReadRequest
+
+@typing.final
+class ReadResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: builtins.int
+    INDEX_FIELD_NUMBER: builtins.int
+    AGE_MS_FIELD_NUMBER: builtins.int
+    REFUSED_FIELD_NUMBER: builtins.int
+    token: builtins.int
+    index: builtins.int
+    age_ms: builtins.int
+    refused: builtins.bool
+    def __init__(
+        self,
+        *,
+        token: builtins.int = ...,
+        index: builtins.int = ...,
+        age_ms: builtins.int = ...,
+        refused: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["age_ms", b"age_ms", "index", b"index", "refused", b"refused", "token", b"token"]) -> None: ...
+
+global___ReadResponse = ReadResponse
+
+@typing.final
+class Removed(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: builtins.int
+    index: builtins.int
+    """of a committed configuration without the receiver"""
+    def __init__(
+        self,
+        *,
+        index: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["index", b"index"]) -> None: ...
+
+global___Removed = Removed
+
+@typing.final
+class RejoinRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___RejoinRequest = RejoinRequest
+
+@typing.final
+class RejoinResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LAST_INDEX_FIELD_NUMBER: builtins.int
+    FOR_INCARNATION_FIELD_NUMBER: builtins.int
+    last_index: builtins.int
+    for_incarnation: builtins.int
+    def __init__(
+        self,
+        *,
+        last_index: builtins.int = ...,
+        for_incarnation: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["for_incarnation", b"for_incarnation", "last_index", b"last_index"]) -> None: ...
+
+global___RejoinResponse = RejoinResponse
+
+@typing.final
+class NodeHeartbeat(google.protobuf.message.Message):
+    """All that the leaders on one node have to say to the replicas of another one at a time (RULES C5): a row for each
+    group that is awake, and one hash for all that sleep.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: builtins.int
+    ASLEEP_FIELD_NUMBER: builtins.int
+    ASLEEP_HASH_FIELD_NUMBER: builtins.int
+    LISTED_FIELD_NUMBER: builtins.int
+    ASLEEP_ROWS_FIELD_NUMBER: builtins.int
+    asleep: builtins.int
+    """groups that sleep under a leader of this node, with a replica on the other"""
+    asleep_hash: builtins.int
+    """of their rows, sorted by group (docs/formats.md)"""
+    listed: builtins.bool
+    """asleep_rows holds them: the other node said that its hash differs"""
+    @property
+    def rows(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___HeartbeatRow]: ...
+    @property
+    def asleep_rows(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___AsleepRow]: ...
+    def __init__(
+        self,
+        *,
+        rows: collections.abc.Iterable[global___HeartbeatRow] | None = ...,
+        asleep: builtins.int = ...,
+        asleep_hash: builtins.int = ...,
+        listed: builtins.bool = ...,
+        asleep_rows: collections.abc.Iterable[global___AsleepRow] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["asleep", b"asleep", "asleep_hash", b"asleep_hash", "asleep_rows", b"asleep_rows", "listed", b"listed", "rows", b"rows"]) -> None: ...
+
+global___NodeHeartbeat = NodeHeartbeat
+
+@typing.final
+class HeartbeatRow(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: builtins.int
+    FROM_REPLICA_FIELD_NUMBER: builtins.int
+    TO_REPLICA_FIELD_NUMBER: builtins.int
+    TERM_FIELD_NUMBER: builtins.int
+    HEARTBEAT_FIELD_NUMBER: builtins.int
+    group: builtins.int
+    from_replica: builtins.int
+    to_replica: builtins.int
+    term: builtins.int
+    @property
+    def heartbeat(self) -> global___Heartbeat: ...
+    def __init__(
+        self,
+        *,
+        group: builtins.int = ...,
+        from_replica: builtins.int = ...,
+        to_replica: builtins.int = ...,
+        term: builtins.int = ...,
+        heartbeat: global___Heartbeat | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["heartbeat", b"heartbeat"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["from_replica", b"from_replica", "group", b"group", "heartbeat", b"heartbeat", "term", b"term", "to_replica", b"to_replica"]) -> None: ...
+
+global___HeartbeatRow = HeartbeatRow
+
+@typing.final
+class AsleepRow(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: builtins.int
+    LEADER_FIELD_NUMBER: builtins.int
+    REPLICA_FIELD_NUMBER: builtins.int
+    TERM_FIELD_NUMBER: builtins.int
+    COMMIT_FIELD_NUMBER: builtins.int
+    group: builtins.int
+    leader: builtins.int
+    replica: builtins.int
+    """of the receiving node"""
+    term: builtins.int
+    commit: builtins.int
+    """its last index"""
+    def __init__(
+        self,
+        *,
+        group: builtins.int = ...,
+        leader: builtins.int = ...,
+        replica: builtins.int = ...,
+        term: builtins.int = ...,
+        commit: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["commit", b"commit", "group", b"group", "leader", b"leader", "replica", b"replica", "term", b"term"]) -> None: ...
+
+global___AsleepRow = AsleepRow
+
+@typing.final
+class NodeHeartbeatAnswer(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: builtins.int
+    DIFFERS_FIELD_NUMBER: builtins.int
+    DIFFERING_FIELD_NUMBER: builtins.int
+    differs: builtins.bool
+    """the hash does: list them"""
+    @property
+    def rows(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___HeartbeatAnswerRow]: ...
+    @property
+    def differing(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """groups whose row differs from what is known here: wake them"""
+
+    def __init__(
+        self,
+        *,
+        rows: collections.abc.Iterable[global___HeartbeatAnswerRow] | None = ...,
+        differs: builtins.bool = ...,
+        differing: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["differing", b"differing", "differs", b"differs", "rows", b"rows"]) -> None: ...
+
+global___NodeHeartbeatAnswer = NodeHeartbeatAnswer
+
+@typing.final
+class HeartbeatAnswerRow(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: builtins.int
+    FROM_REPLICA_FIELD_NUMBER: builtins.int
+    TO_REPLICA_FIELD_NUMBER: builtins.int
+    TERM_FIELD_NUMBER: builtins.int
+    NOTE_FIELD_NUMBER: builtins.int
+    ANSWER_FIELD_NUMBER: builtins.int
+    group: builtins.int
+    from_replica: builtins.int
+    to_replica: builtins.int
+    term: builtins.int
+    note: builtins.bytes
+    @property
+    def answer(self) -> global___HeartbeatResponse: ...
+    def __init__(
+        self,
+        *,
+        group: builtins.int = ...,
+        from_replica: builtins.int = ...,
+        to_replica: builtins.int = ...,
+        term: builtins.int = ...,
+        note: builtins.bytes = ...,
+        answer: global___HeartbeatResponse | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["answer", b"answer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["answer", b"answer", "from_replica", b"from_replica", "group", b"group", "note", b"note", "term", b"term", "to_replica", b"to_replica"]) -> None: ...
+
+global___HeartbeatAnswerRow = HeartbeatAnswerRow
 
 @typing.final
 class SnapshotMeta(google.protobuf.message.Message):
@@ -385,25 +664,24 @@ class SnapshotMeta(google.protobuf.message.Message):
 
     INDEX_FIELD_NUMBER: builtins.int
     TERM_FIELD_NUMBER: builtins.int
-    CONFIGURATION_FIELD_NUMBER: builtins.int
     SNAPSHOT_ID_FIELD_NUMBER: builtins.int
     SIZE_BYTES_FIELD_NUMBER: builtins.int
+    CONFIGURATION_FIELD_NUMBER: builtins.int
     index: builtins.int
     term: builtins.int
     snapshot_id: builtins.str
     size_bytes: builtins.int
-    @property
-    def configuration(self) -> global___Configuration: ...
+    configuration: builtins.bytes
+    """encoded as in the log (docs/formats.md, Configuration)"""
     def __init__(
         self,
         *,
         index: builtins.int = ...,
         term: builtins.int = ...,
-        configuration: global___Configuration | None = ...,
         snapshot_id: builtins.str = ...,
         size_bytes: builtins.int = ...,
+        configuration: builtins.bytes = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["configuration", b"configuration"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["configuration", b"configuration", "index", b"index", "size_bytes", b"size_bytes", "snapshot_id", b"snapshot_id", "term", b"term"]) -> None: ...
 
 global___SnapshotMeta = SnapshotMeta

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from consensus.core.interface import NodeId
-from consensus.transport.codec import NUMBER_MAX
+from consensus.transport.messages import NUMBER_MAX
 from consensus.v1 import consensus_pb2 as pb
 
 PROTOCOL = 1

@@ -103,6 +103,7 @@ class Writer:
         self.queue: deque[tuple[GroupAppend, Callable[[], None]]] = deque()
         self.releases: list[tuple[int, int]] = []
         self.held = False
+        self.disk_full = False
         self.log: list[str] = []
 
     def submit(self, append: GroupAppend, done: Callable[[], None]) -> None:
@@ -111,6 +112,9 @@ class Writer:
     def release(self, group: int, below_index: int) -> None:
         self.releases.append((group, below_index))
         self.wal.release(group, below_index)
+
+    def full(self) -> bool:
+        return self.disk_full
 
     def work(self) -> bool:
         if self.held or not self.queue:

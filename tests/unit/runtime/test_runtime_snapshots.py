@@ -376,7 +376,8 @@ def test_half_received_snapshots_are_removed_after_their_lease() -> None:
         ({"last": True}, "snapshot_chunk_out_of_range"),
         ({"data": memoryview(b"")}, "snapshot_chunk_empty"),
         ({"data": memoryview(bytes(5 << 20))}, "snapshot_chunk_too_long"),
-        ({"sender": 9}, "replica_not_on_node"),
+        ({"sender": 3}, "replica_not_on_node"),
+        ({"sender": 9}, "snapshot_chunk_of_another_term"),
         ({"term": 2**63 - 1}, "snapshot_chunk_of_another_term"),
     ],
 )

@@ -8,28 +8,56 @@ from crc32c import crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from consensus.core.configuration import encode_configuration
 from consensus.core.errors import InvariantViolated
 from consensus.core.interface import (
     AppendRequest,
     AppendResponse,
+    CampaignNow,
     Configuration,
     Entry,
     EntryKind,
     Heartbeat,
     HeartbeatResponse,
+    Home,
+    ReadRequest,
+    ReadResponse,
+    RejoinRequest,
+    RejoinResponse,
+    Removed,
     SnapshotMeta,
     SnapshotOffer,
     VoteRequest,
     VoteResponse,
 )
-from consensus.transport.codec import CHECK_BYTES, ENTRY_HEADER_BYTES, Origin, carried_bytes, decode, encode, verified
+from consensus.transport.codec import (
+    CHECK_BYTES,
+    ENTRY_HEADER_BYTES,
+    ROW_BYTES,
+    Origin,
+    carried_bytes,
+    decode,
+    encode,
+    verified,
+)
 from consensus.transport.errors import BadFrame, TransportError
 from consensus.transport.frames import join_frame, split_frame
-from consensus.transport.interface import Envelope, Report, SnapshotAnswer, SnapshotChunk, SnapshotRequest
+from consensus.transport.interface import (
+    AsleepRow,
+    Envelope,
+    NodeHeartbeat,
+    NodeHeartbeatAnswer,
+    Report,
+    SnapshotAnswer,
+    SnapshotChunk,
+    SnapshotRequest,
+)
 from consensus.v1 import consensus_pb2 as pb
 
 ORIGIN = Origin(b"c" * 16, 3, b"u" * 16, 12)
-META = SnapshotMeta(7, 2, Configuration((1, 2), (3,)), "s7-t2-n1-i1", 11)
+HOME = Home(70000, 4, b"f" * 16, "host-4:7000")
+JOINT = Configuration((1, 70000), (3,), outgoing=(1, 2), homes=(HOME,), next_replica=70001)
+META = SnapshotMeta(7, 2, JOINT, "s7-t2-n1-i1", 11)
 BASE = {"sender": 1, "to": 2, "term": 9, "incarnation": 12}
 
 
@@ -39,6 +67,7 @@ def entry(index: int, payload: bytes, kind: EntryKind = EntryKind.NORMAL) -> Ent
 
 MESSAGES = [
     VoteRequest(**BASE, pre=True, last_index=5, last_term=4),
+    VoteRequest(**BASE, pre=False, last_index=5, last_term=4, transfer=True),
     VoteResponse(**BASE, pre=False, granted=True),
     AppendRequest(**BASE, previous_index=0, previous_term=0, commit=0),
     AppendRequest(
@@ -55,7 +84,39 @@ MESSAGES = [
     SnapshotAnswer(**BASE, snapshot_id="s7-t2-n1-i1", next_offset=11, refused=False, installed=True, index=7),
     SnapshotRequest(**BASE, index=7),
     Report(**BASE, content=b"digests"),
+    AppendResponse(**BASE, rejected=False, match_index=3, forgetful=True),
+    Heartbeat(**BASE, commit=3, round=1, quiesce=True),
+    HeartbeatResponse(**BASE, round=8, match_index=2, forgetful=True),
+    CampaignNow(**BASE, last_index=2**40),
+    ReadRequest(**BASE, token=77),
+    ReadResponse(**BASE, token=77, index=9, age_ms=3),
+    ReadResponse(**BASE, token=78, refused=True),
+    Removed(**BASE, index=12),
+    RejoinRequest(**BASE),
+    RejoinResponse(**BASE, last_index=99, for_incarnation=4),
 ]
+ENTRIES = next(message for message in MESSAGES if isinstance(message, AppendRequest) and message.entries)
+BEAT = next(message for message in MESSAGES if isinstance(message, Heartbeat))
+"""Messages of groups."""
+PAIR = [
+    NodeHeartbeat(incarnation=12),
+    NodeHeartbeat(
+        incarnation=12,
+        rows=(Envelope(1, Heartbeat(**BASE, commit=3, round=4)), Envelope(2, Heartbeat(**BASE, commit=0, round=1))),
+        asleep=2,
+        asleep_hash=2**64 - 1,
+        listed=True,
+        asleep_rows=(AsleepRow(3, 1, 70000, 9, 14), AsleepRow(4, 2, 1, 1, 0)),
+    ),
+    NodeHeartbeatAnswer(incarnation=12),
+    NodeHeartbeatAnswer(
+        incarnation=12,
+        rows=(Envelope(1, HeartbeatResponse(**BASE, round=4, match_index=3), b"digests"),),
+        differs=True,
+        differing=(3, 4),
+    ),
+]
+"""Messages of a pair of nodes."""
 
 
 def sound(received) -> list[Envelope]:  # type: ignore[no-untyped-def]
@@ -71,8 +132,19 @@ def test_every_message_survives_the_way(message) -> None:  # type: ignore[no-unt
     assert sound(received) == [Envelope(7, message, b"note")]
 
 
+@pytest.mark.parametrize("message", PAIR, ids=lambda message: type(message).__name__)
+def test_what_a_pair_of_nodes_says_survives_the_way(message) -> None:  # type: ignore[no-untyped-def]
+    assert sound(decode(encode(ORIGIN, [Envelope(0, message)]))) == [Envelope(0, message)]
+
+
+def test_rows_between_nodes_count_as_carried() -> None:
+    assert carried_bytes(PAIR[0]) == 0
+    assert carried_bytes(PAIR[1]) == 4 * ROW_BYTES
+    assert carried_bytes(PAIR[3]) == 3 * ROW_BYTES + len(b"digests")
+
+
 def test_many_messages_share_a_frame_in_order() -> None:
-    envelopes = [Envelope(group, message) for group in range(3) for message in MESSAGES]
+    envelopes = [Envelope(group, message) for group in range(3) for message in [*MESSAGES, *PAIR]]
     assert sound(decode(encode(ORIGIN, envelopes))) == envelopes
 
 
@@ -86,7 +158,7 @@ def test_by_hand_equals_the_generated_serializer() -> None:
 
 @pytest.mark.parametrize("order", ["payload first", "header twice", "unknown field"])
 def test_another_encoding_of_the_same_frame_is_understood(order: str) -> None:
-    data = encode(ORIGIN, [Envelope(1, MESSAGES[3])])
+    data = encode(ORIGIN, [Envelope(1, ENTRIES)])
     header, payload = split_frame(data)
     only_header, only_payload = join_frame(header, ()), pb.Frame(payload=bytes(payload)).SerializeToString()
     if order == "payload first":
@@ -96,11 +168,11 @@ def test_another_encoding_of_the_same_frame_is_understood(order: str) -> None:
         other = empty + only_header + only_payload
     else:
         other = only_header + b"\x48\x07" + only_payload
-    assert sound(decode(other)) == [Envelope(1, MESSAGES[3])]
+    assert sound(decode(other)) == [Envelope(1, ENTRIES)]
 
 
 def test_payloads_are_views_into_the_received_bytes() -> None:
-    data = encode(ORIGIN, [Envelope(1, MESSAGES[3])])
+    data = encode(ORIGIN, [Envelope(1, ENTRIES)])
     request = sound(decode(data))[0].message
     assert isinstance(request, AppendRequest)
     for received in request.entries:
@@ -119,11 +191,11 @@ def test_memoryviews_are_sent_without_being_made_bytes_first() -> None:
 
 
 def test_damaged_payloads_are_dropped_and_counted_and_the_rest_is_not() -> None:
-    data = bytearray(encode(ORIGIN, [Envelope(1, MESSAGES[0]), Envelope(1, MESSAGES[3]), Envelope(1, MESSAGES[5])]))
+    data = bytearray(encode(ORIGIN, [Envelope(1, MESSAGES[0]), Envelope(1, ENTRIES), Envelope(1, BEAT)]))
     data[-1] ^= 1
     dropped: Counter[str] = Counter()
     *_, good = verified(decode(bytes(data)), dropped)
-    assert good == [Envelope(1, MESSAGES[0]), Envelope(1, MESSAGES[5])]
+    assert good == [Envelope(1, MESSAGES[0]), Envelope(1, BEAT)]
     assert dropped == {"payload_damaged": 1}
 
 
@@ -148,7 +220,13 @@ def framed(body: pb.Envelope, payload: bytes = b"") -> bytes:
 
 
 ENTRY = pb.EntryHeader(term=1, index=1, kind=1, length=4, crc=0)
-CHUNK_META = pb.SnapshotMeta(index=1, term=1, snapshot_id="ok", size_bytes=1)
+MEMBERS = encode_configuration(JOINT)
+CHUNK_META = pb.SnapshotMeta(index=1, term=1, snapshot_id="ok", size_bytes=1, configuration=MEMBERS)
+
+
+def chunk_of(configuration: bytes) -> bytes:
+    meta = pb.SnapshotMeta(snapshot_id="a", configuration=configuration)
+    return framed(pb.Envelope(snapshot_chunk=pb.SnapshotChunk(meta=meta)))
 
 
 @pytest.mark.parametrize(
@@ -179,15 +257,38 @@ CHUNK_META = pb.SnapshotMeta(index=1, term=1, snapshot_id="ok", size_bytes=1)
         ),
         (framed(pb.Envelope(snapshot_answer=pb.SnapshotAnswer(snapshot_id="../etc/passwd"))), "snapshot_id"),
         (framed(pb.Envelope(snapshot_answer=pb.SnapshotAnswer(snapshot_id="a", next_offset=2**63))), "next_offset"),
+        (chunk_of(b""), "meta.configuration: a configuration has at least"),
+        (chunk_of(MEMBERS[:-1]), "meta.configuration: a configuration of"),
+        (chunk_of(MEMBERS + b"x"), "meta.configuration: 1 bytes too many"),
+        (chunk_of(b"\x09" + MEMBERS[1:]), "meta.configuration: configuration of version 9"),
+        (chunk_of(MEMBERS[:2] + b"\xff\xff" + MEMBERS[4:]), "meta.configuration: a configuration of"),
+        (framed(pb.Envelope(campaign_now=pb.CampaignNow(last_index=2**63))), "last_index: 9223372036854775808"),
+        (framed(pb.Envelope(read_request=pb.ReadRequest(token=2**64 - 1))), "token"),
+        (framed(pb.Envelope(read_response=pb.ReadResponse(index=2**63))), "index"),
+        (framed(pb.Envelope(read_response=pb.ReadResponse(age_ms=2**63))), "age_ms"),
+        (framed(pb.Envelope(removed=pb.Removed(index=2**63))), "index"),
+        (framed(pb.Envelope(rejoin_response=pb.RejoinResponse(last_index=2**63))), "last_index"),
+        (framed(pb.Envelope(rejoin_response=pb.RejoinResponse(for_incarnation=2**63))), "for_incarnation"),
+        (framed(pb.Envelope(node_heartbeat=pb.NodeHeartbeat(rows=[pb.HeartbeatRow()] * 4097))), "rows: 4097"),
+        (
+            framed(pb.Envelope(node_heartbeat=pb.NodeHeartbeat(asleep_rows=[pb.AsleepRow()] * 4097))),
+            "asleep_rows: 4097",
+        ),
+        (
+            framed(pb.Envelope(node_heartbeat_answer=pb.NodeHeartbeatAnswer(rows=[pb.HeartbeatAnswerRow()] * 4097))),
+            "rows: 4097",
+        ),
         (
             framed(
                 pb.Envelope(
-                    snapshot_chunk=pb.SnapshotChunk(
-                        meta=pb.SnapshotMeta(snapshot_id="a", configuration=pb.Configuration(voters=list(range(2000))))
-                    )
+                    node_heartbeat_answer=pb.NodeHeartbeatAnswer(rows=[pb.HeartbeatAnswerRow(note=bytes(4097))])
                 )
             ),
-            "configuration: 2000 members",
+            "note: 4097 bytes",
+        ),
+        (
+            framed(pb.Envelope(node_heartbeat_answer=pb.NodeHeartbeatAnswer(differing=[1] * 4097))),
+            "differing: 4097",
         ),
         (framed(pb.Envelope(snapshot_request=pb.SnapshotRequest(index=2**63))), "index"),
         (framed(pb.Envelope(report=pb.Report(content=bytes(4097)))), "report: 4097 bytes"),
@@ -215,7 +316,7 @@ def test_random_bytes_are_a_frame_or_a_bad_frame(data: bytes) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.integers(min_value=0), st.integers(min_value=0, max_value=255))
 def test_damaged_frames_are_a_frame_or_a_bad_frame(position: int, byte: int) -> None:
-    data = bytearray(encode(ORIGIN, [Envelope(1, message) for message in MESSAGES]))
+    data = bytearray(encode(ORIGIN, [Envelope(1, message) for message in [*MESSAGES, *PAIR]]))
     data[position % len(data)] = byte
     try:
         list(verified(decode(bytes(data)), Counter()))
@@ -233,3 +334,6 @@ def test_what_never_travels_is_a_bug() -> None:
         encode(ORIGIN, [Envelope(1, SnapshotOffer(**BASE, meta=META))])
     with pytest.raises(InvariantViolated):
         encode(ORIGIN, [Envelope(1, MESSAGES[0], bytes(4097))])
+    for message in (NodeHeartbeat(incarnation=1, rows=(Envelope(1, MESSAGES[0]),)),):
+        with pytest.raises(InvariantViolated):
+            encode(ORIGIN, [Envelope(0, message)])
