@@ -76,6 +76,8 @@ class SimulationOptions:
     """Whether some nodes may be healed before the others."""
     events_max: int = 400_000
     """A run that needs more is one in which something spins."""
+    keep_trace: bool = False
+    """Whether the report holds the trace also when all was well."""
     runtime: RuntimeOptions = field(default_factory=small_runtime_options)
     wal: WalOptions = field(default_factory=small_wal_options)
 
@@ -269,7 +271,7 @@ class Cluster:
             seed=self.seed,
             failure=failure,
             trace_hash=self.trace.hash(),
-            trace=self.trace.text() if failure else "",
+            trace=self.trace.text() if failure or self._options.keep_trace else "",
             plan=tuple(f"{fault.at_ms:8} ms  {fault.describe()}" for fault in self._plan),
             events=self.scheduler.events,
             simulated_ms=self.scheduler.now_us // MS,

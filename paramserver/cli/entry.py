@@ -22,7 +22,7 @@ from paramserver.cli.text import escape
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """`paramserver NAME`; its module is only imported when it is called."""
+    """`paramserver NAME`; its module is only imported when it is called. A name may be of two words."""
 
     name: str
     help: str
@@ -34,6 +34,8 @@ COMMANDS = (
     Command("server", "one node of a cluster", "paramserver.cli.server"),
     Command("worker", "train the bundled model on a cluster, as one rank", "paramserver.cli.worker"),
     Command("status", "nodes, groups, leaders, versions, digests", "paramserver.cli.status"),
+    Command("sim run", "simulate clusters under faults, one a seed, and check them", "paramserver.cli.sim_run"),
+    Command("sim replay", "one seed of the simulator again, exactly", "paramserver.cli.sim_replay"),
 )
 
 
@@ -137,11 +139,27 @@ def dispatch(words: list[str]) -> int:
     if name == "--version":
         print(version())
         return codes.OK
+    families = [one for one in COMMANDS if one.name.startswith(f"{name} ")]
+    if families:
+        return dispatch_family(name, families, rest)
     command = next((one for one in COMMANDS if one.name == name), None)
     if command is None:
         near = flags.did_you_mean(name, [one.name for one in COMMANDS])
         raise UsageProblems([f"no command '{escape(name)}'{near}"], "paramserver --help shows the commands")
     return run_command(command, rest)
+
+
+def dispatch_family(name: str, commands: Sequence[Command], words: list[str]) -> int:
+    """`paramserver NAME WORD`."""
+    known = [one.name.removeprefix(f"{name} ") for one in commands]
+    if words and words[0] in ("-h", "--help", "help"):
+        print(usage(commands))
+        return codes.OK
+    if not words or words[0] not in known:
+        said = f"no command '{name} {escape(words[0])}'{flags.did_you_mean(words[0], known)}" if words else ""
+        problem = said or f"'{name}' needs one more word: {', '.join(known)}"
+        raise UsageProblems([problem], f"paramserver {name} --help shows the commands")
+    return run_command(commands[known.index(words[0])], words[1:])
 
 
 def run_command(command: Command, words: list[str]) -> int:
@@ -172,10 +190,10 @@ def report(error: CommandError) -> int:
     return error.code
 
 
-def usage() -> str:
-    width = max(len(command.name) for command in COMMANDS)
+def usage(commands: Sequence[Command] = COMMANDS) -> str:
+    width = max(len(command.name) for command in commands)
     lines = ["usage: paramserver COMMAND [FLAGS]", "", "A parameter server that cannot lose a step.", "", "commands:"]
-    lines += [f"  {command.name.ljust(width)}  {command.help}" for command in COMMANDS]
+    lines += [f"  {command.name.ljust(width)}  {command.help}" for command in commands]
     lines += ["", "paramserver COMMAND --help shows its flags; --version the version.", "", codes.TABLE.rstrip()]
     return "\n".join(lines)
 

@@ -24,7 +24,8 @@ _REQUIRED = object()
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """`convert` takes the text and raises ValueError with the expected form. `help` is shown with the default."""
+    """`convert` takes the text and raises ValueError with the expected form. `help` is shown with the default. A name
+    without dashes stands for a word of its own, in the order of the flags."""
 
     name: str
     help: str

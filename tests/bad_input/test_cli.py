@@ -67,6 +67,16 @@ def test_server_with_a_port_that_is_taken(tmp_path: Path) -> None:
         (("worker", "--rank", "-1"), "--rank '-1'"),
         (("demo", "--steps", "100"), "--steps 100"),
         (("demo", "--sead", "1"), "did you mean --seed?"),
+        (("sim",), "needs one more word: run, replay"),
+        (("sim", "rnu"), "did you mean run?"),
+        (("sim", "run"), "--seeds is missing"),
+        (("sim", "run", "--seeds", "7"), "expected A:B"),
+        (("sim", "run", "--seeds", "7:7"), "no seed lies in that range"),
+        (("sim", "run", "--seeds", "9:7"), "no seed lies in that range"),
+        (("sim", "run", "--seeds=-3:7"), "expected A:B"),
+        (("sim", "run", "--seeds", "0:5", "--nodes", "0"), "--nodes '0'"),
+        (("sim", "replay"), "SEED is missing"),
+        (("sim", "replay", "x\x1b"), "SEED 'x\\x1b'"),
     ],
 )
 def test_wrong_command_lines(words: tuple[str, ...], told: str) -> None:

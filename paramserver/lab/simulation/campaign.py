@@ -1,0 +1,124 @@
+"""Many seeds, one after the other or over several processes, and what they came to.
+
+Owns which seed simulates what (every fourth trains, the others are clients of ledgers), the sum of the reports, and the
+way of a failing seed to a smaller case. Invariants: a seed's report is the same wherever and in whatever order it runs;
+an interrupted campaign has the sum of what was done. Must not know: command lines.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import consensus.simulation.case as ledgers
+import consensus.simulation.run as ledger_runs
+import paramserver.lab.simulation.run as training
+from consensus.simulation.case import Case
+from consensus.simulation.report import Report
+from consensus.simulation.shrink import Shrunk, shrink
+
+LEDGER, TRAINING = "ledger", "training"
+KINDS = (LEDGER, TRAINING)
+TRAINING_EVERY = 4
+
+
+def kind_of(seed: int, wanted: str = "") -> str:
+    """What a seed simulates, unless one kind is wanted for all."""
+    return wanted or (TRAINING if seed % TRAINING_EVERY == TRAINING_EVERY - 1 else LEDGER)
+
+
+def draw_case(seed: int, *, kind: str = "", nodes: int | None = None) -> Case:
+    draw = ledgers.draw_case if kind_of(seed, kind) == LEDGER else training.draw_case
+    return draw(seed, nodes=nodes)
+
+
+def run_case(case: Case, *, kind: str = "") -> Report:
+    return ledger_runs.run_case(case) if kind_of(case.seed, kind) == LEDGER else training.run_case(case)
+
+
+def run_one(seed: int, *, kind: str = "", nodes: int | None = None) -> Report:
+    """Without the noise that servers make in the log when a replica does not run."""
+    logging.getLogger("consensus").setLevel(logging.CRITICAL)
+    return run_case(draw_case(seed, kind=kind, nodes=nodes), kind=kind)
+
+
+def shrink_one(seed: int, report: Report, *, kind: str = "", nodes: int | None = None) -> Shrunk:
+    """The smallest case found that fails as `report` did."""
+    return shrink(draw_case(seed, kind=kind, nodes=nodes), report, partial(run_case, kind=kind))
+
+
+@dataclass(slots=True)
+class Totals:
+    """The sum of all reports so far."""
+
+    seeds: int = 0
+    events: int = 0
+    simulated_ms: int = 0
+    operations_checked: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    failed: list[Report] = field(default_factory=list)
+    """Without an order that means anything."""
+
+    def add(self, report: Report) -> None:
+        self.seeds += 1
+        self.events += report.events
+        self.simulated_ms += report.simulated_ms
+        self.operations_checked += report.operations_checked
+        self.faults.update(report.faults)
+        self.counts.update(report.counts)
+        if not report.ok:
+            self.failed.append(report)
+
+    def as_json(self, wall_s: float) -> dict[str, object]:
+        return {
+            "seeds": self.seeds,
+            "events": self.events,
+            "simulated_hours": round(self.simulated_ms / 3_600_000, 4),
+            "faults": dict(sorted(self.faults.items())),
+            "operations_checked": self.operations_checked,
+            "violations": len(self.failed),
+            "failed_seeds": sorted(report.seed for report in self.failed),
+            "wall_s": round(wall_s, 2),
+        }
+
+
+def _begin_worker() -> None:
+    """Ctrl-C goes to all processes of the terminal; only the first one decides what becomes of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def reports(seeds: Sequence[int], *, kind: str = "", nodes: int | None = None, jobs: int = 1) -> Iterator[Report]:
+    """Of each seed, as they come."""
+    run = partial(run_one, kind=kind, nodes=nodes)
+    if jobs == 1:
+        yield from map(run, seeds)
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs, initializer=_begin_worker) as pool:
+        yield from pool.imap_unordered(run, seeds)
+
+
+def campaign(
+    seeds: Sequence[int],
+    *,
+    kind: str = "",
+    nodes: int | None = None,
+    jobs: int = 1,
+    progress: Callable[[Totals, Report], None] | None = None,
+) -> tuple[Totals, float, bool]:
+    """(what it came to, seconds it took, whether it was interrupted)."""
+    totals, started, interrupted = Totals(), time.monotonic(), False
+    try:
+        for report in reports(seeds, kind=kind, nodes=nodes, jobs=jobs):
+            totals.add(report)
+            if progress is not None:
+                progress(totals, report)
+    except KeyboardInterrupt:
+        interrupted = True
+    return totals, time.monotonic() - started, interrupted
