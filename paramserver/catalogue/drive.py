@@ -106,12 +106,13 @@ class Drives:
     # --- the tenure
 
     def poke(self, model: ModelId) -> None:
-        """Something was decided about the model: carry it out."""
+        """Something was decided about the model: carry it out, where a group has not confirmed it yet."""
         if self._ended:
             return
-        for group in self._models()[model].groups:
+        decided = self._models()[model]
+        for group in decided.groups:
             key = (model, group)
-            if key not in self._tasks:
+            if key not in self._tasks and self._next(decided, group, self._of(model, group)) is not None:
                 self._tasks[key] = asyncio.create_task(self._drive(key), name=f"drive model {model} group {group}")
 
     def poke_all(self) -> None:

@@ -135,14 +135,18 @@ class Executor:
             except TimeoutError:
                 raise Refusal(Reason.NOT_READY, f"group {group} did not commit in time") from None
         request = pb.ExecuteRequest(cluster=self._cluster, group=group, command=raw)
+        return _reply((await self._remote(node, request, ATTEMPT_TIMEOUT_MS / 1000)).result)
+
+    async def _remote(self, node: NodeId, request: pb.ExecuteRequest, timeout_s: float) -> pb.ExecuteResponse:
+        """Another node's answer. Raises `Refusal`."""
         call = self._channel(node).unary_unary(
             EXECUTE, request_serializer=_serialize, response_deserializer=pb.ExecuteResponse.FromString
         )
         try:
-            response = await call(request, timeout=ATTEMPT_TIMEOUT_MS / 1000)
+            response: pb.ExecuteResponse = await call(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise refusal_of(error) from None
-        return _reply(response.result)
+        return response
 
     def _channel(self, node: NodeId) -> grpc.aio.Channel:
         if node not in self._channels:

@@ -8,7 +8,6 @@ once, into the frame. Must not know: how a replica keeps versions, gRPC.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
@@ -63,7 +62,7 @@ class Puller:
         if self.pulls >= PULLS_MAX:
             raise Refusal(Reason.BUSY, f"{PULLS_MAX} pulls are served by this node, its bound", retry_after_ms=100)
         cap_s = SERVER_DEADLINE_MS / 1000
-        deadline = time.monotonic() + (cap_s if time_left_s is None else min(time_left_s, cap_s))
+        deadline = _now_s() + (cap_s if time_left_s is None else min(time_left_s, cap_s))
         replica = self._replica(wanted.group)
         self.pulls += 1
         try:
@@ -119,7 +118,7 @@ class Puller:
             if isinstance(found, Value):
                 return found
             try:
-                async with asyncio.timeout(deadline - time.monotonic()):
+                async with asyncio.timeout(deadline - _now_s()):
                     await awake.wait()
             except TimeoutError:
                 asked = read.version if read.version is not None else read.min_version
@@ -131,9 +130,14 @@ class Puller:
 async def _later(refusal: Refusal, deadline: float) -> None:
     """A replica may only be behind: look again until the time is up; then, or where waiting can't help, raise."""
     waiting_helps = refusal.reason in (Reason.NOT_READY, Reason.NOT_OPEN)
-    if not waiting_helps or time.monotonic() + NOT_YET_MS / 1000 >= deadline:
+    if not waiting_helps or _now_s() + NOT_YET_MS / 1000 >= deadline:
         raise refusal
     await asyncio.sleep(NOT_YET_MS / 1000)
+
+
+def _now_s() -> float:
+    """On the loop's clock, which a simulation may have its own of."""
+    return asyncio.get_running_loop().time()
 
 
 def _nothing() -> None:

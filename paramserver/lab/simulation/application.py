@@ -45,6 +45,20 @@ def draw_spec(source: random.Random) -> ModelSpec:
     )
 
 
+def shard_digest(machine: StateMachine) -> bytes:
+    """Equal for equal states of a data group."""
+    if not isinstance(machine, ShardMachine):
+        raise Violated(f"not a shard: {machine!r}")
+    return digest(
+        part
+        for model, shard in sorted(machine.shards.items())
+        for part in (
+            repr((model, shard.info.create, shard.info.view, shard.info.open_epoch)).encode(),
+            *(known for block in shard.published for _, known in block.digests),
+        )
+    )
+
+
 class TrainingLoad:
     def __init__(self, *, seed: int, load_ms: int) -> None:
         source = stream(seed, "training")
@@ -143,14 +157,7 @@ class TrainingLoad:
         return ", ".join(f"{rank.name} at step {rank.step}" for rank in self._ranks if not rank.done) or "orders"
 
     def digest(self, machine: StateMachine) -> bytes:
-        return digest(
-            part
-            for model, shard in sorted(self._machine(machine).shards.items())
-            for part in (
-                repr((model, shard.info.create, shard.info.view, shard.info.open_epoch)).encode(),
-                *(known for block in shard.published for _, known in block.digests),
-            )
-        )
+        return shard_digest(machine)
 
     def acknowledged(self) -> int:
         return sum(self.acknowledged_versions.values())

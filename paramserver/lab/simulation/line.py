@@ -1,7 +1,7 @@
 """A stream between a rank and a node: two ordered ways, broken as a whole.
 
 Owns what is under way on it. Invariants: per direction in order; after a break nothing arrives any more; each end hears
-of a break once, at a time of its own, or (the rank) only by its deadline. Must not know: frames.
+of a break once, at a time of its own, the rank perhaps only by keepalive. Must not know: frames.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from consensus.simulation.profile import between
 from consensus.simulation.schedule import MS
 
 NOTICE_US = (50, 5 * MS)
+KEEPALIVE_US = (10_000 * MS, 15_000 * MS)
+"""When a client notices a connection that broke without a word (worker/channels.py)."""
 
 
 class Line:
@@ -64,8 +66,7 @@ class Line:
             return
         self.broken = True
         scheduler = self._cluster.scheduler
-        if told:
-            scheduler.after(between(self._random, NOTICE_US), self._rank_told)
+        scheduler.after(between(self._random, NOTICE_US if told else KEEPALIVE_US), self._rank_told)
         if self.node.life == self._life:
             self.node.later(between(self._random, NOTICE_US), "", self._server_told)
 

@@ -1,0 +1,240 @@
+"""The whole system as the load of a simulated cluster: group 0 with its real leader, data groups, services, and real
+clients that create a model, initialize it, claim ranks, train, die and come back.
+
+Owns the model's course and the verdict: on every replica the final state is the reference run's, bit by bit; group 0's
+replicas are equal; there is one model, and at most one session a worker. Must not know: how faults are made.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import partial
+
+from consensus.core.interface import Configuration, GroupId, NodeId
+from consensus.runtime.interface import GroupListener, StateMachine
+from consensus.simulation.cluster import Cluster, SimulationOptions
+from consensus.simulation.errors import Violated
+from consensus.simulation.faults import Fault, draw_faults
+from consensus.simulation.node import CLUSTER, GroupSpec, SimulatedNode
+from consensus.simulation.profile import Profile, draw_profile
+from consensus.simulation.report import Report
+from consensus.simulation.schedule import MS, stream
+from consensus.simulation.wire import through_codec
+from paramserver.catalogue.bootstrap import CATALOGUE_GROUP
+from paramserver.catalogue.machine import CatalogueMachine
+from paramserver.lab.simulation.application import draw_spec, shard_digest
+from paramserver.lab.simulation.calls import Service
+from paramserver.lab.simulation.line import Line
+from paramserver.lab.simulation.rank import draw_deaths
+from paramserver.lab.simulation.reference import Training
+from paramserver.lab.simulation.server import SimulatedServer
+from paramserver.lab.simulation.worker import SimulatedWorker
+from paramserver.shard.machine import ShardMachine
+from paramserver.shard.options import LeaderOptions
+from paramserver.wire.checksum import digest
+from paramserver.wire.frames import PushKind
+
+STEPS_AFTER = 4
+LINES_KEPT = 512
+COUNTED = ("pushes_repeated", "pushes_duplicate", "sums_dropped", "streams_parked", "updates_refused")
+
+
+class WholeSteps(Training):
+    """A worker's client pushes a step or skips it; it leaves no single block out."""
+
+    def kind(self, rank: int, step: int, block: int) -> PushKind:
+        return PushKind.SKIP if super().kind(rank, step, block) is PushKind.SKIP else PushKind.GRADIENT
+
+
+class SystemLoad:
+    """`consensus.simulation.cluster.Application`."""
+
+    def __init__(self, *, seed: int, load_ms: int) -> None:
+        source = stream(seed, "training")
+        self.training = WholeSteps(seed, draw_spec(source))
+        self.lease_ms = source.choice((2500, 5000))
+        self.leader_options = LeaderOptions(window_blocks=source.choice((1, 2, 3, 16)))
+        self._deaths = draw_deaths(source, self.training.spec.ranks, load_ms)
+        self._seed = seed
+        self._servers: dict[NodeId, SimulatedServer] = {}
+        self._all_servers: list[SimulatedServer] = []
+        """Of all lives; kept, so that what was cut off is tidied up at the end of the run and not before."""
+        self._workers: list[SimulatedWorker] = []
+        self._lines: list[Line] = []
+        self._healed = False
+        self._steps_seen = 0
+
+    # --- Application ------------------------------------------------------------------------------------------------
+
+    def machine(self, node: NodeId, group: GroupId) -> tuple[StateMachine, GroupListener]:
+        server = self._servers.get(node)
+        if server is None or server.life != self.cluster.nodes[node].life:
+            layout = {spec.group: spec.configuration for spec in self.cluster.groups}
+            server = self._servers[node] = SimulatedServer(self, node, layout)
+            self._all_servers.append(server)
+        return server.machine(group)
+
+    def begin(self, cluster: Cluster) -> None:
+        # Back-offs draw from the module's own source.
+        random.seed(f"{self._seed}/jitter")
+        self.cluster = cluster
+        self._workers = [SimulatedWorker(self, rank) for rank in range(self.training.spec.ranks)]
+        for worker in self._workers:
+            cluster.scheduler.after((50 + worker.rank * 13) * MS, worker.start)
+        for at_ms, rank, away_ms in self._deaths:
+            cluster.scheduler.at(at_ms * MS, partial(self._kill, self._workers[rank], away_ms))
+
+    def running(self, node: SimulatedNode) -> None:
+        return None
+
+    def stopped(self, node: NodeId) -> None:
+        server = self._servers.get(node)
+        if server is not None:
+            for leader in server.shards.values():
+                for name in COUNTED:
+                    self.cluster.counts[name.replace("_", " ")] += leader.counters[name]
+        for line in self._lines:
+            if line.node.node == node:
+                line.node_gone()
+        self._lines = [line for line in self._lines if not line.broken]
+
+    def heal(self) -> None:
+        self._healed = True
+        goal = self._steps_seen + STEPS_AFTER
+        for worker in self._workers:
+            worker.goal = goal
+
+    def done(self) -> bool:
+        return all(worker.done for worker in self._workers)
+
+    def waits_for(self) -> str:
+        return ", ".join(
+            f"{worker.name} {'at step ' + str(worker.step) if worker.training else 'without its rank'}"
+            for worker in self._workers
+            if not worker.done
+        )
+
+    def digest(self, machine: StateMachine) -> bytes:
+        if isinstance(machine, CatalogueMachine):
+            return digest(bytes(chunk) for chunk in machine.snapshot())
+        return shard_digest(machine)
+
+    def acknowledged(self) -> int:
+        return self._steps_seen * self.training.layout.blocks
+
+    def check(self) -> None:
+        steps = self._workers[0].step
+        if steps < self._steps_seen:
+            raise Violated(f"a rank saw the end of step {self._steps_seen}, now the model is at {steps}")
+        for spec in self.cluster.groups:
+            for node in spec.nodes.values():
+                machine = self.cluster.nodes[node].machines[spec.group].inner
+                if isinstance(machine, CatalogueMachine):
+                    self._check_catalogue(node, machine)
+                elif isinstance(machine, ShardMachine):
+                    self._check_shard(node, machine, steps)
+
+    def _check_catalogue(self, node: NodeId, machine: CatalogueMachine) -> None:
+        models = [model.spec.name for model in machine.models.values()]
+        if models != [self.training.spec.name]:
+            raise Violated(f"node {node}: group 0 holds the models {models}")
+        sessions = sum(machine.session(session) is not None for session in range(1, 10_000))
+        if sessions > len(self._workers):
+            raise Violated(f"node {node}: group 0 holds {sessions} sessions of {len(self._workers)} workers")
+
+    def _check_shard(self, node: NodeId, machine: ShardMachine, steps: int) -> None:
+        for shard in machine.shards.values():
+            first = shard.info.create.first_block
+            for place, published in enumerate(shard.published):
+                block = first + place
+                if published.version != steps:
+                    raise Violated(f"node {node}: block {block} is at version {published.version}, not {steps}")
+                expected = self.training.at(steps)[self.training.layout.block_slice(block)]
+                if getattr(published.weights, "tobytes", bytes)() != expected.tobytes():
+                    raise Violated(
+                        f"node {node}: block {block}, version {steps}, has other bits than the reference run"
+                    )
+
+    def close(self) -> None:
+        """The run is over and judged."""
+        for worker in self._workers:
+            worker.close()
+        for server in self._all_servers:
+            server.loop.close()
+
+    # --- World ------------------------------------------------------------------------------------------------------
+
+    def service(self, node: NodeId) -> Service | None:
+        server = self._servers.get(node)
+        host = self.cluster.nodes[node]
+        return server.service if server is not None and host.running and server.life == host.life else None
+
+    def line(self, line: Line) -> None:
+        if len(self._lines) > LINES_KEPT:
+            self._lines = [known for known in self._lines if not known.broken]
+        self._lines.append(line)
+
+    def alarm(self, line: str) -> None:
+        raise Violated(f"alarm: {line}")
+
+    def step_done(self, rank: int, step: int) -> None:
+        self._steps_seen = max(self._steps_seen, step)
+        self.cluster.trace.add(f"rank {rank}", f"has version {step} of everything")
+
+    def _kill(self, worker: SimulatedWorker, away_ms: int) -> None:
+        if self._healed:
+            return
+        self.cluster.counts["rank killed"] += 1
+        worker.die()
+        life = worker.life
+        self.cluster.scheduler.after(away_ms * MS, lambda: worker.start() if worker.life == life else None)
+
+
+def lay_out(nodes: Sequence[NodeId]) -> tuple[GroupSpec, ...]:
+    """As the bootstrap does: group 0 on the first nodes, a data group a node on three neighbours."""
+    homes = [tuple(nodes[:5])]
+    homes += [tuple(nodes[(place + i) % len(nodes)] for i in range(min(3, len(nodes)))) for place in range(len(nodes))]
+    return tuple(
+        GroupSpec(CATALOGUE_GROUP + number, Configuration(voters), {voter: voter for voter in voters})
+        for number, voters in enumerate(homes)
+    )
+
+
+def run_system_seed(
+    seed: int,
+    *,
+    options: SimulationOptions | None = None,
+    profile: Profile | None = None,
+    plan: Sequence[Fault] | None = None,
+    nodes: int | None = None,
+) -> Report:
+    """Bootstrap and train under faults. What is not given is drawn from the seed. The same arguments give the same
+    report, trace hash included."""
+    options = options or SimulationOptions(load_ms=4000, heal_ms_max=30_000)
+    source = stream(seed, "plan")
+    count = nodes or source.choice((1, 2, 3, 3, 3, 4))
+    numbers = tuple(range(1, count + 1))
+    groups = lay_out(numbers)
+    drawn = draw_faults(
+        source,
+        nodes=numbers,
+        groups=tuple(spec.group for spec in groups),
+        duration_ms=options.load_ms,
+        from_ms=source.choice((0, 800)),
+    )
+    profile = profile or draw_profile(source)
+    load = SystemLoad(seed=seed, load_ms=options.load_ms)
+    cluster = Cluster(
+        seed=seed,
+        nodes=numbers,
+        groups=groups,
+        application=load,
+        profile=profile,
+        plan=drawn if plan is None else plan,
+        options=options,
+        wire=partial(through_codec, CLUSTER) if profile.codec else None,
+    )
+    report = cluster.run()
+    load.close()
+    return report
