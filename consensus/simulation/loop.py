@@ -17,7 +17,6 @@ from typing import Any
 
 from consensus.simulation.errors import Violated
 
-
 CLOSING_ROUNDS = 3
 """A task may wait for another one when it is told to end."""
 
@@ -93,7 +92,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def close(self) -> None:
         """The simulation is over: end what still waits, here and now and not when the collector finds it."""
-        self._later = lambda delay_us, action: None
+        self._later = _never
         with self.running():
             for _ in range(CLOSING_ROUNDS):
                 for task in list(self._tasks):
@@ -102,7 +101,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
                     self._ready.popleft()._run()
         self.problems.clear()
 
-    # --- AbstractEventLoop, as far as it makes sense here -----------------------------------------------------------------
+    # --- AbstractEventLoop, as far as it makes sense here
 
     def time(self) -> float:
         return self._now_us() / 1_000_000
@@ -116,20 +115,26 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def get_debug(self) -> bool:
         return False
 
-    def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> asyncio.Handle:
+    def call_soon(  # type: ignore[override]
+        self, callback: Any, *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
         self._wake(handle)
         return handle
 
-    def call_soon_threadsafe(self, callback: Any, *args: Any, context: Context | None = None) -> asyncio.Handle:
+    def call_soon_threadsafe(  # type: ignore[override]
+        self, callback: Any, *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
         return self.call_soon(callback, *args, context=context)
 
-    def call_later(
+    def call_later(  # type: ignore[override]
         self, delay: float, callback: Any, *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Context | None = None) -> asyncio.TimerHandle:
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Any, *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         delay_us = max(0, round(when * 1_000_000) - self._now_us())
 
@@ -152,10 +157,22 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.Task[Any]:
         task = _Task(coro, loop=self, name=name)
         self._tasks[task] = None
-        task.add_done_callback(lambda done: self._tasks.pop(task, None))
+        task.add_done_callback(self._forget)
         return task
+
+    def _forget(self, task: Any) -> None:
+        self._tasks.pop(task, None)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """A task that was dropped with its process is no finding; one that failed unseen is."""
         if "exception" in context:
             self.problems.append(context["exception"])
+
+
+def _never(_delay_us: int, _action: Callable[[], None]) -> None:
+    return None
+
+
+def virtual_loop(later: Callable[[int, Callable[[], None]], None], now_us: Callable[[], int]) -> VirtualLoop:
+    """See `VirtualLoop`; what it leaves out of an event loop raises NotImplementedError."""
+    return VirtualLoop(later, now_us)  # type: ignore[abstract]

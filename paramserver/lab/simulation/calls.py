@@ -56,7 +56,7 @@ class Service:
 
     def method(self, name: str) -> Any:
         details = SimpleNamespace(method=name, invocation_metadata=())
-        return next((found for one in self._handlers if (found := one.service(details)) is not None), None)  # type: ignore[arg-type]
+        return next((found for one in self._handlers if (found := one.service(details)) is not None), None)
 
 
 class ServerContext:

@@ -8,14 +8,14 @@ Must not know: workers, faults.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 
 from consensus.core.interface import Configuration, GroupId, NodeId, ReplicaId
 from consensus.runtime.interface import Applied, GroupListener, Outcome, StateMachine
 from consensus.simulation.cluster import Cluster
-from consensus.simulation.loop import VirtualLoop
+from consensus.simulation.loop import VirtualLoop, virtual_loop
 from consensus.simulation.node import CLUSTER
 from consensus.simulation.schedule import stream
 from paramserver.catalogue.bootstrap import CATALOGUE_GROUP
@@ -110,7 +110,7 @@ class SimulatedServer:
         self._host = world.cluster.nodes[node]
         self.life = self._host.life
         host, scheduler = self._host, world.cluster.scheduler
-        self.loop = VirtualLoop(lambda delay_us, action: host.later(delay_us, "", action), lambda: scheduler.now_us)
+        self.loop = virtual_loop(lambda delay_us, action: host.later(delay_us, "", action), lambda: scheduler.now_us)
         self._addresses = {peer: address_of(peer) for peer in world.cluster.nodes}
         self._groups = Groups(node=node, addresses=self._addresses, layout=layout)
         self._board = Board()
@@ -157,7 +157,8 @@ class SimulatedServer:
                 on_alarm=self._world.alarm,
                 on_leading=lambda term: self._trace(f"serves group {group} in term {term}"),
             )
-        self._groups.hosted[group] = Hosted(group, self._node, _Handle(self._host.handles, group), machine)
+        handle: Any = _Handle(self._host.handles, group)
+        self._groups.hosted[group] = Hosted(group, self._node, handle, machine)
         return machine, InLoop(self.loop, Announced(group, owner, self._board))
 
     def _trace(self, what: str) -> None:
@@ -194,9 +195,9 @@ class SimulatedServer:
 class _Handle:
     """A group's handle, which is only there once the group was added."""
 
-    def __init__(self, handles: Mapping[GroupId, object], group: GroupId) -> None:
+    def __init__(self, handles: Mapping[GroupId, Any], group: GroupId) -> None:
         self._handles = handles
         self._group = group
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._handles[self._group], name)

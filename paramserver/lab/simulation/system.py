@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from consensus.core.interface import Configuration, GroupId, NodeId
 from consensus.runtime.interface import GroupListener, StateMachine
-from consensus.simulation.cluster import Cluster, SimulationOptions
+from consensus.simulation.case import Case, draw_options
+from consensus.simulation.cluster import Cluster
 from consensus.simulation.errors import Violated
-from consensus.simulation.faults import Fault, draw_faults
 from consensus.simulation.node import CLUSTER, GroupSpec, SimulatedNode
-from consensus.simulation.profile import Profile, draw_profile
+from consensus.simulation.plans import draw_faults
+from consensus.simulation.profile import draw_profile
 from consensus.simulation.report import Report
 from consensus.simulation.schedule import MS, stream
 from consensus.simulation.wire import through_codec
@@ -99,11 +101,14 @@ class SystemLoad:
                 line.node_gone()
         self._lines = [line for line in self._lines if not line.broken]
 
+    def crash_clients(self, source: random.Random) -> None:
+        """Workers have deaths of their own."""
+
     def heal(self) -> None:
         self._healed = True
         goal = self._steps_seen + STEPS_AFTER
         for worker in self._workers:
-            worker.goal = goal
+            worker.go_on_to(goal)
 
     def done(self) -> bool:
         return all(worker.done for worker in self._workers)
@@ -123,13 +128,16 @@ class SystemLoad:
     def acknowledged(self) -> int:
         return self._steps_seen * self.training.layout.blocks
 
+    def operations_checked(self) -> int:
+        return self.acknowledged()
+
     def check(self) -> None:
         steps = self._workers[0].step
         if steps < self._steps_seen:
             raise Violated(f"a rank saw the end of step {self._steps_seen}, now the model is at {steps}")
         for spec in self.cluster.groups:
-            for node in spec.nodes.values():
-                machine = self.cluster.nodes[node].machines[spec.group].inner
+            for host in self.cluster.comparable(spec.group):
+                node, machine = host.node, host.machines[spec.group].inner
                 if isinstance(machine, CatalogueMachine):
                     self._check_catalogue(node, machine)
                 elif isinstance(machine, ShardMachine):
@@ -201,40 +209,37 @@ def lay_out(nodes: Sequence[NodeId]) -> tuple[GroupSpec, ...]:
     )
 
 
-def run_system_seed(
-    seed: int,
-    *,
-    options: SimulationOptions | None = None,
-    profile: Profile | None = None,
-    plan: Sequence[Fault] | None = None,
-    nodes: int | None = None,
-) -> Report:
-    """Bootstrap and train under faults. What is not given is drawn from the seed. The same arguments give the same
-    report, trace hash included."""
-    options = options or SimulationOptions(load_ms=4000, heal_ms_max=30_000)
-    source = stream(seed, "plan")
+def draw_system_case(seed: int, *, nodes: int | None = None) -> Case:
+    """The swarm of settings of a seed, for the whole system. Groups follow from the nodes."""
+    source = stream(seed, "system case")
     count = nodes or source.choice((1, 2, 3, 3, 3, 4))
-    numbers = tuple(range(1, count + 1))
-    groups = lay_out(numbers)
-    drawn = draw_faults(
-        source,
-        nodes=numbers,
-        groups=tuple(spec.group for spec in groups),
-        duration_ms=options.load_ms,
-        from_ms=source.choice((0, 800)),
-    )
-    profile = profile or draw_profile(source)
-    load = SystemLoad(seed=seed, load_ms=options.load_ms)
+    options = replace(draw_options(source), load_ms=source.choice((3000, 5000)), heal_ms_max=30_000)
+    profile = draw_profile(source)
+    case = Case(seed=seed, nodes=count, groups=count, replicas=3, profile=profile, plan=(), options=options)
+    groups = tuple(spec.group for spec in lay_out(case.node_ids))
+    from_ms = source.choice((0, 800))
+    plan = draw_faults(source, nodes=case.node_ids, groups=groups, duration_ms=options.load_ms, from_ms=from_ms)
+    return replace(case, plan=plan)
+
+
+def run_system_case(case: Case) -> Report:
+    """The same case gives the same report, trace hash included."""
+    load = SystemLoad(seed=case.seed, load_ms=case.options.load_ms)
     cluster = Cluster(
-        seed=seed,
-        nodes=numbers,
-        groups=groups,
+        seed=case.seed,
+        nodes=case.node_ids,
+        groups=lay_out(case.node_ids),
         application=load,
-        profile=profile,
-        plan=drawn if plan is None else plan,
-        options=options,
-        wire=partial(through_codec, CLUSTER) if profile.codec else None,
+        profile=case.profile,
+        plan=case.plan,
+        options=case.options,
+        wire=partial(through_codec, CLUSTER) if case.profile.codec else None,
     )
     report = cluster.run()
     load.close()
     return report
+
+
+def run_system_seed(seed: int) -> Report:
+    """Bootstrap and train under faults."""
+    return run_system_case(draw_system_case(seed))

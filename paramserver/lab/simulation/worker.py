@@ -16,7 +16,7 @@ import numpy as np
 from consensus.core.interface import NodeId
 from consensus.simulation.cluster import Cluster
 from consensus.simulation.errors import Violated
-from consensus.simulation.loop import VirtualLoop
+from consensus.simulation.loop import VirtualLoop, virtual_loop
 from consensus.simulation.node import CLUSTER
 from consensus.simulation.profile import between
 from consensus.simulation.schedule import MS, stream
@@ -40,7 +40,9 @@ STEP_TIMEOUT_S = 10_000.0
 
 class World(Protocol):
     cluster: Cluster
-    training: Training
+
+    @property
+    def training(self) -> Training: ...
 
     def service(self, node: NodeId) -> Service | None: ...
 
@@ -64,6 +66,7 @@ class SimulatedWorker:
         self._session = Session(
             CLUSTER.hex(), self._random.randbytes(16), self._random.randbytes(32), starts=0, rank=rank
         )
+        self._more = asyncio.Event()
         self._closed = False
         self._loops: list[VirtualLoop] = []
         """Kept, so that what was cut off in the middle is not tidied up at a moment of the collector's choosing."""
@@ -71,6 +74,11 @@ class SimulatedWorker:
     @property
     def done(self) -> bool:
         return self.training and self.goal is not None and self.step >= self.goal
+
+    def go_on_to(self, goal: int) -> None:
+        """Rest when that step is reached."""
+        self.goal = goal
+        self._more.set()
 
     def start(self) -> None:
         life = self.life
@@ -80,7 +88,8 @@ class SimulatedWorker:
         def later(delay_us: int, action: object) -> None:
             scheduler.after(delay_us, lambda: action() if self.life == life else None)  # type: ignore[operator]
 
-        loop = VirtualLoop(later, lambda: scheduler.now_us)
+        self._more = asyncio.Event()
+        loop = virtual_loop(later, lambda: scheduler.now_us)
         self._loops.append(loop)
         caller = Caller(
             self._world.cluster,
@@ -144,7 +153,8 @@ class SimulatedWorker:
                 raise Violated(f"{self.name} begins step {step} with weights that are not version {step}")
             await asyncio.sleep(between(self._random, THINK_MS) * MS / 1_000_000)
             while self.goal is not None and step >= self.goal:
-                await asyncio.sleep(0.1)
+                self._more.clear()
+                await self._more.wait()
             gradient = training.gradient(self.rank, step, tensors.flat)
             kind = training.kind(self.rank, step, 0)
             tensors.flat = np.full_like(tensors.flat, np.nan)
