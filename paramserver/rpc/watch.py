@@ -47,7 +47,8 @@ class Board:
 
     def __init__(self) -> None:
         self._leads: dict[GroupId, Leads] = {}
-        self._subscribers: set[Subscriber] = set()
+        self._subscribers: dict[Subscriber, None] = {}
+        """In the order in which they came."""
 
     def leading(self, group: GroupId, term: int) -> None:
         leads = Leads(group, term)
@@ -64,11 +65,11 @@ class Board:
         subscriber = Subscriber()
         for leads in self._leads.values():
             subscriber.put(leads)
-        self._subscribers.add(subscriber)
+        self._subscribers[subscriber] = None
         return subscriber
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
-        self._subscribers.discard(subscriber)
+        self._subscribers.pop(subscriber, None)
 
     def __len__(self) -> int:
         return len(self._subscribers)
