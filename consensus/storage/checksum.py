@@ -1,16 +1,7 @@
-"""CRC32C of buffers, the checksum of everything that storage writes.
-
-Owns the one import of the C implementation. Invariant: large buffers are summed with the interpreter lock released, so
-that checking 8 MiB never holds up the event loop. Must not know: what the bytes mean.
-"""
+"""CRC32C, the checksum of everything that storage writes: the core's, under the name that storage uses."""
 
 from __future__ import annotations
 
-import crc32c as _implementation
+from consensus.core.checksum import crc32c
 
-from consensus.core.interface import Payload
-
-
-def crc32c(data: Payload, seed: int = 0) -> int:
-    """CRC32C (Castagnoli) of `data`, continued from `seed`."""
-    return int(_implementation.crc32c(data, seed))
+__all__ = ["crc32c"]

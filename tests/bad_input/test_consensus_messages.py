@@ -2,19 +2,27 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from consensus.core.configuration import encode_configuration
 from consensus.core.errors import InvariantViolated
 from consensus.core.interface import (
     AppendRequest,
     AppendResponse,
+    CampaignNow,
     Configuration,
     Entry,
     EntryKind,
     Heartbeat,
     HeartbeatResponse,
+    ReadRequest,
+    ReadResponse,
+    RejoinRequest,
+    RejoinResponse,
+    Removed,
     SnapshotMeta,
     SnapshotOffer,
     VoteRequest,
@@ -23,6 +31,7 @@ from consensus.core.interface import (
 from tests.unit.core.harness import Host, entry, follower, leader, meta
 
 HUGE = 2**64 - 1
+FOUR = Configuration((1, 2, 3), learners=(4,), next_replica=5)
 BODIES: dict[type, dict[str, Any]] = {
     VoteRequest: {"pre": False, "last_index": 9, "last_term": 1},
     VoteResponse: {"pre": False, "granted": True},
@@ -31,6 +40,12 @@ BODIES: dict[type, dict[str, Any]] = {
     Heartbeat: {"commit": 1, "round": 1},
     HeartbeatResponse: {"round": 1, "match_index": 1},
     SnapshotOffer: {"meta": meta(9, 1)},
+    CampaignNow: {"last_index": 1},
+    ReadRequest: {"token": 1},
+    ReadResponse: {"token": 1, "index": 1, "age_ms": 1, "refused": False},
+    Removed: {"index": 1},
+    RejoinRequest: {},
+    RejoinResponse: {"last_index": 1, "for_incarnation": 1},
 }
 
 
@@ -52,8 +67,8 @@ def dropped_for(host: Host, message: Any) -> str:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"sender": 4}, "from_stranger"),
-        ({"sender": 0}, "from_stranger"),
+        ({"sender": 0}, "from_nobody"),
+        ({"sender": HUGE}, "from_nobody"),
         ({"sender": "me"}, "from_myself"),
         ({"to": 9}, "not_for_me"),
         ({"term": HUGE}, "bad_term"),
@@ -61,7 +76,16 @@ def dropped_for(host: Host, message: Any) -> str:
         ({"term": 0}, "bad_term"),
         ({"incarnation": HUGE}, "bad_incarnation"),
     ],
-    ids=["stranger", "nobody", "itself", "another receiver", "largest term", "large term", "no term", "incarnation"],
+    ids=[
+        "nobody",
+        "beyond all ids",
+        "itself",
+        "another receiver",
+        "largest term",
+        "large term",
+        "no term",
+        "incarnation",
+    ],
 )
 def test_header(kind: type, make: Callable[..., Host], changes: dict[str, Any], reason: str) -> None:
     host = make(1)
@@ -69,6 +93,15 @@ def test_header(kind: type, make: Callable[..., Host], changes: dict[str, Any], 
     if fields["sender"] == "me":
         fields["sender"] = host.replica
     assert dropped_for(host, kind(**fields)) == reason
+
+
+@pytest.mark.parametrize("kind", [VoteResponse, AppendResponse, HeartbeatResponse, ReadRequest, RejoinRequest])
+@pytest.mark.parametrize("make", [follower, leader], ids=["follower", "leader"])
+def test_strangers_were_asked_nothing(kind: type, make: Callable[..., Host]) -> None:
+    """Who leads or campaigns may be a member that this log does not know yet; who answers can't be."""
+    host = make(1)
+    for term in (host.term, 50):
+        assert dropped_for(host, host.message(kind, sender=4, term=term, **BODIES[kind])) == "from_stranger"
 
 
 @pytest.mark.parametrize(
@@ -93,6 +126,14 @@ def test_header(kind: type, make: Callable[..., Host], changes: dict[str, Any], 
         (AppendResponse, {"conflict_term": 99}, "bad_index"),
         (Heartbeat, {"commit": HUGE}, "bad_index"),
         (HeartbeatResponse, {"match_index": HUGE}, "bad_index"),
+        (CampaignNow, {"last_index": HUGE}, "bad_index"),
+        (ReadRequest, {"token": HUGE}, "bad_index"),
+        (ReadResponse, {"index": HUGE}, "bad_index"),
+        (ReadResponse, {"age_ms": -1}, "bad_index"),
+        (Removed, {"index": HUGE}, "bad_index"),
+        (Removed, {"index": 0}, "bad_index"),
+        (RejoinResponse, {"last_index": HUGE}, "bad_index"),
+        (RejoinResponse, {"for_incarnation": HUGE}, "bad_index"),
         (SnapshotOffer, {"meta": meta(HUGE, 1)}, "bad_index"),
         (SnapshotOffer, {"meta": meta(9, 99)}, "bad_index"),
         (SnapshotOffer, {"meta": meta(0, 0)}, "bad_index"),
@@ -131,15 +172,17 @@ def test_noise_from_members_never_crashes(seed: int) -> None:
 
     def some_entries() -> tuple[Entry, ...]:
         return tuple(
-            Entry(number(), number(), draw.choice(list(EntryKind)), b"x", 0) for _ in range(draw.randrange(0, 3))
+            Entry(number(), number(), draw.choice(list(EntryKind)), draw.choice(payloads), 0)
+            for _ in range(draw.randrange(0, 3))
         )
 
+    payloads = [b"x", encode_configuration(FOUR), encode_configuration(replace(FOUR, voters=(2, 3), learners=()))]
     host = draw.choice([follower, leader])(1, 1, 2)
     for _ in range(3000):
-        kind = draw.choice(list(BODIES))
+        kind = draw.choice([kind for kind in BODIES if kind is not Removed])
         fields: dict[str, Any] = {}
         for name in BODIES[kind]:
-            if name in ("pre", "granted", "rejected"):
+            if name in ("pre", "granted", "rejected", "refused"):
                 fields[name] = draw.random() < 0.5
             elif name == "entries":
                 fields[name] = some_entries()

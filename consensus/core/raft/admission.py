@@ -19,15 +19,30 @@ from consensus.core.interface import (
     Message,
     ReadRequest,
     ReadResponse,
+    RejoinResponse,
+    Removed,
     SnapshotOffer,
     VoteRequest,
 )
 from consensus.core.raft.config import INDEX_MAX, TERM_MAX
 from consensus.core.raft.log import follow_on
+from consensus.core.raft.membership import Standing
 from consensus.core.raft.state import ReplicaState
 
+FROM_REMOVED = "from_removed"
+_OF_A_LEADER_OR_CANDIDATE = (
+    AppendRequest,
+    CampaignNow,
+    Heartbeat,
+    ReadResponse,
+    RejoinResponse,
+    Removed,
+    SnapshotOffer,
+    VoteRequest,
+)
 
-def refusal(state: ReplicaState, message: AnyMessage) -> str:
+
+def refusal(state: ReplicaState, message: AnyMessage, *, commit_index: int) -> str:
     """Why a message is dropped, as the name it is counted under; empty for one to be taken."""
     if not isinstance(message, Message):
         return "not_a_message"
@@ -35,8 +50,15 @@ def refusal(state: ReplicaState, message: AnyMessage) -> str:
         return "not_for_me"
     if message.sender == state.me:
         return "from_myself"
+    if not 0 < message.sender < INDEX_MAX:
+        return "from_nobody"
     if message.sender not in state.membership.members:
-        return "from_stranger"
+        standing = state.membership.standing(message.sender, commit_index=commit_index)
+        if standing is Standing.REMOVED and not _finishes(state, message):
+            return FROM_REMOVED
+        if standing is Standing.UNKNOWN and not isinstance(message, _OF_A_LEADER_OR_CANDIDATE):
+            # Answers come from those who were asked: members. Who leads or campaigns may have become one since.
+            return "from_stranger"
     if not 0 < message.term < TERM_MAX:
         return "bad_term"
     if not 0 <= message.incarnation < INDEX_MAX:
@@ -46,6 +68,11 @@ def refusal(state: ReplicaState, message: AnyMessage) -> str:
     if not _plausible(message):
         return "bad_index"
     return ""
+
+
+def _finishes(state: ReplicaState, message: Message) -> bool:
+    """A leader that left the group hands over in the term that it leads, after the others heard that it left."""
+    return message.sender == state.leader and message.term == state.term
 
 
 def _plausible(message: AnyMessage) -> bool:
@@ -66,6 +93,10 @@ def _plausible(message: AnyMessage) -> bool:
             return 0 < message.token < INDEX_MAX
         case ReadResponse():
             return all(0 <= number < INDEX_MAX for number in (message.token, message.index, message.age_ms))
+        case RejoinResponse():
+            return 0 <= message.last_index < INDEX_MAX and 0 <= message.for_incarnation < INDEX_MAX
+        case Removed():
+            return 0 < message.index < INDEX_MAX
         case SnapshotOffer():
             return 0 < message.meta.index < INDEX_MAX and 0 < message.meta.term <= message.term
         case _:

@@ -29,6 +29,7 @@ from consensus.core.interface import (
     ReadRequest,
     ReadResponse,
     Ready,
+    Removed,
     ReplicaId,
     Role,
     SnapshotMeta,
@@ -37,7 +38,7 @@ from consensus.core.interface import (
     VoteRequest,
     VoteResponse,
 )
-from consensus.core.raft.admission import refusal
+from consensus.core.raft.admission import FROM_REMOVED, refusal
 from consensus.core.raft.commit import Commit
 from consensus.core.raft.config import RaftConfig
 from consensus.core.raft.durability import Durability
@@ -47,6 +48,7 @@ from consensus.core.raft.log import Log
 from consensus.core.raft.membership import Membership
 from consensus.core.raft.quiescence import Quiescence
 from consensus.core.raft.reads import Reads
+from consensus.core.raft.reconfiguration import Reconfiguration
 from consensus.core.raft.replication import Replication
 from consensus.core.raft.state import ReplicaState
 from consensus.core.raft.transfer import Transfer, may_take_over
@@ -96,7 +98,9 @@ class RaftCore:
         self._commit = Commit(log, commit_index=hard_state.commit)
         self._durability = Durability(self._state, commit_index=self._commit.index)
         self._following = Following(self._state, self._durability, self._commit)
-        self._replication = Replication(self._state, self._durability, self._commit, self._round_begins)
+        self._replication = Replication(
+            self._state, self._durability, self._commit, self._round_begins, lambda: self._reconfiguration.committed()
+        )
         self._election = Election(
             self._state, self._durability, random, self._role_changed, lambda: self._quiescence.sure()
         )
@@ -104,16 +108,28 @@ class RaftCore:
         self._transfer = Transfer(self._state, self._durability, self._commit, self._replication, disconnected)
         self._reads = Reads(self._state, self._durability, self._commit, self._replication, self._transfer)
         self._quiescence = Quiescence(self._state, self._commit, self._replication, disconnected)
+        self._reconfiguration = Reconfiguration(
+            self._state, self._commit, self._durability, self._replication, self._retire
+        )
         self._incarnations: dict[ReplicaId, int] = {}
         """The latest life of each peer heard of (RULES C4)."""
+        self._notice_removal()
 
     # --- inputs -----------------------------------------------------------------------------------------------------
 
     def step(self, message: AnyMessage) -> None:
         state = self._state
-        reason = refusal(state, message)
+        if state.removed:
+            state.drop("removed")
+            return
+        reason = refusal(state, message, commit_index=self._commit.index)
         if reason:
             state.drop(reason)
+            if reason == FROM_REMOVED and not isinstance(message, Removed):
+                self._reconfiguration.tell(message.sender)
+            return
+        if isinstance(message, Removed):
+            self._told_removed(message)
             return
         if self._quiescence.asleep and self._quiescence.wakes(message):
             self._wake()
@@ -221,12 +237,44 @@ class RaftCore:
                     self._election.campaign_by_order()
             case SnapshotOffer():
                 self._following.snapshot(message)
+        self._notice_removal()
+
+    # --- leaving the group ------------------------------------------------------------------------------------------
+
+    def _told_removed(self, message: Removed) -> None:
+        """Believed when it tells news, or what the own log says too. Its term is nothing to follow."""
+        membership, commit_index = self._state.membership, self._commit.index
+        if message.index > membership.committed(commit_index)[0] or membership.left(commit_index=commit_index):
+            self._stop()
+        else:
+            self._state.drop("not_removed")
+
+    def _notice_removal(self) -> None:
+        """The own log may say so. A leader first finishes its work."""
+        if self._state.role is not Role.LEADER and self._state.membership.left(commit_index=self._commit.index):
+            self._stop()
+
+    def _stop(self) -> None:
+        self._state.removed = True
+        self._election.become_follower(self._state.term, 0)
+
+    def _retire(self) -> None:
+        """The group goes on without this leader (dissertation section 4.2.2): another leads at once if it can, or as
+        soon as it notices that nobody does."""
+        if self._transfer.to_best():
+            self._reads.stop()
+        else:
+            self._election.become_follower(self._state.term, 0)
+            self._notice_removal()
+
+    # --- time and proposals -----------------------------------------------------------------------------------------
 
     def tick(self, elapsed_ms: int) -> None:
-        if self._quiescence.asleep:
+        if self._quiescence.asleep or self._state.removed:
             return
         elapsed = max(0, min(elapsed_ms, self._state.config.election_timeout_ms))
         self._reads.tick(elapsed)
+        self._reconfiguration.tick(elapsed)
         if self._state.role is Role.LEADER:
             self._tick_leader(elapsed)
         else:
@@ -235,8 +283,10 @@ class RaftCore:
     def _tick_leader(self, elapsed_ms: int) -> None:
         self._replication.tick(elapsed_ms)
         self._transfer.tick(elapsed_ms)
-        if self._replication.lost_quorum(elapsed_ms):
+        gave_up = self._reconfiguration.retired() and not self._transfer.transferee
+        if gave_up or self._replication.lost_quorum(elapsed_ms):
             self._election.become_follower(self._state.term, 0)
+            self._notice_removal()
         else:
             self._leave_when_stalled()
         if self._state.role is not Role.LEADER:
@@ -244,8 +294,8 @@ class RaftCore:
         self._quiescence.tick(elapsed_ms, busy=bool(self._transfer.transferee or len(self._reads)))
 
     def propose(self, payload: Payload, crc: int, kind: EntryKind = EntryKind.NORMAL) -> tuple[int, int]:
-        """Also raises `ValueError` for a kind that is not a command: no-ops are the core's own, and the configuration
-        can't be changed yet."""
+        """Also raises `ValueError` for a kind that is not a command: no-ops are the core's own, and configurations have
+        `propose_membership`."""
         state = self._state
         if kind is not EntryKind.NORMAL:
             raise ValueError(f"entries of kind {kind.name} can't be proposed")
@@ -256,7 +306,13 @@ class RaftCore:
         return self._replication.propose(payload, crc)
 
     def propose_membership(self, change: MembershipChange) -> tuple[int, int]:
-        raise MembershipRefused("changes of membership are not possible yet", later=False)
+        if self._transfer.transferee:
+            raise MembershipRefused(f"leadership is being handed to replica {self._transfer.transferee}", later=True)
+        self._wake()
+        return self._reconfiguration.propose(change)
+
+    def membership_problem(self, change: MembershipChange) -> str:
+        return self._reconfiguration.problem_of(change)
 
     def read(self, token: int) -> None:
         self._wake()
@@ -298,9 +354,10 @@ class RaftCore:
 
     def connection(self, replica: ReplicaId, *, closed: bool) -> None:
         state = self._state
-        if replica not in state.membership.peers:
+        if replica == state.me:
             return
-        if state.role is Role.LEADER or (closed and replica == state.leader):
+        # Of strangers too: one may lead, or become a member.
+        if replica in self._replication.progress or (closed and replica == state.leader):
             self._wake()
         if closed:
             self._reads.disconnected(replica)
@@ -338,6 +395,7 @@ class RaftCore:
         self._following.role_changed()
         self._quiescence.stop()
         self._transfer.stop()
+        self._reconfiguration.role_changed()
         self._reads.stop()
         if self._state.role is Role.LEADER:
             self._replication.start()
@@ -466,6 +524,7 @@ class RaftCore:
             match={peer: progress.match_index for peer, progress in self._replication.progress.items()},
             configuration=state.membership.configuration,
             configuration_index=state.membership.index,
+            removed=state.removed,
             transferee=self._transfer.transferee,
             quiesced=self._quiescence.asleep,
             storage_stalled=state.storage_stalled,

@@ -163,7 +163,8 @@ class Election:
     def _may_campaign(self) -> bool:
         """A replica whose disk stands still could not lead, nor make its own vote durable (HAZARDS 16)."""
         state = self._state
-        return state.membership.votes() and state.term < TERM_MAX - 2 and not state.storage_stalled
+        able = not state.storage_stalled and not state.removed
+        return able and state.membership.votes() and state.term < TERM_MAX - 2
 
     def campaign_by_order(self) -> None:
         """The leader hands over: nobody needs to be asked whether it is lost (dissertation section 3.10)."""

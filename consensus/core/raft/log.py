@@ -17,7 +17,7 @@ from operator import attrgetter
 
 from consensus.core.configuration import encode_configuration
 from consensus.core.errors import InvariantViolated
-from consensus.core.interface import Entry, EntryKind, SnapshotMeta
+from consensus.core.interface import Entry, EntryKind, Payload, SnapshotMeta
 from consensus.core.raft.membership import Membership
 
 _term = attrgetter("term")
@@ -25,10 +25,13 @@ ENTRIES_MAX = 4096
 """Entries handed out at a time, however small: each costs tens of bytes beside its payload on its way."""
 
 
+def payload_bytes(payload: Payload) -> int:
+    return payload.nbytes if isinstance(payload, memoryview) else len(payload)
+
+
 def size_of(entry: Entry) -> int:
     """Payload bytes of an entry."""
-    payload = entry.payload
-    return payload.nbytes if isinstance(payload, memoryview) else len(payload)
+    return payload_bytes(entry.payload)
 
 
 def follow_on(entries: Sequence[Entry], *, previous_index: int, previous_term: int) -> bool:

@@ -109,6 +109,10 @@ class Membership:
                 return Standing.REMOVED if replica < next_replica_of(configuration) else Standing.UNKNOWN
         return Standing.UNKNOWN
 
+    def left(self, *, commit_index: int) -> bool:
+        """This replica was removed, says its own log."""
+        return self.me not in self.members and self.standing(self.me, commit_index=commit_index) is Standing.REMOVED
+
     def votes(self) -> bool:
         return self.me in self.voters
 

@@ -27,7 +27,7 @@ from consensus.core.interface import (
 from consensus.core.quorum import committed_index, has_quorum
 from consensus.core.raft.commit import Commit
 from consensus.core.raft.durability import Durability
-from consensus.core.raft.log import size_of
+from consensus.core.raft.log import payload_bytes, size_of
 from consensus.core.raft.progress import Progress, ProgressState
 from consensus.core.raft.state import ReplicaState
 
@@ -38,6 +38,7 @@ class Replication:
         "_due",
         "_durability",
         "_heartbeat_elapsed_ms",
+        "_on_commit",
         "_on_round",
         "_quorum_elapsed_ms",
         "_state",
@@ -50,13 +51,20 @@ class Replication:
     )
 
     def __init__(
-        self, state: ReplicaState, durability: Durability, commit: Commit, on_round: Callable[[int], None]
+        self,
+        state: ReplicaState,
+        durability: Durability,
+        commit: Commit,
+        on_round: Callable[[int], None],
+        on_commit: Callable[[], None],
     ) -> None:
-        """`on_round` is called with the number of each heartbeat round before it leaves."""
+        """`on_round` is called with the number of each heartbeat round before it leaves, `on_commit` whenever the
+        leader's commit index rose."""
         self._state = state
         self._durability = durability
         self._commit = commit
         self._on_round = on_round
+        self._on_commit = on_commit
         self.quiesce = False
         """Heartbeats say that the group may sleep. Changed by quiescence.py only."""
         self.progress: dict[ReplicaId, Progress] = {}
@@ -119,15 +127,38 @@ class Replication:
     # --- proposals --------------------------------------------------------------------------------------------------
 
     def propose(self, payload: Payload, crc: int) -> tuple[int, int]:
+        bytes_max = self._state.config.uncommitted_bytes_max
+        if self.uncommitted_bytes and self.uncommitted_bytes + payload_bytes(payload) > bytes_max:
+            raise Busy(self.uncommitted_bytes, bytes_max)
+        return self.append(payload, crc, EntryKind.NORMAL)
+
+    def append(self, payload: Payload, crc: int, kind: EntryKind) -> tuple[int, int]:
+        """Add an entry of this term, whatever is uncommitted; returns its (term, index)."""
         state = self._state
-        entry = Entry(state.term, state.log.last_index + 1, EntryKind.NORMAL, payload, crc)
-        total = self.uncommitted_bytes + size_of(entry)
-        if self.uncommitted_bytes and total > state.config.uncommitted_bytes_max:
-            raise Busy(self.uncommitted_bytes, state.config.uncommitted_bytes_max)
+        entry = Entry(state.term, state.log.last_index + 1, kind, payload, crc)
         state.log.append(entry)
-        self.uncommitted_bytes = total
+        self.uncommitted_bytes += size_of(entry)
         self._due = True
         return entry.term, entry.index
+
+    # --- members that come and go -----------------------------------------------------------------------------------
+
+    def reconfigured(self) -> None:
+        """A configuration was appended: its new members are served from now on. Those that it removes are served until
+        it is committed, so that they learn of it."""
+        after = self._state.log.last_index + 1
+        for peer in self._state.membership.peers:
+            if peer not in self.progress:
+                self.progress[peer] = Progress(peer, next_index=after)
+        self._due = True
+
+    def drop_removed(self) -> list[ReplicaId]:
+        """Forget those who are no members; returns them."""
+        removed = [peer for peer in self.progress if peer not in self._state.membership.members]
+        for peer in removed:
+            del self.progress[peer]
+        self.snapshots_due = [peer for peer in self.snapshots_due if peer not in removed]
+        return removed
 
     # --- time -------------------------------------------------------------------------------------------------------
 
@@ -205,7 +236,11 @@ class Replication:
         if answer.match_index > self._state.log.last_index:
             self._state.drop("match_beyond_log")
             return None
-        progress = self.progress[answer.sender]
+        progress = self.progress.get(answer.sender)
+        if progress is None:
+            # It leaves the group, and an earlier leader already stopped serving it.
+            self._state.drop("not_served")
+            return None
         progress.contact = True
         progress.silence_ms = 0
         progress.forgetful = answer.forgetful
@@ -245,6 +280,7 @@ class Replication:
             if entry is not None:
                 self.uncommitted_bytes -= size_of(entry)
         self._due = True
+        self._on_commit()
 
     def restarted(self, replica: ReplicaId) -> None:
         """The peer is in a new life: it may have lost what was not durable, and all that was in flight (RULES C4)."""

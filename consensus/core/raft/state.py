@@ -21,6 +21,7 @@ class ReplicaState:
         "log",
         "me",
         "membership",
+        "removed",
         "role",
         "storage_stalled",
         "term",
@@ -52,6 +53,8 @@ class ReplicaState:
         self.role = Role.FOLLOWER
         self.leader: ReplicaId = 0
         """The leader of `term` this replica heard from; 0 when unknown."""
+        self.removed = False
+        """It is no member any more, and does nothing. Changed by core.py only."""
         self.storage_stalled = False
         """The host's disk makes no progress (HAZARDS 16). Changed by core.py only, as the host says."""
         self.dropped: dict[str, int] = {}

@@ -186,10 +186,15 @@ class Transfer:
         if self._tried:
             return False
         self._tried = True
-        progress = self._replication.progress
-        fit = [voter for voter in configuration.voters if voter != state.me and not self.problem_of(voter)]
-        if not fit:
-            return False
-        # The first of equals: the preferred one.
-        self._start(max(fit, key=lambda voter: progress[voter].match_index))
-        return True
+        return self.to_best()
+
+    def to_best(self) -> bool:
+        """Hand over to the voter that has most, the preferred one of equals; False when none is fit."""
+        if self.transferee:
+            return True
+        state, progress = self._state, self._replication.progress
+        voters = state.membership.configuration.voters
+        fit = [voter for voter in voters if voter != state.me and not self.problem_of(voter)]
+        if fit:
+            self._start(max(fit, key=lambda voter: progress[voter].match_index))
+        return bool(fit)

@@ -73,22 +73,26 @@ class Chaos:
             host.core.tick(self.random.randrange(1, 40))
         elif kind == "persist" and host.writing:
             host.persist_one()
-        elif kind == "propose":
+        elif kind == "cut":
+            self.cut = set() if self.cut else {self.random.choice(list(self.hosts))}
+        else:
+            self.disturb(host, kind)
+        for one in self.hosts.values():
+            self.collect(one)
+        self.check()
+
+    def disturb(self, host: Host, kind: str) -> None:
+        if kind == "propose":
             self.propose(host)
         elif kind == "crash":
             # Batches in the queue may have reached the disk, oldest first, or not.
             for ready in host.writing[: self.random.randrange(0, len(host.writing) + 1)]:
                 host.disk.write(ready)
             host.start()
-        elif kind == "cut":
-            self.cut = set() if self.cut else {self.random.choice(list(self.hosts))}
         elif kind == "compact":
             self.compact(host)
         elif kind == "hint":
             host.core.connection(self.random.choice(list(self.hosts)), closed=self.random.random() < 0.5)
-        for one in self.hosts.values():
-            self.collect(one)
-        self.check()
 
     def check(self) -> None:
         self.checker.check([one.core for one in self.hosts.values()])

@@ -2,7 +2,15 @@
 
 import pytest
 
-from consensus.core.interface import AnyMessage, Configuration, ReadRequest, ReadResponse, ReadResult, Role
+from consensus.core.interface import (
+    AnyMessage,
+    Configuration,
+    MembershipChange,
+    ReadRequest,
+    ReadResponse,
+    ReadResult,
+    Role,
+)
 from consensus.core.raft import RaftConfig
 from tests.unit.core.harness import AppendResponse, Cluster, Disk, Heartbeat, Host, follower, leader, of, only
 
@@ -131,10 +139,12 @@ def test_one_voter_answers_at_once_but_not_before_its_no_op_is_durable() -> None
 
 
 def test_joint_configuration_needs_both_majorities() -> None:
-    host = Host(1, Configuration((1, 2, 3), outgoing=(1, 4, 5)))
-    host.lead()
-    for peer in (2, 4):
-        host.match(peer, 1)
+    host = Host(1, Configuration((1, 4, 5), learners=(2, 3))).lead()
+    (number,) = rounds(host.tick(50))
+    for peer in (2, 3, 4, 5):
+        host.answer_round(peer, number, match=1)
+    host.persist()
+    host.core.propose_membership(MembershipChange((1, 2, 3)))
     host.persist()
     (number,) = rounds(ask(host, 1))
     host.answer_round(2, number)
