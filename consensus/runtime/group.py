@@ -23,6 +23,7 @@ from consensus.core.interface import (
     AppendResponse,
     Configuration,
     Core,
+    Entry,
     GroupId,
     HeartbeatResponse,
     MembershipChange,
@@ -44,6 +45,7 @@ from consensus.runtime.requests import MembershipDone, Memberships, ReadDone, Re
 from consensus.runtime.sending import SnapshotSending
 from consensus.runtime.services import FILES_LANE, Services
 from consensus.runtime.snapshots import SnapshotWriting
+from consensus.storage.errors import SnapshotDamaged, UnknownFormat
 from consensus.storage.interface import GroupAppend, RecoveredGroup
 from consensus.transport.interface import (
     Channel,
@@ -123,6 +125,7 @@ class GroupHandle:
             configuration=configuration,
             node=services.node,
             incarnation=services.incarnation,
+            budget_bytes=services.options.snapshot_budget_bytes,
         )
         self._core: Core | None = None
         self._writing: SnapshotWriting | None = None
@@ -367,6 +370,7 @@ class GroupHandle:
             kept_for=self._sending.kept_for,
             recorded=self._recorded,
             changed=self._mark,
+            resume=self._apply,
         )
         self._receiving = SnapshotReceiving(
             self._services, group=self.group, replica=self.replica, answer=self._send, offer=self._offer
@@ -455,6 +459,8 @@ class GroupHandle:
         self._transfers.tick(elapsed_ms)
         self._sending.tick(now_ms)
         self._receiving.tick(now_ms)
+        if self._writing is not None:
+            self._writing.tick(now_ms)
         self._mark()
 
     def storage(self, *, stalled: bool) -> None:
@@ -532,8 +538,7 @@ class GroupHandle:
         for message in ready.messages:
             self._send(message)
         if ready.committed:
-            entries = ready.committed
-            self._services.run(self.lane, lambda: self._machine.apply(entries), self._applied)
+            self._apply(ready.committed)
         if ready.reads:
             status = core.status()
             refused = Refused(status.leader, status.term, reason="no leader confirms it now; ask again")
@@ -579,11 +584,16 @@ class GroupHandle:
 
     # --- applying ---------------------------------------------------------------------------------------------------
 
+    def _apply(self, entries: tuple[Entry, ...] = ()) -> None:
+        """In one job on the lane; with none, go on with what had to wait."""
+        self._services.run(self.lane, lambda: self._machine.apply(entries), self._applied)
+
     def _applied(self, batch: AppliedBatch) -> None:
         core, writing = self._core, self._writing
         if core is None or writing is None:
             return
-        core.applied(batch.index)
+        if batch.sizes:
+            core.applied(batch.index)
         results: tuple[Applied, ...] = batch.results
         if results:
             self._listener.applied(results)
@@ -632,6 +642,8 @@ class GroupHandle:
     def _load(self, core: Core, meta: SnapshotMeta) -> None:
         """The record of an installed snapshot is durable: put it into the state machine."""
         store = self._services.store
+        if self._writing is not None:
+            self._writing.cancel()
 
         def loaded(problem: str) -> None:
             if problem:
@@ -660,4 +672,19 @@ class GroupHandle:
         if busy or self._snapshot is None:
             return
         keep, store = self._snapshot.snapshot_id, self._services.store
-        self._services.run(FILES_LANE, lambda: store.delete_older(self.group, keep), lambda _: None)
+
+        def delete() -> str:
+            try:
+                store.delete_older(self.group, keep)
+            except (SnapshotDamaged, UnknownFormat) as error:
+                return str(error)
+            return ""
+
+        self._services.run(FILES_LANE, delete, self._tidied)
+
+    def _tidied(self, problem: str) -> None:
+        if problem:
+            # The state in memory is sound: write it again.
+            self._services.dropped["snapshot_unreadable"] += 1
+            _log.error("group %d: the newest snapshot rotted, another is written: %s", self.group, problem)
+            self._want_snapshot()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from consensus.core.interface import Configuration, Entry, GroupId, Payload, ReplicaId
 from consensus.storage.interface import GroupAppend
@@ -25,13 +25,28 @@ class StateMachine(Protocol):
         `GroupListener.applied`. Never raises for bad commands: a refusal is a result."""
 
     def snapshot(self) -> Iterator[Payload]:
-        """The whole state, everything that `apply` ever looks at, as a stream of chunks."""
+        """The whole state as it is now, everything that `apply` ever looks at, as a stream of chunks. Returns at once:
+        the chunks are taken later, on another lane, while `apply` goes on, and still show the state of this call
+        (RULES W6). A chunk is used up when the next one is asked for. One stream at a time."""
 
     def restore(self, chunks: Iterator[memoryview]) -> None:
-        """Replace the whole state."""
+        """Replace the whole state. No snapshot is being written then."""
 
     def size_bytes(self) -> int:
         """Size of the state; log is released at a multiple of it (RULES W6)."""
+
+
+@runtime_checkable
+class Lender(Protocol):
+    """A state machine whose snapshots hold on to memory that `apply` would otherwise overwrite or free. Optional: one
+    whose whole state is small copies it at once."""
+
+    def lent_bytes(self, entry: Entry | None = None) -> int:
+        """Bytes that are in memory only for the snapshot being written; with `entry`: how many there would be once it
+        was applied. 0 when none is being written."""
+
+    def end_snapshot(self) -> None:
+        """The stream that `snapshot` gave is used up, or nobody wants the rest of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,22 +1,26 @@
 """A group's state machine and the index up to which it has applied: the two never part (HAZARDS 9).
 
-Owns both. Invariants: every method runs on the group's lane, so `position` is the state's at any moment; entries are
-applied once each, in order, and only if their payload's CRC verifies (RULES W1). Must not know: the core, peers, the
-host's thread.
+Owns both, and what waits to be applied. Invariants: every method runs on the group's lane, so `position` is the
+state's at any moment; entries are applied once each, in order, and only if their payload's CRC verifies (RULES W1);
+while a snapshot is being written nothing is applied that would make it cost more memory than its budget (W6); what a
+snapshot says of the configuration is the last one that was applied, so a committed one (HAZARDS 20). Must not know:
+the core, peers, the host's thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from consensus.core.configuration import decode_configuration
 from consensus.core.errors import InvariantViolated
-from consensus.core.interface import Configuration, Entry, EntryKind, GroupId, SnapshotMeta
+from consensus.core.interface import Configuration, Entry, EntryKind, GroupId, Payload, SnapshotMeta
 from consensus.core.raft.log import size_of
-from consensus.runtime.interface import Applied, StateMachine
+from consensus.runtime.interface import Applied, Lender, StateMachine
 from consensus.storage.checksum import crc32c
-from consensus.storage.errors import SnapshotDamaged, StorageFull, UnknownFormat
-from consensus.storage.interface import SnapshotStore, SnapshotWriter
+from consensus.storage.errors import SnapshotDamaged, UnknownFormat
+from consensus.storage.interface import SnapshotStore
 
 ENTRY_OVERHEAD_BYTES = 64
 """What an entry costs in the log beside its payload."""
@@ -31,69 +35,121 @@ class AppliedBatch:
     sizes: tuple[tuple[int, int], ...]
     """(index, bytes in the log) of each entry."""
     state_bytes: int
+    waits: bool = False
+    """More is to be applied, when the snapshot being written has gone on, or is over."""
 
 
 @dataclass(frozen=True, slots=True)
-class WrittenState:
-    """A state in a snapshot file that is not durable yet."""
+class Capture:
+    """The state as it was at `meta.index`, as a stream. Its `size_bytes` is not known yet."""
 
-    writer: SnapshotWriter
     meta: SnapshotMeta
+    chunks: Iterator[Payload]
 
 
 class MachineHost:
     """Lives on one lane."""
 
     def __init__(
-        self, *, group: GroupId, machine: StateMachine, configuration: Configuration, node: int, incarnation: int
+        self,
+        *,
+        group: GroupId,
+        machine: StateMachine,
+        configuration: Configuration,
+        node: int,
+        incarnation: int,
+        budget_bytes: int = 64 << 20,
     ) -> None:
         self._group = group
         self._machine = machine
+        self._lender = machine if isinstance(machine, Lender) else None
         self._configuration = configuration
         self._suffix = f"n{node}-i{incarnation}"
+        self._budget_bytes = budget_bytes
         self._index = 0
         self._term = 0
+        self._waiting: deque[Entry] = deque()
+        self._captured = 0
+        """Number of the capture that is being written; 0: none."""
 
     def position(self) -> tuple[int, int]:
         """(index, term) of the last entry in the state as it is now."""
         return self._index, self._term
 
     def apply(self, entries: Sequence[Entry]) -> AppliedBatch:
-        results = []
-        for entry in entries:
-            if entry.index != self._index + 1:
-                raise InvariantViolated(f"group {self._group}: entry {entry.index} can't follow {self._index}")
-            if crc32c(entry.payload) != entry.crc:
-                raise InvariantViolated(f"group {self._group}: payload of committed entry {entry.index} is damaged")
-            if entry.kind is EntryKind.NORMAL:
-                results.append(Applied(entry.term, entry.index, self._machine.apply(entry)))
-            self._index, self._term = entry.index, entry.term
+        """Apply what waits, then these. With none: go on with what waits."""
+        waiting = self._waiting
+        waiting.extend(entries)
+        results: list[Applied] = []
+        sizes: list[tuple[int, int]] = []
+        while waiting and self._has_room(waiting[0]):
+            entry = waiting.popleft()
+            self._apply(entry, results)
+            sizes.append((entry.index, size_of(entry) + ENTRY_OVERHEAD_BYTES))
         return AppliedBatch(
             index=self._index,
             results=tuple(results),
-            sizes=tuple((entry.index, size_of(entry) + ENTRY_OVERHEAD_BYTES) for entry in entries),
+            sizes=tuple(sizes),
             state_bytes=self._machine.size_bytes(),
+            waits=bool(waiting),
         )
 
-    def write(self, store: SnapshotStore) -> WrittenState | None:
-        """Put the whole state into a new snapshot file; None when there is no space for it."""
-        index, term = self.position()
-        name = f"s{index}-t{term}-{self._suffix}"
-        meta = SnapshotMeta(index=index, term=term, configuration=self._configuration, snapshot_id=name)
+    def _has_room(self, entry: Entry) -> bool:
+        """Whether the snapshot being written stays within its budget when this entry is applied."""
+        if not self._captured or self._lender is None:
+            return True
+        return self._lender.lent_bytes(entry) <= self._budget_bytes
+
+    def _apply(self, entry: Entry, results: list[Applied]) -> None:
+        if entry.index != self._index + 1:
+            raise InvariantViolated(f"group {self._group}: entry {entry.index} can't follow {self._index}")
+        if crc32c(entry.payload) != entry.crc:
+            raise InvariantViolated(f"group {self._group}: payload of committed entry {entry.index} is damaged")
+        if entry.kind is EntryKind.NORMAL:
+            results.append(Applied(entry.term, entry.index, self._machine.apply(entry)))
+        elif entry.kind is EntryKind.CONFIGURATION:
+            self._configure(entry)
+        self._index, self._term = entry.index, entry.term
+
+    def _configure(self, entry: Entry) -> None:
         try:
-            writer = store.create(self._group, meta)
-            for chunk in self._machine.snapshot():
-                writer.write(chunk)
-        except StorageFull:
-            return None
-        return WrittenState(writer, meta)
+            self._configuration = decode_configuration(entry.payload)
+        except ValueError as error:
+            raise InvariantViolated(
+                f"group {self._group}: committed entry {entry.index} is no configuration: {error}"
+            ) from error
+
+    # --- snapshots --------------------------------------------------------------------------------------------------
+
+    def capture(self, number: int) -> Capture:
+        """The state as it is now; takes no time. `number` rises; what an earlier one still holds is given up."""
+        self.release(self._captured)
+        index, term = self.position()
+        # No two states ever have one name, not even of the same index: half of one must not be completed by another.
+        name = f"s{index}-t{term}-{self._suffix}-{number}"
+        meta = SnapshotMeta(index=index, term=term, configuration=self._configuration, snapshot_id=name)
+        chunks = self._machine.snapshot()
+        self._captured = number
+        return Capture(meta, chunks)
+
+    def release(self, number: int) -> None:
+        """That capture is written, or given up."""
+        if number != self._captured:
+            return
+        self._captured = 0
+        if self._lender is not None:
+            self._lender.end_snapshot()
 
     def restore(self, store: SnapshotStore, meta: SnapshotMeta) -> str:
-        """Replace the state by a snapshot's. Returns what is wrong with the file, or an empty string."""
+        """Replace the state by a snapshot's, whole or not at all. Returns what is wrong with the file, or an empty
+        string. What waited to be applied up to there is in it."""
+        self.release(self._captured)
         try:
             self._machine.restore(store.read(self._group, meta.snapshot_id))
         except (SnapshotDamaged, UnknownFormat) as error:
             return str(error)
         self._index, self._term = meta.index, meta.term
         self._configuration = meta.configuration
+        while self._waiting and self._waiting[0].index <= meta.index:
+            self._waiting.popleft()
         return ""

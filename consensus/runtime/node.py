@@ -100,6 +100,7 @@ class NodeRuntime:
             send=self._queue,
             input=self.input,
             dropped=self.dropped,
+            log_busy=lambda: self._writer.busy,
             writing=Slots(1),
             sending=Slots(options.transfers_max),
         )

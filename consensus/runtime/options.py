@@ -47,7 +47,18 @@ class RuntimeOptions:
     snapshot_log_bytes_min: int = 8 * MIB
     """But not before the log since the last one is this long."""
     snapshot_retry_ms: int = 10_000
-    """A snapshot that could not be written for lack of space is tried again after this time."""
+    """A snapshot that could not be written for lack of space, or of progress, is tried again after this time."""
+    snapshot_budget_bytes: int = 64 * MIB
+    """Memory that a snapshot being written may cost beside the state: what apply would have overwritten or freed.
+    When it is used up, apply of that group waits for the writer (RULES W6)."""
+    snapshot_wait_ms: int = 2000
+    """But only so long without progress of the writer; then the snapshot is given up."""
+    snapshot_piece_bytes: int = MIB
+    """Written at a time; between pieces other work with files gets its turn."""
+    snapshot_bytes_per_s: int = 0
+    """Snapshots are written at most this fast; 0: as fast as the disk takes it."""
+    snapshot_yield_ms: int = 20
+    """A piece waits this long for the log to have nothing to write, unless apply waits for the snapshot."""
     keep_bytes_max: int = 16 * MIB
     """Entries kept in the log below a snapshot, for peers that lag a little."""
     transfer_keep_bytes_max: int = 256 * MIB
@@ -58,6 +69,10 @@ class RuntimeOptions:
     """Chunks (of at most 1 MiB) on their way to a peer and held in memory, per transfer."""
     transfer_resend_ms: int = 500
     """Chunks that are not answered for this long are sent again."""
+    transfer_bytes_per_s: int = 0
+    """A snapshot is sent at most this fast to one peer; 0: as fast as it takes it."""
+    transfer_resume_ms: int = 30_000
+    """After a broken-off transfer the snapshot, and the log above it, are kept this long for the peer to go on."""
     transfer_timeout_ms: int = 10_000
     """A transfer that makes no progress for this long is given up, and starts over."""
     install_timeout_ms: int = 60_000
@@ -65,11 +80,13 @@ class RuntimeOptions:
     transfer_retry_ms: int = 500
     """Pause between a failed transfer and the next."""
     receive_lease_ms: int = 30_000
-    """A half-received snapshot is removed when no chunk comes for this long."""
+    """A half-received snapshot is removed when nothing is added to it for this long, also by a next life."""
     receive_window_chunks: int = 16
     """Chunks received and not yet written; further ones are dropped, to be sent again."""
     chunk_bytes_max: int = 4 * MIB
     """A longer chunk is refused."""
+    chunk_bytes_min: int = 64 * 1024
+    """A shorter one is refused, unless it is the last."""
     snapshot_bytes_max: int = 1 << 40
     """A snapshot that claims to be longer is refused."""
 
@@ -78,7 +95,7 @@ class RuntimeOptions:
         problems = self.raft.validate()
         for name in self.__slots__:
             value = getattr(self, name)
-            least = 0 if name.startswith("keep_") else 1
+            least = 0 if name.startswith("keep_") or name.endswith(("_bytes_per_s", "_yield_ms")) else 1
             if name != "raft" and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 problems.append(f"{name} must be a whole number of at least {least}, not {value!r}")
         if problems:
@@ -89,6 +106,10 @@ class RuntimeOptions:
             problems.append(
                 f"stall_ms ({self.stall_ms}) must lie between tick_ms ({self.tick_ms}) and election_timeout_ms "
                 f"({self.raft.election_timeout_ms})"
+            )
+        if self.chunk_bytes_min > self.chunk_bytes_max:
+            problems.append(
+                f"chunk_bytes_min ({self.chunk_bytes_min}) must not be above chunk_bytes_max ({self.chunk_bytes_max})"
             )
         if self.transfer_resend_ms >= self.transfer_timeout_ms:
             problems.append(

@@ -41,6 +41,11 @@ class WatchedWriter:
     def full(self) -> bool:
         return self._writer.full()
 
+    @property
+    def busy(self) -> bool:
+        """Something is not durable yet."""
+        return self._waiting > 0
+
     def tick(self, elapsed_ms: int, *, stall_ms: int) -> bool:
         """Time passed; True when `stalled` changed."""
         self._quiet_ms = self._quiet_ms + elapsed_ms if self._waiting else 0

@@ -67,6 +67,8 @@ class Services:
     writing: Slots
     """One snapshot is written at a time (RULES W6)."""
     sending: Slots
+    log_busy: Callable[[], bool] = lambda: False
+    """Something waits to be flushed: snapshots let it go first."""
 
     def run(self, lane: str, work: Callable[[], T], done: Callable[[T], None]) -> None:
         """Run `work` on a lane, and `done` as an input of its own, unless the node was stopped meanwhile."""

@@ -55,6 +55,8 @@ def small_runtime_options() -> RuntimeOptions:
         ),
         snapshot_log_bytes_min=24 * 1024,
         snapshot_log_multiple=2,
+        snapshot_piece_bytes=4 * 1024,
+        snapshot_budget_bytes=16 * 1024,
         keep_bytes_max=4 * 1024,
         transfer_keep_bytes_max=64 * 1024,
     )

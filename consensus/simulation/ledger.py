@@ -90,11 +90,17 @@ class Ledger:
         return self._chain[-1] if self._chain else EMPTY
 
     def snapshot(self) -> Iterator[Payload]:
-        yield _HEAD.pack(len(self.lines), len(self._last), self.register, self.counter)
-        for client, (sequence, position, answered) in list(self._last.items()):
-            yield _LAST.pack(client, sequence, position, answered)
-        for (client, sequence), digest in zip(list(self.lines), list(self._chain), strict=True):
-            yield _LINE.pack(client, sequence, digest)
+        lines, digests, last = tuple(self.lines), tuple(self._chain), tuple(self._last.items())
+        head = _HEAD.pack(len(lines), len(last), self.register, self.counter)
+
+        def chunks() -> Iterator[Payload]:
+            yield head
+            for client, (sequence, position, answered) in last:
+                yield _LAST.pack(client, sequence, position, answered)
+            for (client, sequence), digest in zip(lines, digests, strict=True):
+                yield _LINE.pack(client, sequence, digest)
+
+        return chunks()
 
     def restore(self, chunks: Iterator[memoryview]) -> None:
         content = b"".join(chunks)

@@ -8,10 +8,11 @@ back within a life. Must not know: what entries mean.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from consensus.core.interface import Entry, NodeId, Payload
-from consensus.runtime.interface import StateMachine
+from consensus.runtime.interface import Lender, StateMachine
 from consensus.simulation.errors import Violated
 
 
@@ -60,8 +61,14 @@ class WitnessedMachine:
         return self.inner.apply(entry)
 
     def snapshot(self) -> Iterator[Payload]:
-        yield self.last_index.to_bytes(self._INDEX_BYTES, "little")
-        yield from self.inner.snapshot()
+        return chain((self.last_index.to_bytes(self._INDEX_BYTES, "little"),), self.inner.snapshot())
+
+    def lent_bytes(self, entry: Entry | None = None) -> int:
+        return self.inner.lent_bytes(entry) if isinstance(self.inner, Lender) else 0
+
+    def end_snapshot(self) -> None:
+        if isinstance(self.inner, Lender):
+            self.inner.end_snapshot()
 
     def restore(self, chunks: Iterator[memoryview]) -> None:
         head = b""

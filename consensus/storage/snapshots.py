@@ -26,6 +26,8 @@ MAGIC = b"PSSN"
 FORMAT_VERSION = 1
 CHUNK_BYTES = 1 << 20
 """Content of every chunk but the last."""
+SYNC_BYTES = 8 << 20
+"""What is written is made durable in parts of this size, so that no sync at the end holds up the log's."""
 META_BYTES_MAX = 64 << 10
 HEADER = struct.Struct("<4sBBHIQQQII")  # magic, version, kind, zero, group, number, offset, content, payload CRC, CRC
 _LENGTH_AT_END = struct.Struct("<I")
@@ -86,6 +88,7 @@ class SnapshotFile:
         self._content_bytes = 0
         self._chunks = 0
         self._end = 0
+        self._synced = 0
         self._file: File | None = None
         self._run(self._start)
 
@@ -144,6 +147,9 @@ class SnapshotFile:
         self._put([_header(_CHUNK, self._group, self._chunks, self._content_bytes, len(view), crc32c(view)), view])
         self._chunks += 1
         self._content_bytes += len(view)
+        if self._end - self._synced >= SYNC_BYTES:
+            self._run(self._open_file().datasync)
+            self._synced = self._end
 
     def _put(self, buffers: list[Payload]) -> None:
         self._run(lambda: self._open_file().pwrite(buffers, self._end))
@@ -221,7 +227,7 @@ class SnapshotFiles:
             pass
 
     def delete_older(self, group: GroupId, keep_snapshot_id: str) -> None:
-        """Remove the group's snapshots of a lower index than that one's, and unreadable ones. Call it when that one's
+        """Remove the group's snapshots that go no further than that one, and unreadable ones. Call it when that one's
         record is durable in the log. Raises `SnapshotDamaged` when that one itself is unreadable: then all stay."""
         keep = self.meta(group, keep_snapshot_id)
         folder = f"{self._directory}/group-{group}"
@@ -229,7 +235,7 @@ class SnapshotFiles:
             for name in self._filesystem.listdir(folder):
                 snapshot_id = name.removesuffix(_SUFFIX)
                 if name != snapshot_id and snapshot_id != keep_snapshot_id:
-                    if self._index(group, snapshot_id) < keep.index:
+                    if self._index(group, snapshot_id) <= keep.index:
                         self._filesystem.unlink(f"{folder}/{name}")
         except OSError as error:
             raise StorageFailed(f"removing older snapshots in {folder}: {error}") from error

@@ -243,6 +243,24 @@ def decode(payload: bytes | memoryview) -> Command:
     return _decode_valued(kind, payload)
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a command is about. `initial`: everything of the block is replaced; `gradient`: its slots change."""
+
+    model: int
+    block: int
+    initial: bool
+    gradient: bool
+
+
+def target_of(payload: bytes | memoryview) -> Target | None:
+    """Of an update or of initial values, without decoding all of it; None for anything else."""
+    if len(payload) < HEADER_BYTES or payload[0] not in (UPDATE, INITIAL):
+        return None
+    _, _, what, _, _, model, _, block, *_ = _HEADER.unpack_from(payload)
+    return Target(model, block, payload[0] == INITIAL, what == PushKind.GRADIENT)
+
+
 def _decode_valued(kind: int, payload: bytes | memoryview) -> UpdateBlock | InitialBlock:
     (_, _, what, codec, flags, model, generation, block, step, view, epoch, contributors, count, elements, rate) = (
         _HEADER.unpack_from(payload)

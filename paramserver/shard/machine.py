@@ -24,8 +24,10 @@ from paramserver.shard.commands import (
     SetView,
     UpdateBlock,
     decode,
+    target_of,
 )
 from paramserver.shard.errors import CommandError
+from paramserver.shard.loans import Loans
 from paramserver.shard.results import Answer, Duplicate, NotTaken, Result, Stored, Updated, Why
 from paramserver.shard.state import Shard, new_shard
 from paramserver.wire.checksum import crc32c
@@ -45,6 +47,8 @@ class ShardMachine:
     def __init__(self, group: GroupId) -> None:
         self.group = group
         self.shards: Mapping[int, Shard] = {}
+        self.loans: Loans | None = None
+        """What the snapshot being written costs."""
 
     # --- StateMachine ------------------------------------------------------------------------------------------------
 
@@ -69,12 +73,34 @@ class ShardMachine:
                     return self._set_view(command)
 
     def snapshot(self) -> Iterator[Payload]:
-        """Holds references to what is immutable; slots are lent, and copied when the next update would change them.
-        So the chunks may be written while apply goes on."""
-        return snapshots.dump(tuple(self.shards.values()))
+        """Borrows what it shows: what is immutable by reference; slots too, and the next update writes new ones beside
+        them. So the chunks may be written while apply goes on, on another thread."""
+        self.end_snapshot()
+        self.loans = Loans()
+        return snapshots.dump(tuple(self.shards.values()), self.loans)
+
+    def lent_bytes(self, entry: Entry | None = None) -> int:
+        if self.loans is None:
+            return 0
+        return self.loans.bytes + (0 if entry is None else self._would_cost(entry.payload))
+
+    def _would_cost(self, payload: Payload) -> int:
+        """What the snapshot being written would cost more after this command, at most."""
+        target = target_of(payload)
+        shard = self.shards.get(target.model) if target is not None else None
+        index = shard.info.index_of(target.block) if target is not None and shard is not None else None
+        return 0 if target is None or shard is None or index is None else shard.would_cost(index, target)
+
+    def end_snapshot(self) -> None:
+        loans, self.loans = self.loans, None
+        if loans is not None:
+            loans.close()
+            for shard in self.shards.values():
+                shard.end_loans()
 
     def restore(self, chunks: Iterator[memoryview]) -> None:
         """All or nothing. Raises `SnapshotDamaged`."""
+        self.end_snapshot()
         self.shards = {shard.info.create.model: shard for shard in snapshots.load(chunks)}
 
     def size_bytes(self) -> int:

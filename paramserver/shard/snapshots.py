@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 
 from paramserver.shard.commands import create_from_proto
 from paramserver.shard.errors import SnapshotDamaged
+from paramserver.shard.loans import Loans
 from paramserver.shard.state import DIGESTS_KEPT, Private, Published, Shard, new_shard
 from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.checksum import DIGEST_BYTES, crc32c
@@ -41,16 +42,16 @@ _NONE, _OWN, _SAME = 0, 1, 2
 Chunk: TypeAlias = bytes | memoryview
 
 
-def dump(shards: Sequence[Shard]) -> Iterator[Chunk]:
-    """The chunks. What they show is the state at the time of this call, however late they are read."""
-    captured = [(shard, shard.info, tuple(shard.published), tuple(shard.private)) for shard in shards]
-    for shard in shards:
-        for block in shard.private:
-            block.lent = True
+def dump(shards: Sequence[Shard], loans: Loans) -> Iterator[Chunk]:
+    """The chunks. What they show is the state at the time of this call, however late they are taken, by whichever
+    thread. Each block is borrowed until its chunks were used up; a chunk is, when the next one is asked for."""
+    captured = [
+        (shard.info, list(zip(shard.published, shard.private, shard.lend(loans), strict=True))) for shard in shards
+    ]
 
     def chunks() -> Iterator[Chunk]:
         yield MAGIC + _COUNT.pack(len(captured))
-        for _, info, published, private in captured:
+        for info, blocks in captured:
             create = info.create
             message = pb.CreateShard(
                 model=create.model,
@@ -63,8 +64,12 @@ def dump(shards: Sequence[Shard]) -> Iterator[Chunk]:
             view = view_to_proto(info.view).SerializeToString()
             opened = _OPEN.pack(info.is_open, info.open_epoch or 0)
             yield b"".join((_COUNT.pack(len(message)), message, _COUNT.pack(len(view)), view, opened))
-            for seen, own in zip(published, private, strict=True):
+            blocks.reverse()
+            while blocks:
+                seen, own, loan = blocks.pop()
                 yield from _dump_block(seen, own)
+                loan.give_back()
+                del seen, own
         yield MAGIC
 
     return chunks()

@@ -16,7 +16,8 @@ import numpy as np
 
 from paramserver.optim.factory import make
 from paramserver.optim.interface import Optimizer, Update
-from paramserver.shard.commands import CreateShard, UpdateBlock
+from paramserver.shard.commands import CreateShard, Target, UpdateBlock
+from paramserver.shard.loans import Loan, Loans
 from paramserver.wire.checksum import crc32c, digest
 from paramserver.wire.layout import FLOAT, Flat, Layout
 from paramserver.wire.protos import View
@@ -68,25 +69,27 @@ class Published:
         return next((known for number, known in self.digests if number == version), None)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Private:
-    """The lane's own part of a block. `lent`: a snapshot holds the slots, they must not be overwritten (RULES W6)."""
+    """The lane's own part of a block. The value is replaced; the slots are overwritten by each update, unless a
+    snapshot borrowed them (RULES W6)."""
 
     slots: tuple[Flat, ...] = ()
     scalars: tuple[float, ...] = ()
     initial_epoch: int = 0
-    lent: bool = False
 
 
 class Shard:
     """One model's blocks in this group."""
 
-    __slots__ = ("_optimizer", "info", "private", "published")
+    __slots__ = ("_loans", "_optimizer", "info", "private", "published")
 
     def __init__(self, info: ShardInfo) -> None:
         self.info = info
         self.published: list[Published] = [Published() for _ in range(info.create.blocks)]
         self.private: list[Private] = [Private() for _ in range(info.create.blocks)]
+        self._loans: list[Loan] | None = None
+        """Of the snapshot being written, a block each; on the lane only."""
         self._optimizer: Optimizer = make(info.create.spec.optimizer)
 
     @property
@@ -106,6 +109,7 @@ class Shard:
         weights = values.astype(FLOAT)
         weights.flags.writeable = False
         optimizer = self._optimizer
+        self._let_go(index, (*_buffers(self.published[index]), *self.private[index].slots))
         self.private[index] = Private(
             tuple(np.zeros(weights.size, FLOAT) for _ in range(optimizer.slots)), optimizer.scalars, epoch
         )
@@ -127,9 +131,7 @@ class Shard:
         if block.weights is None or command.values is None:
             raise ValueError("an update needs weights and values")
         out = self._fresh(block)
-        slots_out = private.slots
-        if private.lent:
-            slots_out = tuple(np.empty_like(slot) for slot in private.slots)
+        slots_out = self._slots_out(index, private)
         mean = self.info.create.spec.reduction is Reduction.MEAN
         scalars = self._optimizer.update(
             Update(
@@ -143,6 +145,8 @@ class Shard:
                 learning_rate=command.learning_rate,
             )
         )
+        if slots_out is not private.slots:
+            self._let_go(index, private.slots)
         self.private[index] = Private(slots_out, scalars, private.initial_epoch)
         return self._publish(index, out, crc32c(out.data.cast("B")))
 
@@ -157,8 +161,16 @@ class Shard:
         """Where the next version goes: memory that nobody else can see."""
         return np.empty(block.weights.shape if block.weights is not None else 0, FLOAT)
 
+    def _slots_out(self, index: int, private: Private) -> tuple[Flat, ...]:
+        """Where the next slots go: in place, or beside those that a snapshot still needs (RULES W6)."""
+        if self._loans is None or not self._loans[index].borrowed(private.slots):
+            return private.slots
+        return tuple(np.empty_like(slot) for slot in private.slots)
+
     def _publish(self, index: int, weights: Flat, crc: int) -> Published:
         before = self.published[index]
+        if before.previous is not None and before.previous is not before.weights:
+            self._let_go(index, (before.previous,))
         weights.flags.writeable = False
         version = before.version + 1
         known = (*before.digests[1 - DIGESTS_KEPT :], (version, self.state_digest(index, version, weights)))
@@ -173,12 +185,45 @@ class Shard:
         arrays = () if weights is None else (weights, *private.slots)
         return digest((*(array.data.cast("B") for array in arrays), tail))
 
+    # --- snapshots -------------------------------------------------------------------------------------------------
+
+    def lend(self, loans: Loans) -> list[Loan]:
+        """A snapshot borrows all blocks as they are now."""
+        self._loans = [
+            Loan(loans, (*_buffers(seen), *own.slots)) for seen, own in zip(self.published, self.private, strict=True)
+        ]
+        return self._loans
+
+    def end_loans(self) -> None:
+        self._loans = None
+
+    def would_cost(self, index: int, target: Target) -> int:
+        """Bytes that the snapshot being written would cost more after a command about that block."""
+        if self._loans is None:
+            return 0
+        block, private = self.published[index], self.private[index]
+        dropped = private.slots if target.initial or target.gradient else ()
+        if target.initial and block.weights is not None:
+            dropped = (*dropped, block.weights)
+        if block.previous is not None and block.previous is not block.weights:
+            dropped = (*dropped, block.previous)
+        return self._loans[index].would_cost(dropped)
+
+    def _let_go(self, index: int, buffers: tuple[Flat, ...]) -> None:
+        if self._loans is not None:
+            self._loans[index].dropped(buffers)
+
     def size_bytes(self) -> int:
         """Weights, the version before, and slots, as if every block had them all."""
         create, layout = self.info.create, self.info.layout
         first = create.first_block
         elements = layout.block_slice(first + create.blocks - 1).stop - layout.block_slice(first).start
         return int(elements) * FLOAT.itemsize * (2 + self._optimizer.slots)
+
+
+def _buffers(block: Published) -> tuple[Flat, ...]:
+    held = (block.weights, block.previous if block.previous is not block.weights else None)
+    return tuple(buffer for buffer in held if buffer is not None)
 
 
 def new_shard(create: CreateShard) -> Shard:

@@ -46,8 +46,8 @@ class Journal:
         return len(self.commands)
 
     def snapshot(self) -> Iterator[Payload]:
-        for command in self.commands:
-            yield LENGTH.pack(len(command)) + command
+        commands = tuple(self.commands)
+        return (LENGTH.pack(len(command)) + command for command in commands)
 
     def restore(self, chunks: Iterator[memoryview]) -> None:
         data, commands, at = b"".join(chunks), [], 0
@@ -169,7 +169,14 @@ class Cluster:
 
     GROUP = 1
 
-    def __init__(self, nodes: int = 3, options: RuntimeOptions | None = None, seed: int = 1) -> None:
+    def __init__(
+        self,
+        nodes: int = 3,
+        options: RuntimeOptions | None = None,
+        seed: int = 1,
+        machine: Callable[[], Journal] = Journal,
+    ) -> None:
+        self.machine = machine
         self.clock = Clock()
         self.network = MemoryNetwork()
         self.options = options or RuntimeOptions()
@@ -203,7 +210,7 @@ class Cluster:
             random=lambda group: random.Random(seed + group),
             options=self.options,
         )
-        machine, listener = Journal(), Listener()
+        machine, listener = self.machine(), Listener()
         handle = runtime.add_group(
             group=self.GROUP,
             replica=node,

@@ -350,7 +350,7 @@ def test_a_digest_covers_slots_and_powers() -> None:
     assert shard.state_digest(0, 1, published.weights) == known
     shard.private[0].slots[1][7] += np.float32(1e-9)
     assert shard.state_digest(0, 1, published.weights) != known
-    shard.private[1].scalars = (0.5, 0.5)
+    shard.private[1] = dataclasses.replace(shard.private[1], scalars=(0.5, 0.5))
     other = machine_with(opening_commands(spec)).shards[MODEL]
     assert shard.state_digest(1, 0, shard.published[1].weights) != other.published[1].digests[-1][1]
 
