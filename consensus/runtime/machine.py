@@ -121,10 +121,13 @@ class MachineHost:
 
     # --- snapshots --------------------------------------------------------------------------------------------------
 
-    def capture(self, number: int) -> Capture:
-        """The state as it is now; takes no time. `number` rises; what an earlier one still holds is given up."""
+    def capture(self, number: int) -> Capture | None:
+        """The state as it is now; takes no time. `number` rises; what an earlier one still holds is given up. None
+        before anything was applied: there is no log that it could stand for."""
         self.release(self._captured)
         index, term = self.position()
+        if not index:
+            return None
         # No two states ever have one name, not even of the same index: half of one must not be completed by another.
         name = f"s{index}-t{term}-{self._suffix}-{number}"
         meta = SnapshotMeta(index=index, term=term, configuration=self._configuration, snapshot_id=name)

@@ -128,9 +128,12 @@ class SnapshotWriting:
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
-    def _captured(self, number: int, capture: Capture) -> None:
+    def _captured(self, number: int, capture: Capture | None) -> None:
         if not self.active or number != self._number:
             self._release(number)  # Given up meanwhile.
+            return
+        if capture is None:
+            self._end()
             return
         self._work = _Work(number, capture, self._services.clock.now_ms())
         self._next(self._work)

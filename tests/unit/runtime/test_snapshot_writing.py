@@ -258,10 +258,26 @@ def test_a_snapshot_carries_the_configuration_that_was_applied() -> None:
     """HAZARDS 20: the committed one, not what stands uncommitted behind it."""
     first, joint = Configuration((1, 2, 3)), Configuration((1, 2, 4), outgoing=(1, 2, 3), next_replica=5)
     host = MachineHost(group=1, machine=Journal(), configuration=first, node=1, incarnation=1)
-    assert host.capture(1).meta.configuration == first
-    host.apply((configured(1, encode_configuration(joint)),))
-    assert host.capture(2).meta.configuration == joint
-    assert host.position() == (1, 1)
+    host.apply((Entry(1, 1, EntryKind.NOOP, b"", 0),))
+    for number, configuration in ((1, first), (2, joint)):
+        capture = host.capture(number)
+        assert capture is not None
+        assert capture.meta.configuration == configuration
+        host.apply((configured(number + 1, encode_configuration(joint)),))
+    assert host.position() == (3, 1)
+
+
+def test_a_state_to_which_nothing_was_applied_is_not_written() -> None:
+    """Its record would stand for no entry of the log and so supersede all of them (simulation, seed 36)."""
+    cluster, node = one()
+    host = MachineHost(group=1, machine=Journal(), configuration=Configuration((1,)), node=1, incarnation=1)
+    assert host.capture(1) is None
+    cluster.leader()
+    node.handle._machine._index = 0
+    node.handle._want_snapshot()
+    cluster.run(50)
+    assert node.handle.status().snapshots_written == 0
+    assert not node.handle._writing.active  # type: ignore[union-attr]
 
 
 def test_a_committed_entry_that_is_no_configuration_stops_the_group() -> None:
