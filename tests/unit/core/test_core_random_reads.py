@@ -108,7 +108,7 @@ class World:
         if source.random() < 0.08:
             for _ in range(source.choice((1, 1, 12))):
                 self.read(host)
-        if source.random() < 0.01:
+        if host.role is Role.LEADER and source.random() < 0.03:
             try:
                 host.core.transfer(source.choice(list(self.hosts)))
                 self.seen["transfers"] += 1
