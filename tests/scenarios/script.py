@@ -7,6 +7,7 @@ written and synced at once, unless `disk N holds`. Randomness draws the least po
     > group 1 2 3                     voters, then `learners 4 5`; `starting 6` makes a replica with an empty log
     > tick 1 300                      time for one replica, in ms; `tick all 50`
     > elect 1                         let it campaign and win; what is said meanwhile is not shown
+    > run 1000                        time for all, everything delivered; what is said meanwhile is not shown
     > deliver / deliver 1>2           everything on its way (once), or one link's; `settle`: until nothing is on its way
     > drop 1>2 / cut 1 / heal 1       lose what is on its way; lose everything to and from 1 from now on, or no more
     > propose 1 hello                 an entry
@@ -223,6 +224,12 @@ class Script:
         core.tick(CONFIG.election_timeout_ms)
         core.tick(CONFIG.election_timeout_ms)
         self._do_settle([])
+        self._out = []
+
+    def _do_run(self, words: list[str]) -> None:
+        for _ in range(int(words[0]) // 10):
+            self._do_tick(["all", "10"])
+            self._do_settle([])
         self._out = []
 
     def _do_deliver(self, words: list[str]) -> None:
