@@ -2,11 +2,11 @@
 
     python -m benchmarks.commit --out benchmarks/results/commit.json
 
-Three nodes as processes on loopback, fsync on; a client in another process; each command acknowledged. The state machine
-is an append-only counter behind the real log, transport and runtime (benchmarks/commits/server.py). Peers: etcd, three
-members (`apt-get install --no-install-recommends etcd-server`), and PySyncObj (`make install-peers`), which syncs nothing
-and has its client in the leader's process. A peer that is not installed is named in the result. Every figure is of one
-run on one machine, so ratios carry over better than figures. `--parts` runs some of it alone.
+Three nodes as processes on loopback, fsync on; a client in another process; each command acknowledged. The state
+machine is an append-only counter behind the real log, transport and runtime (benchmarks/commits/server.py). Peers:
+etcd, three members (`apt-get install --no-install-recommends etcd-server`), and PySyncObj (`make install-peers`), which
+syncs nothing and has its client in the leader's process. A peer that is not installed is named in the result. Every
+figure is of one run on one machine, so ratios carry over better than figures. `--parts` runs some of it alone.
 """
 
 from __future__ import annotations
@@ -16,84 +16,235 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 if __package__ in (None, ""):  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.commits import etcd
+from benchmarks.commits import changes, peer_etcd, peer_pysyncobj
 from benchmarks.commits.cluster import Servers, load
 from benchmarks.common import machine, results
 from paramserver.lab.usage import cpu_s
 
 KIB, MIB = 1 << 10, 1 << 20
-LOADS = ((100, 1), (100, 32), (100, 1024), (4 * KIB, 32), (64 * KIB, 32), (MIB, 16))
+Loads: TypeAlias = Sequence[tuple[int, int]]
 """(bytes of a command, commands in flight)."""
-UNARY_LOADS = ((100, 1), (100, 32), (4 * KIB, 32))
-ETCD_LOADS = ((100, 1), (100, 32), (4 * KIB, 32), (64 * KIB, 32), (MIB, 16))
-PYSYNCOBJ_LOADS = ((100, 1), (100, 32), (100, 1024), (4 * KIB, 32), (64 * KIB, 32), (MIB, 16))
-Row = dict[str, Any]
+STREAM_LOADS: Loads = ((100, 1), (100, 32), (100, 1024), (4 * KIB, 32), (64 * KIB, 32), (MIB, 16))
+UNARY_LOADS: Loads = ((100, 1), (100, 32), (4 * KIB, 32))
+ETCD_LOADS: Loads = ((100, 1), (100, 32), (4 * KIB, 32), (64 * KIB, 32), (MIB, 16))
+PYSYNCOBJ_LOADS: Loads = ((100, 1), (100, 32), (100, 1024), (4 * KIB, 32), (64 * KIB, 32), (MIB, 16))
+GROUPS = 100
+IDLE_SETTLE_S = 5.0
+IDLE_S = 10.0
+Row: TypeAlias = dict[str, Any]
+Result: TypeAlias = dict[str, Any]
 
 
-def ours(options: argparse.Namespace, folder: Path) -> list[Row]:
-    """Streams, then a call each."""
+def ours(folder: Path, options: argparse.Namespace) -> Result:
+    """Many commands in a message, then a call each."""
     rows = []
     with Servers(folder) as servers:
-        for mode, loads in (("stream", options.loads or LOADS), ("unary", options.unary_loads or UNARY_LOADS)):
-            for size, inflight in loads:
+        for mode, loads in (("stream", STREAM_LOADS), ("unary", UNARY_LOADS)):
+            for size, inflight in wanted(loads, options):
                 leader = servers.leader()
-                before = {node: cpu_s([pid]) for node, pid in servers.pids.items()}
-                count = (servers.status(leader) or {})["count"]
+                spent, count = cpu(servers), servers.count(leader)
                 found = load(mode, servers.addresses[leader], size=size, inflight=inflight, seconds=options.seconds)
-                commands = (servers.status(leader) or {})["count"] - count
-                spent = {node: cpu_s([pid]) - before[node] for node, pid in servers.pids.items()}
-                others = [one for node, one in spent.items() if node != leader]
-                found["leader_cpu_us_per_op"] = round(spent[leader] / commands * 1e6, 1)
-                found["follower_cpu_us_per_op"] = round(max(others) / commands * 1e6, 1)
+                commands = servers.count(leader) - count
+                per_op = {node: (now - spent[node]) / commands * 1e6 for node, now in cpu(servers).items()}
+                found["leader_cpu_us_per_op"] = round(per_op.pop(leader), 1)
+                found["follower_cpu_us_per_op"] = round(max(per_op.values()), 1)
                 rows.append(row("paramserver", mode, size, inflight, "fsync", found))
-    return rows
+    return {"rows": rows}
 
 
-def etcds(options: argparse.Namespace, folder: Path) -> list[Row]:
+def etcd(folder: Path, options: argparse.Namespace) -> Result:
+    path = peer_etcd.program()
+    if path is None:
+        return {"missing": {"etcd": peer_etcd.INSTALL}}
     rows = []
-    cluster = etcd.Etcd(folder)
+    cluster = peer_etcd.Etcd(folder)
     try:
         cluster.start()
-        for size, inflight in ETCD_LOADS:
-            leader = cluster.leader()
-            found = load("etcd", leader, size=size, inflight=inflight, seconds=options.seconds)
+        for size, inflight in wanted(ETCD_LOADS, options):
+            found = load("etcd", cluster.leader(), size=size, inflight=inflight, seconds=options.seconds)
             rows.append(row("etcd", "unary", size, inflight, "fsync", found))
     finally:
         cluster.stop()
-    return rows
+    version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout.split("\n", 1)[0]
+    return {"rows": rows, "peers": {"etcd": version.removeprefix("etcd Version: ")}}
+
+
+def pysyncobj(folder: Path, options: argparse.Namespace) -> Result:
+    path = peer_pysyncobj.interpreter()
+    if path is None:
+        return {"missing": {"pysyncobj": peer_pysyncobj.INSTALL}}
+    durability = "none; client in the leader's process"
+    rows = []
+    loads = wanted(PYSYNCOBJ_LOADS, options)
+    for some in ([one for one in loads if one[1] == 1], [one for one in loads if one[1] > 1]):
+        for found in peer_pysyncobj.run(folder, path, some, options.seconds) if some else ():
+            rows.append(row("pysyncobj", "in process", found.pop("size"), found.pop("inflight"), durability, found))
+    return {"rows": rows, "peers": {"pysyncobj": peer_pysyncobj.version(path)}}
+
+
+def kills(folder: Path, options: argparse.Namespace) -> Result:
+    return {"kills": said("kills", changes.kills(folder, options.kills))}
+
+
+def transfers(folder: Path, options: argparse.Namespace) -> Result:
+    return {"transfers": said("transfers", changes.transfers(folder, options.transfers))}
+
+
+def idle(folder: Path, options: argparse.Namespace) -> Result:
+    """What many groups cost that do nothing."""
+    with Servers(folder, groups=options.groups) as servers:
+        servers.await_leaders(options.groups)
+        time.sleep(IDLE_SETTLE_S)  # groups fall asleep some time after their last command
+        began_s, spent = time.monotonic(), cpu(servers)
+        time.sleep(IDLE_S)  # the measured time itself
+        wall_s = time.monotonic() - began_s
+        percent = {node: round((now - spent[node]) / wall_s * 100, 2) for node, now in cpu(servers).items()}
+    found = {"groups": options.groups, "nodes": 3, "seconds": IDLE_S, "cpu_percent_of_a_core": percent}
+    return {"idle": said("idle", {**found, "worst_percent": max(percent.values())})}
+
+
+PARTS: dict[str, Callable[[Path, argparse.Namespace], Result]] = {
+    "ours": ours,
+    "etcd": etcd,
+    "pysyncobj": pysyncobj,
+    "kills": kills,
+    "transfers": transfers,
+    "idle": idle,
+}
+
+
+def cpu(servers: Servers) -> dict[int, float]:
+    return {node: cpu_s([pid]) for node, pid in servers.pids.items()}
 
 
 def row(system: str, mode: str, size: int, inflight: int, durability: str, found: Row) -> Row:
-    made = {"system": system, "mode": mode, "bytes": size, "in_flight": inflight, "durability": durability, **found}
-    print(made, file=sys.stderr, flush=True)
-    return made
+    return said(
+        "row",
+        {"system": system, "mode": mode, "bytes": size, "in_flight": inflight, "durability": durability, **found},
+    )
 
 
-def numbers(text: str) -> list[tuple[int, int]]:
-    pairs = (one.split(":") for one in text.split(",") if one)
+def said(what: str, found: Result) -> Result:
+    """A run takes minutes: show what there is."""
+    print(f"{what}: {found}", file=sys.stderr, flush=True)
+    return found
+
+
+def wanted(loads: Loads, options: argparse.Namespace) -> Loads:
+    return [one for one in loads if options.loads is None or one in options.loads]
+
+
+def ratios(rows: Sequence[Row]) -> dict[str, float]:
+    """Ours against theirs. Of times (`p50`) less is better, of all else more."""
+    found: dict[str, float] = {}
+    for peer in ("etcd", "pysyncobj"):
+        for size, inflight, key, name in (
+            (100, 1, "p50_ms", "100b_1_p50"),
+            (100, 32, "ops_per_s", "100b_32_ops"),
+            (4 * KIB, 32, "ops_per_s", "4kib_ops"),
+            (64 * KIB, 32, "mb_per_s", "64kib_mb_s"),
+            (MIB, 16, "mb_per_s", "1mib_mb_s"),
+        ):
+            mine, other = (value_of(rows, system, size, inflight, key) for system in ("paramserver", peer))
+            if mine is not None and other:
+                found[f"{peer}_{name}"] = round(mine / other, 3)
+    return found
+
+
+def value_of(rows: Sequence[Row], system: str, size: int, inflight: int, key: str) -> float | None:
+    """Ours by stream."""
+    for one in rows:
+        if (one["system"], one["bytes"], one["in_flight"]) == (system, size, inflight) and (
+            system != "paramserver" or one["mode"] == "stream"
+        ):
+            value: float | None = one[key]
+            return value
+    return None
+
+
+def table(result: Result) -> str:
+    lines = [
+        "| system | mode | bytes | in flight | ops/s | MB/s | p50 ms | p99 ms |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one in result.get("rows", []):
+        named = [one[key] for key in ("system", "mode", "bytes", "in_flight")]
+        measured = [one[key] for key in ("ops_per_s", "mb_per_s", "p50_ms", "p99_ms")]
+        lines.append("| " + " | ".join(str(cell) for cell in [*named, *measured]) + " |")
+    for name in ("kills", "transfers"):
+        if name in result:
+            found = result[name]
+            lines.append(f"{name}: {found['count']}, median {found['median_ms']} ms, worst {found['worst_ms']} ms")
+    if "idle" in result:
+        lines.append(f"{result['idle']['groups']} idle groups: {result['idle']['worst_percent']} % of a core a node")
+    lines += [f"ratio {name}: {value}" for name, value in result.get("ratios", {}).items()]
+    lines += [f"missing: {peer} ({install})" for peer, install in result.get("missing", {}).items()]
+    return "\n".join(lines)
+
+
+def run(options: argparse.Namespace) -> Result:
+    result: Result = {
+        "benchmark": "commit",
+        "command": machine.command("commit"),
+        "machine": machine.machine(),
+        "versions": machine.versions(),
+        "nodes": 3,
+        "rows": [],
+        "peers": {},
+        "missing": {},
+    }
+    began_s = time.monotonic()
+    for part in options.parts:
+        folder = Path(tempfile.mkdtemp(prefix="paramserver-commit-"))
+        try:
+            for key, value in PARTS[part](folder, options).items():
+                if isinstance(value, list):
+                    result[key] += value
+                elif isinstance(result.get(key), dict):
+                    result[key].update(value)
+                else:
+                    result[key] = value
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    result["ratios"] = ratios(result["rows"])
+    result["wall_s"] = round(time.monotonic() - began_s, 1)
+    return result
+
+
+def parts_of(text: str) -> list[str]:
+    parts = text.split(",")
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no parts {unknown}; there are {', '.join(PARTS)}")
+    return parts
+
+
+def loads_of(text: str) -> list[tuple[int, int]]:
+    pairs = (one.split(":") for one in text.split(","))
     return [(int(size), int(inflight)) for size, inflight in pairs]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default=list(PARTS), type=parts_of, metavar="PART,...", help=", ".join(PARTS))
+    parser.add_argument("--loads", type=loads_of, metavar="BYTES:INFLIGHT,...", help="of the rows, only these")
     parser.add_argument("--seconds", default=3.0, type=float, help="measured, a row")
-    parser.add_argument("--loads", type=numbers)
-    parser.add_argument("--unary-loads", type=numbers)
-    parser.add_argument("--parts", default="ours,etcd")
+    parser.add_argument("--kills", default=100, type=int)
+    parser.add_argument("--transfers", default=50, type=int)
+    parser.add_argument("--groups", default=GROUPS, type=int, help="idle ones")
+    parser.add_argument("--out", metavar="FILE", help="write the JSON here too")
     options = parser.parse_args()
-    for part in options.parts.split(","):
-        folder = Path(tempfile.mkdtemp(prefix="paramserver-commit-"))
-        try:
-            {"ours": ours, "etcd": etcds}[part](options, folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    result = run(options)
+    results.write(result, options.out)
+    print(table(result), flush=True)
 
 
 if __name__ == "__main__":

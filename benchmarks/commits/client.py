@@ -2,8 +2,9 @@
 
     python -m benchmarks.commits.client --mode stream --address HOST:PORT --size 100 --inflight 32 --seconds 3
 
-`stream`: commands that may be sent together travel in one message (up to `JOIN_BYTES_MAX`), and so do answers. `unary`: a
-call each. `etcd`: a Put each, through etcd's own gRPC API. Latency is from just before a command is sent to its answer.
+`stream`: commands that may be sent together travel in one message (up to `JOIN_BYTES_MAX`), and so do answers.
+`unary`: a call each. `etcd`: a Put each, through etcd's own gRPC API. Latency is from just before a command is sent to
+its answer.
 Owns the load and its clock. Must not know: who starts servers.
 """
 
@@ -15,12 +16,12 @@ import json
 import os
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
 
-from benchmarks.commits import etcd, wire
+from benchmarks.commits import peer_etcd, wire
 from benchmarks.common import results
 from consensus.storage.checksum import crc32c
 from consensus.transport.grpc.options import GrpcOptions, client_arguments
@@ -29,6 +30,7 @@ from paramserver.wire.allocator import keep_memory
 JOIN_BYTES_MAX = 1 << 20
 """Of commands joined into one message; a longer one goes alone."""
 TIMEOUT_S = 60.0
+Call: TypeAlias = "grpc.aio.StreamStreamCall[bytes, bytes]"
 
 
 class Window:
@@ -39,7 +41,6 @@ class Window:
         self.begin_s, self.end_s = now + warm_up_s, now + warm_up_s + seconds
         self.latencies_s: list[float] = []
         self._first_cpu_s: float | None = None
-        self._cpu_s = 0.0
 
     def over(self, now_s: float) -> bool:
         return now_s >= self.end_s
@@ -49,7 +50,6 @@ class Window:
             if self._first_cpu_s is None:
                 self._first_cpu_s = time.process_time()
             self.latencies_s.append(now_s - began_s)
-            self._cpu_s = 0.0
 
     def result(self, size: int) -> dict[str, Any]:
         seconds = self.end_s - self.begin_s
@@ -71,13 +71,20 @@ def channel_to(address: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(address, options=client_arguments(options))
 
 
+async def read(call: Call) -> bytes:
+    data = await call.read()
+    if not isinstance(data, bytes):
+        raise SystemExit("the server ended the stream")
+    return data
+
+
 async def stream(address: str, size: int, inflight: int, window: Window) -> None:
     payload = os.urandom(size)
     crc = crc32c(payload)
     joined = max(1, JOIN_BYTES_MAX // size)
     async with channel_to(address) as channel:
-        call: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream(f"/{wire.SERVICE}/Stream")()
-        kind, _ = wire.decode_answer(await call.read())
+        call: Call = channel.stream_stream(f"/{wire.SERVICE}/Stream")()
+        kind, _ = wire.decode_answer(await read(call))
         if kind != wire.LEADING:
             raise SystemExit(f"{address} does not lead")
         sent: dict[int, float] = {}
@@ -92,7 +99,7 @@ async def stream(address: str, size: int, inflight: int, window: Window) -> None
                 await call.write(wire.encode_commands(number, [payload] * count, [crc] * count))
                 number += count
                 free -= count
-            kind, numbers = wire.decode_answer(await call.read())
+            kind, numbers = wire.decode_answer(await read(call))
             if kind != wire.COMMITTED:
                 raise SystemExit(f"{len(numbers)} commands got answer {kind} instead of a commit")
             now_s = time.perf_counter()
@@ -134,9 +141,9 @@ async def unary(address: str, size: int, inflight: int, window: Window) -> None:
 
 
 async def etcd_puts(address: str, size: int, inflight: int, window: Window) -> None:
-    request = etcd.put_request(b"key", os.urandom(size))
+    request = peer_etcd.put_request(b"key", os.urandom(size))
     async with channel_to(address) as channel:
-        method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(etcd.PUT)
+        method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(peer_etcd.PUT)
 
         async def one() -> None:
             await method(request, timeout=TIMEOUT_S)

@@ -31,9 +31,7 @@ class Servers:
 
     def __init__(self, folder: Path, *, groups: int = 1, nodes: int = 3) -> None:
         self._ports = ReservedPorts(nodes)
-        self.addresses = {
-            node: f"{self._ports.host}:{port}" for node, port in enumerate(self._ports.numbers, start=1)
-        }
+        self.addresses = {node: f"{self._ports.host}:{port}" for node, port in enumerate(self._ports.numbers, start=1)}
         members = ",".join(f"{node}={address}" for node, address in self.addresses.items())
         self.nodes = {
             node: Child(
@@ -82,7 +80,7 @@ class Servers:
     ) -> dict[str, Any] | None:
         try:
             with grpc.insecure_channel(self.addresses[node]) as channel:
-                call = channel.unary_unary(f"/{wire.SERVICE}/{method}")
+                call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{wire.SERVICE}/{method}")
                 return wire.from_json(call(wire.to_json(request), timeout=timeout_s))
         except grpc.RpcError:
             return None
@@ -97,6 +95,24 @@ class Servers:
                     return node
             time.sleep(POLL_S)
         raise SystemExit(f"no leader within {timeout_s:g} s")
+
+    def count(self, node: int) -> int:
+        """Commands that the node has applied."""
+        answer = self.status(node)
+        if answer is None:
+            raise SystemExit(f"node {node} does not answer")
+        count: int = answer["count"]
+        return count
+
+    def await_leaders(self, groups: int, timeout_s: float = 30.0) -> None:
+        """Until each group is led and served by somebody."""
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
+            answers = [self.status(node) for node in self.nodes]
+            if sum(one["leads"] for one in answers if one is not None) == groups:
+                return
+            time.sleep(POLL_S)
+        raise SystemExit(f"not every group had a leader within {timeout_s:g} s")
 
     def await_equal(self, timeout_s: float = 30.0) -> None:
         """Until every node has applied as much as the leader had when it was asked."""

@@ -2,8 +2,8 @@
 
     python -m benchmarks.commits.server --node 1 --members 1=127.0.0.1:7001,2=... --data DIR [--groups 100]
 
-Owns the composition, and how clients' commands reach the runtime. Clients send commands to group 1. It says `ready` when
-it serves. Must not know: what is measured.
+Owns the composition, and how clients' commands reach the runtime. Clients send commands to group 1. It says `ready`
+when it serves. Must not know: what is measured.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import struct
 from array import array
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import grpc
@@ -26,7 +27,7 @@ import grpc.aio
 from benchmarks.commits import wire
 from consensus.core.interface import Configuration, Entry, NodeId, ReplicaId
 from consensus.runtime import GroupHandle, NodeRuntime
-from consensus.runtime.interface import Applied, Committed, Outcome, Refused
+from consensus.runtime.interface import Applied, Committed, Outcome, Refused, TransferOutcome, Transferred
 from consensus.runtime.threads import MonotonicClock, ThreadLanes, ThreadLogWriter, Ticker, end_process
 from consensus.storage.filesystem import DirectoryLock, OsFileSystem
 from consensus.storage.identity import load_or_create
@@ -158,7 +159,7 @@ class CommitService:
         handle = self._group()
         with self._runtime.input():
             for number, payload, crc in wire.decode_commands(data):
-                handle.propose(payload, crc, lambda outcome, number=number: put(_kind(outcome), number))
+                handle.propose(payload, crc, partial(_answer, put, number))
 
     async def _unary(self, data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         """One command a call."""
@@ -184,18 +185,15 @@ class CommitService:
 
     async def _transfer(self, data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         """Hand leadership to the replica that the request names."""
-        done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._group().transfer(
-            wire.from_json(data)["to"],
-            lambda outcome: done.set_result(repr(outcome)) if not done.done() else None,
-        )
-        return wire.to_json({"outcome": await done})
+        done: asyncio.Future[TransferOutcome] = asyncio.get_running_loop().create_future()
+        self._group().transfer(wire.from_json(data)["to"], done.set_result)
+        outcome = await done
+        return wire.to_json({"transferred": isinstance(outcome, Transferred), "outcome": repr(outcome)})
 
 
-def _kind(outcome: Outcome) -> int:
-    if isinstance(outcome, Committed):
-        return wire.COMMITTED
-    return wire.REFUSED if isinstance(outcome, Refused) else wire.UNKNOWN
+def _answer(put: Callable[[int, int], None], number: int, outcome: Outcome) -> None:
+    kind = wire.REFUSED if isinstance(outcome, Refused) else wire.UNKNOWN
+    put(wire.COMMITTED if isinstance(outcome, Committed) else kind, number)
 
 
 async def serve(config: NodeConfig, groups: int) -> None:

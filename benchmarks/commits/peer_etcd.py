@@ -126,7 +126,8 @@ class Etcd:
         for address in self.addresses.values():
             try:
                 with grpc.insecure_channel(address) as channel:
-                    answer = fields_of(channel.unary_unary(STATUS)(b"", timeout=1.0))
+                    call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(STATUS)
+                    answer = fields_of(call(b"", timeout=1.0))
             except grpc.RpcError:
                 return None
             header = answer.get(1, b"")
