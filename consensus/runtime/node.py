@@ -302,6 +302,7 @@ class NodeRuntime:
             incarnation=self.incarnation,
             config=self._options.raft,
             random=self._random(group),
+            forgetful=recovered is not None and recovered.forgetful,
         )
 
     # --- life -------------------------------------------------------------------------------------------------------

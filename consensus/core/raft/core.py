@@ -29,6 +29,8 @@ from consensus.core.interface import (
     ReadRequest,
     ReadResponse,
     Ready,
+    RejoinRequest,
+    RejoinResponse,
     Removed,
     ReplicaId,
     Role,
@@ -49,6 +51,7 @@ from consensus.core.raft.membership import Membership
 from consensus.core.raft.quiescence import Quiescence
 from consensus.core.raft.reads import Reads
 from consensus.core.raft.reconfiguration import Reconfiguration
+from consensus.core.raft.rejoin import Rejoin
 from consensus.core.raft.replication import Replication
 from consensus.core.raft.state import ReplicaState
 from consensus.core.raft.transfer import Transfer, may_take_over
@@ -69,9 +72,12 @@ class RaftCore:
         incarnation: int,
         config: RaftConfig,
         random: Randomness,
+        forgetful: bool = False,
     ) -> None:
         """What recovery found, all of it durable. The state machine is expected to hold `snapshot`, no more.
         `configuration` is what the replica began with; the snapshot's supersedes it, and those in `entries` both.
+        `forgetful`: entries that were durable may be gone (RULES W7), but what is left is a beginning of the log as it
+        was, and the hard state is whole.
 
         Raises `ValueError` for a configuration that can't be, `InvariantViolated` for a log that can't be: then
         something durable is gone, and this replica must not run."""
@@ -82,7 +88,7 @@ class RaftCore:
         log = Log(entries, snapshot, membership)
         if log.last_term > hard_state.term:
             raise InvariantViolated(f"log ends in term {log.last_term}, the durable term is only {hard_state.term}")
-        if hard_state.commit > log.last_index:
+        if hard_state.commit > log.last_index and not forgetful:
             raise InvariantViolated(f"{hard_state.commit} entries were committed, the log ends at {log.last_index}")
         self._log = log
         self._state = ReplicaState(
@@ -94,10 +100,13 @@ class RaftCore:
             log=log,
             term=hard_state.term,
             vote=hard_state.vote,
+            forgetful=forgetful,
         )
-        self._commit = Commit(log, commit_index=hard_state.commit)
+        # What a forgetful replica knew to be committed may be what it lacks: a leader will tell it again.
+        self._commit = Commit(log, commit_index=0 if forgetful else hard_state.commit)
         self._durability = Durability(self._state, commit_index=self._commit.index)
         self._following = Following(self._state, self._durability, self._commit)
+        self._rejoin = Rejoin(self._state, self._durability, self._following)
         self._replication = Replication(
             self._state, self._durability, self._commit, self._round_begins, lambda: self._reconfiguration.committed()
         )
@@ -146,6 +155,10 @@ class RaftCore:
                 self._replication.append_answer(message)
             case HeartbeatResponse():
                 self._replication.heartbeat_answer(message)
+            case RejoinRequest():
+                self._rejoin.asked(message)
+            case RejoinResponse():
+                self._rejoin.told(message)
             case VoteRequest():
                 if message.pre:
                     self._election.asked_pre_vote(message)
@@ -192,6 +205,7 @@ class RaftCore:
         """Who asks from an earlier term must hear of this one: a leader of the past would go on for ever, and a
         replica of a higher term could not come back (dissertation section 9.6)."""
         state = self._state
+        forgetful = state.forgetful
         me, to, term, incarnation = state.me, message.sender, state.term, state.incarnation
         answer: AnyMessage
         match message:
@@ -199,11 +213,23 @@ class RaftCore:
                 answer = VoteResponse(sender=me, to=to, term=term, incarnation=incarnation, pre=False, granted=False)
             case AppendRequest():
                 answer = AppendResponse(
-                    sender=me, to=to, term=term, incarnation=incarnation, rejected=True, match_index=0
+                    sender=me,
+                    to=to,
+                    term=term,
+                    incarnation=incarnation,
+                    rejected=True,
+                    match_index=0,
+                    forgetful=forgetful,
                 )
             case Heartbeat():
                 answer = HeartbeatResponse(
-                    sender=me, to=to, term=term, incarnation=incarnation, round=message.round, match_index=0
+                    sender=me,
+                    to=to,
+                    term=term,
+                    incarnation=incarnation,
+                    round=message.round,
+                    match_index=0,
+                    forgetful=forgetful,
                 )
             case ReadRequest():
                 answer = ReadResponse(
@@ -231,6 +257,7 @@ class RaftCore:
                 self._following.append(message)
             case Heartbeat():
                 self._following.heartbeat(message)
+                self._rejoin.heard()
                 self._quiescence.told(message, verified=self._following.verified, busy=bool(len(self._reads)))
             case CampaignNow():
                 if may_take_over(state, message, durable_match=self._following.durable_match()):
@@ -372,6 +399,7 @@ class RaftCore:
         if not self._durability.reported(number):
             return
         self._log.durable(number)
+        self._rejoin.persisted(number)
         self._election.vote_durable()
         if self._state.role is Role.LEADER:
             self._replication.count()
@@ -420,6 +448,7 @@ class RaftCore:
             self._durability.outgoing
             or self._durability.hard_state_due()
             or self._log.unissued()
+            or self._rejoin.due()
             or self._commit.to_hand_out()
             or self._replication.snapshots_due
             or self._reads.results
@@ -435,11 +464,14 @@ class RaftCore:
         hard_state: HardState | None = None
         install: SnapshotMeta | None = None
         entries: tuple[Entry, ...] = ()
-        if durability.hard_state_due() or self._log.unissued():
+        clear = self._rejoin.due()
+        if durability.hard_state_due() or self._log.unissued() or clear:
             number = durability.open_batch()
             hint = min(self._commit.index, self._log.flushed)
             hard_state = durability.issue_hard_state(number, commit_hint=hint)
             install, entries = self._log.issue(number, bytes_max=config.persist_bytes_max)
+        if clear:
+            self._rejoin.issued(number)
         return Ready(
             persist_number=number,
             hard_state=hard_state,
@@ -448,6 +480,7 @@ class RaftCore:
             messages=messages,
             committed=self._commit.hand_out(bytes_max=config.committed_bytes_max),
             send_snapshot=snapshots,
+            clear_forgetful=clear,
             reads=reads,
         )
 
@@ -524,6 +557,7 @@ class RaftCore:
             match={peer: progress.match_index for peer, progress in self._replication.progress.items()},
             configuration=state.membership.configuration,
             configuration_index=state.membership.index,
+            forgetful=state.forgetful,
             removed=state.removed,
             transferee=self._transfer.transferee,
             quiesced=self._quiescence.asleep,

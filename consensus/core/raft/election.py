@@ -163,8 +163,12 @@ class Election:
     def _may_campaign(self) -> bool:
         """A replica whose disk stands still could not lead, nor make its own vote durable (HAZARDS 16)."""
         state = self._state
-        able = not state.storage_stalled and not state.removed
+        able = not state.storage_stalled and not state.removed and self._remembers()
         return able and state.membership.votes() and state.term < TERM_MAX - 2
+
+    def _remembers(self) -> bool:
+        """A replica that may have forgotten entries could help to elect a leader that lacks them (RULES W7)."""
+        return not self._state.forgetful
 
     def campaign_by_order(self) -> None:
         """The leader hands over: nobody needs to be asked whether it is lost (dissertation section 3.10)."""
@@ -274,14 +278,15 @@ class Election:
     # --- being asked ------------------------------------------------------------------------------------------------
 
     def asked_pre_vote(self, request: VoteRequest) -> None:
-        granted = request.term > self._state.term and not self.protects_leader() and self._up_to_date(request)
+        free = request.term > self._state.term and not self.protects_leader()
+        granted = free and self._remembers() and self._up_to_date(request)
         self._answer(request, granted=granted)
 
     def asked_vote(self, request: VoteRequest) -> None:
         """For requests of the current term."""
         state = self._state
         free = state.vote == request.sender or (state.vote == 0 and state.leader == 0)
-        granted = free and self._up_to_date(request)
+        granted = free and self._remembers() and self._up_to_date(request)
         if granted:
             state.vote = request.sender
             self._restart_timer()

@@ -111,6 +111,7 @@ class Following:
                 incarnation=state.incarnation,
                 round=heartbeat.round,
                 match_index=self.durable_match(),
+                forgetful=state.forgetful,
             )
         )
 
@@ -128,6 +129,10 @@ class Following:
                 state.log.restore(meta, commit_index=self._commit.index)
                 self._commit.restore(meta)
         self.verified = max(self.verified, meta.index)
+        self._owed = True
+
+    def owe(self) -> None:
+        """An answer would say something new."""
         self._owed = True
 
     # --- answers ----------------------------------------------------------------------------------------------------
@@ -157,5 +162,6 @@ class Following:
                 conflict_index=conflict_index,
                 conflict_term=conflict_term,
                 last_index=state.log.last_index,
+                forgetful=state.forgetful,
             )
         )

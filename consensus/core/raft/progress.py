@@ -25,6 +25,7 @@ class ProgressState(IntEnum):
 
 class Progress:
     __slots__ = (
+        "answered",
         "commit_sent",
         "contact",
         "forgetful",
@@ -44,13 +45,11 @@ class Progress:
     def __init__(self, replica: ReplicaId, *, next_index: int) -> None:
         self.replica = replica
         self.contact = False
-        """It answered since the leader last looked (check-quorum)."""
+        """It answered since the leader last looked (check-quorum), and counts."""
         self.silence_ms = 0
         """Since its last answer, or the beginning of this leadership."""
         self.round = 0
         """The latest heartbeat round it answered: it followed this leader when that arrived."""
-        self.forgetful = False
-        """It said of itself that it may have forgotten what it acknowledged (RULES W7)."""
         self.commit_sent = 0
         """The highest commit index it was told together with the entries."""
         self.forget(next_index)
@@ -58,9 +57,23 @@ class Progress:
     def forget(self, next_index: int) -> None:
         """A new term, or the peer restarted: nothing it said before holds."""
         self.match_index = 0
+        self.answered = False
+        """In this life of the peer."""
+        self.forgetful = False
+        """It said of itself that it may have forgotten what it acknowledged: it counts for nothing (RULES W7)."""
         self.window: deque[tuple[int, int]] = deque()
         """(last index, payload bytes) of unanswered requests, oldest first."""
         self.probe(next_index)
+
+    def heard(self, *, forgetful: bool) -> bool:
+        """An answer came. True when the peer has just begun to count: what it holds does from now on. Within a life
+        that happens once, so an answer that says otherwise was overtaken."""
+        recovers = self.forgetful and not forgetful
+        self.forgetful = forgetful and (self.forgetful or not self.answered)
+        self.answered = True
+        self.silence_ms = 0
+        self.contact |= not self.forgetful
+        return recovers
 
     def probe(self, next_index: int) -> None:
         self.state = ProgressState.PROBE

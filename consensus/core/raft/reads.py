@@ -96,7 +96,7 @@ class Reads:
     def ask(self, token: int) -> None:
         """By the own host."""
         state = self._state
-        if len(self) >= state.config.reads_max:
+        if len(self) >= state.config.reads_max or state.forgetful:
             self._refuse(_Read(0, token, self._now_ms))
         elif state.role is Role.LEADER:
             self._take(_Read(0, token, self._now_ms))

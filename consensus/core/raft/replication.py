@@ -241,9 +241,10 @@ class Replication:
             # It leaves the group, and an earlier leader already stopped serving it.
             self._state.drop("not_served")
             return None
-        progress.contact = True
-        progress.silence_ms = 0
-        progress.forgetful = answer.forgetful
+        if progress.heard(forgetful=answer.forgetful):
+            self.count()
+            # Counting may have ended this leadership.
+            return self.progress.get(answer.sender)
         return progress
 
     def _retry_index(self, progress: Progress, answer: AppendResponse) -> int:
@@ -270,7 +271,7 @@ class Replication:
     def count(self) -> None:
         """Something became durable here or there: commit what a majority holds."""
         state, commit = self._state, self._commit
-        matches = {peer: progress.match_index for peer, progress in self.progress.items()}
+        matches = {peer: progress.match_index for peer, progress in self.progress.items() if not progress.forgetful}
         matches[state.me] = state.log.flushed
         before = commit.index
         if not commit.count(state.membership.configuration, matches, leader_term=state.term):

@@ -15,6 +15,7 @@ class ReplicaState:
     __slots__ = (
         "config",
         "dropped",
+        "forgetful",
         "group",
         "incarnation",
         "leader",
@@ -39,6 +40,7 @@ class ReplicaState:
         log: Log,
         term: int,
         vote: ReplicaId,
+        forgetful: bool = False,
     ) -> None:
         self.group = group
         self.me = me
@@ -53,6 +55,8 @@ class ReplicaState:
         self.role = Role.FOLLOWER
         self.leader: ReplicaId = 0
         """The leader of `term` this replica heard from; 0 when unknown."""
+        self.forgetful = forgetful
+        """It may have forgotten what it acknowledged, and counts for nothing (RULES W7). Ended by rejoin.py only."""
         self.removed = False
         """It is no member any more, and does nothing. Changed by core.py only."""
         self.storage_stalled = False

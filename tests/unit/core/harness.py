@@ -68,6 +68,24 @@ class Disk:
     entries: list[Entry] = field(default_factory=list)
     snapshot: SnapshotMeta | None = None
     incarnation: int = 0
+    forgetful: bool = False
+    lost: set[tuple[int, int]] = field(default_factory=set)
+    """(index, term) of what was durable once, before it was damaged."""
+    lost_snapshot: int = 0
+
+    def held_once(self, one: Entry) -> bool:
+        """It may have been acknowledged while it was there."""
+        return self.holds(one) or (one.index, one.term) in self.lost or one.index <= self.lost_snapshot
+
+    def damage(self, *, left: int = 0) -> None:
+        """Durable entries are gone but for the first `left`, the snapshot with them; the mark of RULES W7 is made."""
+        self.lost = {*self.lost, *((old.index, old.term) for old in self.entries)}
+        self.lost_snapshot = max(self.lost_snapshot, self.snapshot.index if self.snapshot else 0)
+        self.snapshot = None
+        self.entries = [old for old in self.entries if old.index <= left]
+        if self.entries and self.entries[0].index != 1:
+            self.entries = []
+        self.forgetful = True
 
     def write(self, ready: Ready) -> None:
         if ready.install is not None:
@@ -78,6 +96,8 @@ class Disk:
         if ready.entries:
             self.entries = [old for old in self.entries if old.index < ready.entries[0].index]
             self.entries.extend(ready.entries)
+        if ready.clear_forgetful:
+            self.forgetful = False
 
     def holds(self, one: Entry) -> bool:
         if self.snapshot is not None and self.snapshot.index >= one.index:
@@ -127,6 +147,7 @@ class Host:
             incarnation=self.disk.incarnation,
             config=self.config,
             random=self.random,
+            forgetful=self.disk.forgetful,
         )
 
     # --- driving ----------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Members that come and go at random, with everything that test_core_random.py does to messages, disks and lives.
 
+Disks of a minority forget what was durable on them (RULES W7).
+
 Replicas are added as learners, promoted, removed, replaced, the leader among them; leadership is handed over too.
 The safety properties hold after every event, and what is first committed is durable on a quorum of the configuration in
 force then. A failing seed replays exactly.
@@ -44,8 +46,20 @@ class Churn(Chaos):
         host = self.hosts[self.random.choice(self.active)]
         touched = {host.replica: host}
         kind = self.random.choices(
-            ["deliver", "persist", "tick", "propose", "change", "compact", "transfer", "crash", "cut", "hint"],
-            [50, 25, 14, 5, 12, 1, 0.5, 0.4, 0.2, 0.5],
+            [
+                "deliver",
+                "persist",
+                "tick",
+                "propose",
+                "change",
+                "compact",
+                "transfer",
+                "crash",
+                "cut",
+                "hint",
+                "damage",
+            ],
+            [50, 25, 14, 5, 12, 1, 0.5, 0.4, 0.2, 0.5, 0.3],
         )[0]
         if kind == "deliver":
             for _ in range(self.random.randrange(1, 6)):
@@ -60,6 +74,8 @@ class Churn(Chaos):
                 self.change(host)
         elif kind == "transfer":
             self.transfer(host)
+        elif kind == "damage":
+            self.damage(host)
         elif kind == "cut":
             self.cut = set() if self.cut else {self.random.choice(list(self.hosts))}
         else:
@@ -109,6 +125,15 @@ class Churn(Chaos):
             kind = "refused"
         self.changes[kind] = self.changes.get(kind, 0) + 1
 
+    def damage(self, host: Host) -> None:
+        """Durable entries of a minority are lost, in every configuration that may decide something."""
+        whole = {one.replica for one in self.hosts.values() if not one.disk.forgetful} - {host.replica}
+        if not all(agree(one.core.configuration, whole) for one in self.hosts.values()):
+            return
+        host.disk.damage(left=self.random.choice([0, host.core.status().commit_index // 2]))
+        host.start()
+        self.changes["damage"] = self.changes.get("damage", 0) + 1
+
     def newcomer(self, configuration: Configuration) -> int:
         """Made by an order that carries a committed configuration: here the one that the most advanced replica has."""
         replica, self.next_replica = self.next_replica, self.next_replica + 1
@@ -140,7 +165,7 @@ class Churn(Chaos):
         status = first.core.status()
         for index in range(self.committed + 1, status.commit_index + 1):
             done = first.core.entry(index)
-            holders = {one.replica for one in self.hosts.values() if done is not None and one.disk.holds(done)}
+            holders = {one.replica for one in self.hosts.values() if done is not None and one.disk.held_once(done)}
             if done is not None and not agree(first.core.configuration, holders):
                 raise AssertionError(
                     f"entry {index} is committed in {first.core.configuration}, but durable on {holders} only"
@@ -180,6 +205,7 @@ def test_members_that_come_and_go_break_no_promise(block: int) -> None:
         for replica, host in churn.hosts.items():
             status = host.core.status()
             if replica in members_of(end.configuration):
+                assert not status.forgetful, f"seed {seed}, replica {replica}"
                 assert (status.last_index, status.commit_index, status.configuration) == (
                     end.last_index,
                     end.commit_index,
@@ -199,5 +225,5 @@ def test_the_churn_reaches_what_it_should() -> None:
         for kind, count in churn.changes.items():
             done[kind] = done.get(kind, 0) + count
         removed += len(churn.hosts) - len(churn.active)
-    assert {"add", "promote", "remove", "replace", "drop", "refused"} <= set(done), done
+    assert {"add", "promote", "remove", "replace", "drop", "refused", "damage"} <= set(done), done
     assert removed >= 6
