@@ -216,3 +216,12 @@ def gather_evidence(data: bytes, start: int, segment: int) -> Evidence:
             if payload is not None and len(payload) >= INDEX_BODY.size:
                 durable = max(durable, struct.unpack_from("<Q", payload)[0])
     return Evidence(durable, batch, end)
+
+
+def find_batch(data: bytes, start: int, segment: int, *, above: int) -> tuple[int, int]:
+    """Where a batch of a number above that one begins, and its number, after a place that can't be read; zeros when
+    there is none."""
+    for header in find_headers(data, start, segment):
+        if header.kind is Kind.BATCH and header.batch > above:
+            return header.offset, header.batch
+    return 0, 0

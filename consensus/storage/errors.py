@@ -2,6 +2,7 @@
 
 StorageError
 ├── StorageFailed     write or sync failed: the page cache cannot be trusted, the process ends (exit code 74)
+│   └── LogLost       nothing of a log that held something can be read
 ├── StorageFull       no space; nothing was written
 ├── SnapshotDamaged   a snapshot file fails its checks
 ├── UnknownFormat     a file carries a newer or unknown version
@@ -20,6 +21,10 @@ class StorageError(Exception):
 
 class StorageFailed(StorageError):
     """A write or sync failed. What was in flight is neither known durable nor known lost."""
+
+
+class LogLost(StorageFailed):
+    """There was a log, and nothing of it can be read."""
 
 
 class StorageFull(StorageError):

@@ -26,12 +26,14 @@ class Creation:
 class GroupAppend:
     """What one `Ready` wants durable, in this order: creation, snapshot record, hard state, entries, marks.
 
-    `tombstone`: the replica of that id was deleted here; everything of the group but the tombstone is released, and a
-    replica of that id is never made here again (RULES I1). `clear_forgetful`: the mark of RULES W7 ends."""
+    `tombstone` (alone): the replica of that id was deleted here; everything of the group but the tombstone is released,
+    and a replica of that id is never made here again (RULES I1). `forget` (alone): the newest snapshot can't be read;
+    snapshot and entries are dropped and the mark of RULES W7 begins. `clear_forgetful`: that mark ends."""
 
     group: GroupId
     create: Creation | None = None
     tombstone: ReplicaId = 0
+    forget: bool = False
     clear_forgetful: bool = False
     install: SnapshotMeta | None = None
     hard_state: HardState | None = None
@@ -60,6 +62,7 @@ class RecoveredGroup:
     vote back: this replica must not run, and is to be removed and added again under a new id."""
 
     hard_state: HardState
+    """`commit` is at most the last index of what is left."""
     snapshot: SnapshotMeta | None
     entries: tuple[Entry, ...]
     damage: str = ""
@@ -75,8 +78,9 @@ class Recovery:
     incarnation: int
     groups: dict[GroupId, RecoveredGroup]
     damage: str = ""
-    """Damage that may concern any group (it is unknown which was hit), and hard states with them: no replica of this
-    node may run."""
+    """Records of which not even the group is known were lost, now or in an earlier life, and no later table lists all
+    groups: what `groups` lists is judged there, but a bootstrap replica that it does not list may have voted here too,
+    and must not run."""
     discarded_tail_bytes: int = 0
     tombstones: tuple[tuple[GroupId, ReplicaId], ...] = ()
     warnings: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from consensus.core.errors import InvariantViolated
 from consensus.core.interface import GroupId, HardState, SnapshotMeta
+from consensus.storage.interface import Creation
 from consensus.storage.tables import NO_MARKS, GroupRow, Mark
 
 
@@ -32,6 +33,7 @@ class LiveLog:
     snapshot: SnapshotMeta | None = None
     durable_snapshot_index: int = 0
     marks: Mark = NO_MARKS
+    create: Creation | None = None
     runs: list[Run] = field(default_factory=list)
 
     @property
@@ -72,6 +74,15 @@ class LiveLog:
             self.runs.clear()
         return keeps
 
+    def mark(self, marks: Mark) -> None:
+        """A MARK is written; one that begins forgetfulness drops the log (RULES W7)."""
+        self.marks = marks
+        if Mark.FORGETFUL in marks:
+            self.snapshot = None
+            self.durable_snapshot_index = 0
+            self.hard_state = replace(self.hard_state, commit=0)
+            self.runs.clear()
+
     def release(self, below: int) -> None:
         """Entries below are not live any more, as far as a durable snapshot covers them."""
         below = min(below, self.durable_snapshot_index + 1)
@@ -83,4 +94,5 @@ class LiveLog:
     def row(self) -> GroupRow:
         first = self.runs[0].first if self.runs else self.last_index + 1
         last_term = self.runs[-1].term if self.runs else self.snapshot.term if self.snapshot is not None else 0
-        return GroupRow(self.group, self.marks, self.hard_state, first, self.last_index, last_term, self.snapshot)
+        live = (first, self.last_index, last_term)
+        return GroupRow(self.group, self.marks, self.hard_state, *live, self.snapshot, self.create)

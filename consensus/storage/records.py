@@ -17,7 +17,7 @@ from consensus.storage.checksum import crc32c
 from consensus.storage.errors import UnknownFormat
 
 MAGIC = b"PSWL"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # magic, version, kind, detail, zero | group, length | term, index, segment, offset, batch | payload CRC, header CRC
 HEADER = struct.Struct("<4sBBBBIIQQQQQII")
 HEADER_BYTES = HEADER.size
@@ -41,6 +41,12 @@ class Kind(IntEnum):
     """An entry written again: supersedes nothing, only fills its own (index, term)."""
     INDEX = 7
     """Closes a batch: lists its records."""
+    CREATE = 8
+    """A replica was made by an order: `index` is its id, the payload also its first configuration (RULES I1)."""
+    TOMBSTONE = 9
+    """The replica whose id is `index` was deleted; all else of its group goes."""
+    MARK = 10
+    """The group's marks are `detail` from now on; with FORGETFUL in it, its snapshot and entries go (RULES W7)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

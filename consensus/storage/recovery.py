@@ -1,8 +1,8 @@
 """Reading the log back: which segments count, where it ends, and what was lost (RULES W2-W4).
 
 Owns the reading side of the log. Invariants: nothing is written or removed here; a bad batch that something written
-later calls durable is damage and is reported, by group where the batch's index tells, else for the node; any other bad
-batch is a torn tail, and the log ends before it. Must not know: how the log goes on.
+later calls durable is damage and is reported, by group where the batch's index tells, else for every group that it may
+have held; any other bad batch is a torn tail, and the log ends before it. Must not know: how the log goes on.
 """
 
 from __future__ import annotations
@@ -15,20 +15,31 @@ from consensus.storage.batches import (
     BadBatch,
     Batch,
     Evidence,
+    find_batch,
     gather_evidence,
     read_batch,
 )
 from consensus.storage.checksum import crc32c
-from consensus.storage.errors import IdentityMismatch, StorageFailed, UnknownFormat
+from consensus.storage.errors import IdentityMismatch, LogLost, StorageFailed, UnknownFormat
 from consensus.storage.interface import FileSystem, Identity
-from consensus.storage.records import HEADER_BYTES, Header, Kind, decode_header
-from consensus.storage.replay import GroupReplay, Position
+from consensus.storage.records import HEADER_BYTES, Header, Kind, decode_header, find_headers, payload_of
+from consensus.storage.replay import REPLACE, GroupReplay, Position
 from consensus.storage.salvage import Lost, salvage_batch
 from consensus.storage.segments import segment_numbers, segment_path
-from consensus.storage.tables import Head, SegmentRow, decode_hard_state, decode_head, decode_meta
+from consensus.storage.tables import (
+    Head,
+    HeadFlag,
+    Mark,
+    SegmentRow,
+    decode_creation,
+    decode_hard_state,
+    decode_head,
+    decode_meta,
+)
 
 HEAD_OFFSET = HEADER_BYTES + BATCH_BODY.size
-"""A HEAD record is always the first of its segment's first batch."""
+"""A HEAD record is always the first of its segment's first batch, and its last one too: one bad place never costs the
+table."""
 
 
 @dataclass(slots=True)
@@ -40,13 +51,16 @@ class Recovered:
     segments: list[SegmentRow] = field(default_factory=list)
     capacities: dict[int, int] = field(default_factory=dict)
     unused: list[int] = field(default_factory=list)
-    tombstones: tuple[tuple[GroupId, int], ...] = ()
+    tombstones: set[tuple[GroupId, int]] = field(default_factory=set)
     incarnation: int = 0
     next_batch: int = 1
     next_segment: int = 1
     discarded_tail_bytes: int = 0
     damage: str = ""
+    """Batches were lost of which not even the groups are known; groups that no later table lists may have been hit."""
     warnings: list[str] = field(default_factory=list)
+    damaged: set[int] = field(default_factory=set)
+    """Segments with a bad place; what is live in them moves to a new one."""
 
     def durable(self, place: Position) -> bool:
         """Whether the entry lies in a batch that was known durable when its writer ended."""
@@ -86,13 +100,11 @@ class Reader:
             return out
         out.incarnation = newest.head.incarnation
         out.next_segment = max(out.next_segment, newest.head.next_segment)
-        out.tombstones = newest.head.tombstones
         for row in listed:
             out.next_batch = max(out.next_batch, row.last_batch + 1)
-            if row.number in numbers and not out.damage:
+            if row.number in numbers:
                 self._read_older(row)
-        if not out.damage:
-            self._read_newest(newest)
+        self._read_newest(newest)
         retained = {row.number for row in out.segments}
         out.unused = [each for each in numbers if each not in retained]
         for group in out.groups.values():
@@ -118,13 +130,15 @@ class Reader:
         try:
             data = file.pread(HEAD_OFFSET + HEADER_BYTES, 0)
             header = decode_header(data, HEAD_OFFSET, number)
-            if header is None or header.kind is not Kind.HEAD:
-                return None
-            payload = file.pread(header.length, header.payload_offset)
+            payload = file.pread(header.length, header.payload_offset) if header is not None else b""
         finally:
             file.close()
-        if len(payload) != header.length or crc32c(payload) != header.crc:
-            return None
+        if header is None or header.kind is not Kind.HEAD or crc32c(payload) != header.crc:
+            data = self._load(number)
+            header = next((each for each in find_headers(data, 0, number) if _is_head(data, each)), None)
+            if header is None:
+                return None
+            payload = data[header.payload_offset : header.end]
         try:
             head = decode_head(payload)
         except ValueError as error:
@@ -153,9 +167,10 @@ class Reader:
     def _judge_headless(self) -> None:
         """Without any good head the folder is a new one, unless a file says that something in it was durable."""
         if self._stray.durable:
-            self._out.damage = (
-                f"no segment in {self._directory!r} has a head that verifies, though batch {self._stray.durable} was "
-                "known durable"
+            raise LogLost(
+                f"the log in {self._directory!r} is lost: no segment has a head that verifies, though batch "
+                f"{self._stray.durable} was known durable; restore the folder, or replace this node (paramserver node "
+                "replace)"
             )
 
     # --- reading segments ----------------------------------------------------------------------------------------
@@ -171,38 +186,39 @@ class Reader:
             except BadBatch as error:
                 if expected > row.durable_batch:
                     break  # Never known durable; what counted of it was copied when the next life began.
-                offset = self._damaged(data, offset, row.number, expected, str(error))
-                if self._out.damage:
-                    return
+                offset, expected = self._damaged(data, offset, row.number, expected, str(error), end=row.end)
+                if not expected:
+                    break
             else:
                 self._replay(data, batch.headers)
-                offset = batch.end
-            expected += 1
+                offset, expected = batch.end, expected + 1
         self._out.segments.append(row)
 
     def _read_newest(self, newest: _Newest) -> None:
         number, first = newest.number, newest.batch
         data = newest.data
         self._out.capacities[number] = len(data)
-        offset, expected, durable = 0, first, 0
-        while True:
+        offset, expected, last, durable = 0, first, first, 0
+        while expected:
             batch = self._next(data, offset, number, expected)
             if isinstance(batch, Batch):
                 durable = max(durable, batch.durable)
                 self._replay(data, batch.headers)
-                offset = batch.end
+                offset, last, expected = batch.end, expected, expected + 1
             else:
                 evidence = gather_evidence(data, offset, number)
                 later = max(evidence.durable, self._stray.durable)
                 if later < expected:
                     self._out.discarded_tail_bytes = max(0, evidence.end - offset)
+                    self._out.next_batch = max(self._out.next_batch, evidence.batch + 1)
                     break
                 durable = max(durable, later)
-                offset = self._damaged(data, offset, number, expected, batch)
-                if self._out.damage:
-                    return
-            expected += 1
-        last = expected - 1
+                last = expected
+                offset, expected = self._damaged(data, offset, number, expected, batch, end=len(data))
+                if last == first:
+                    self._table(newest.head, f"the head of segment {number}")
+                if not expected:
+                    last = max(last, later)
         self._out.next_batch = max(self._out.next_batch, last + 1)
         self._out.segments.append(SegmentRow(number, offset, first, last, min(durable, last)))
 
@@ -212,16 +228,23 @@ class Reader:
         except BadBatch as error:
             return str(error)
 
-    def _damaged(self, data: bytes, offset: int, number: int, expected: int, problem: str) -> int:
-        """A durable batch does not verify: replay what is left, note what is lost; where the next batch starts."""
+    def _damaged(
+        self, data: bytes, offset: int, number: int, expected: int, problem: str, *, end: int
+    ) -> tuple[int, int]:
+        """A durable batch does not verify: replay what is left, note what is lost. Returns where to go on, and with
+        which batch; no batch when nothing of the segment can be read any more."""
         where = f"segment {number} offset {offset}: batch {expected}: {problem}"
-        salvage = salvage_batch(data, offset, number, expected)
-        if salvage is None:
-            self._out.damage = f"{where}; its index does not verify either, so any group may be hit"
-            return offset
         self._out.warnings.append(where)
-        self._replay(data, salvage.items)
-        return salvage.end
+        self._out.damaged.add(number)
+        salvage = salvage_batch(data, offset, number, expected)
+        if salvage is not None:
+            self._replay(data, salvage.items)
+            return salvage.end, expected + 1
+        where += "; its index does not verify either, so any group may be hit"
+        self._out.damage = f"{where}; {REPLACE.replace('its replica', 'every replica of this node')}"
+        for group in self._out.groups.values():
+            group.lost_anything(f"segment {number} offset {offset}")
+        return find_batch(data[:end], offset, number, above=expected)
 
     # --- replaying -----------------------------------------------------------------------------------------------
 
@@ -231,21 +254,43 @@ class Reader:
     def _replay(self, data: bytes, items: tuple[Header, ...] | tuple[Header | Lost, ...]) -> None:
         for item in items:
             if isinstance(item, Lost):
-                if item.kind is not Kind.HEAD:
+                if item.kind is Kind.TOMBSTONE:
+                    self._deleted(item.group, item.first)
+                elif item.kind is not Kind.HEAD:
                     self._group(item.group).lost(item)
                 continue
             payload = memoryview(data)[item.payload_offset : item.end]
             if item.kind is Kind.HEAD:
-                head = decode_head(payload)
-                self._out.incarnation = max(self._out.incarnation, head.incarnation)
-                for row in head.groups:
-                    self._group(row.group).table(row, f"the head of segment {item.segment}")
+                self._table(decode_head(payload), f"the head of segment {item.segment}")
+            elif item.kind is Kind.TOMBSTONE:
+                self._deleted(item.group, item.index)
+            elif item.kind is Kind.CREATE:
+                self._group(item.group).created(decode_creation(payload))
+            elif item.kind is Kind.MARK:
+                self._group(item.group).marked(Mark(item.detail))
             elif item.kind is Kind.HARD_STATE:
                 self._group(item.group).took_hard_state(decode_hard_state(payload))
             elif item.kind is Kind.SNAPSHOT:
                 self._group(item.group).took_snapshot(decode_meta(payload), keeps_above=item.detail == 1)
             elif item.kind in (Kind.ENTRY, Kind.COPY):
                 self._group(item.group).record(item)
+
+    def _table(self, head: Head, where: str) -> None:
+        """A table lists all groups there were when it was written, with all that must not be forgotten."""
+        self._out.incarnation = max(self._out.incarnation, head.incarnation)
+        self._out.tombstones = set(head.tombstones)
+        self._out.damage = ""
+        if HeadFlag.UNKNOWN_LOST in head.flags:
+            self._out.damage = f"an earlier start found damage that may have hit any group of this node; {REPLACE}"
+        listed = {row.group for row in head.groups}
+        for gone in self._out.groups.keys() - listed:
+            del self._out.groups[gone]
+        for row in head.groups:
+            self._group(row.group).table(row, where)
+
+    def _deleted(self, group: GroupId, replica: int) -> None:
+        self._out.groups.pop(group, None)
+        self._out.tombstones.add((group, replica))
 
     def _load(self, number: int) -> bytes:
         file = self._filesystem.open(segment_path(self._directory, number))
@@ -255,8 +300,12 @@ class Reader:
             file.close()
 
 
+def _is_head(data: bytes, header: Header) -> bool:
+    return header.kind is Kind.HEAD and payload_of(data, header) is not None
+
+
 def read_log(filesystem: FileSystem, directory: str, identity: Identity) -> Recovered:
-    """Read the whole log. Raises `IdentityMismatch`, `UnknownFormat`, `StorageFailed`."""
+    """Read the whole log. Raises `IdentityMismatch`, `UnknownFormat`, `LogLost`, `StorageFailed`."""
     try:
         return Reader(filesystem, directory, identity).read()
     except OSError as error:

@@ -1,19 +1,23 @@
-"""What a group's records add up to, read in the order in which they were written (RULES W4).
+"""What a group's records add up to, read in the order in which they were written (RULES W4, W7).
 
-Owns the rules of superseding. Invariants: an ENTRY supersedes everything at or above its index, a COPY only fills its
-own place, a SNAPSHOT everything at or below its index and, unless its record says that the log held its (index, term),
-everything above too; what is lost stays a hole until something later supersedes it, and a hole that is left is damage.
-Must not know: files, batches.
+Owns the rules of superseding, and what is left after a loss. Invariants: an ENTRY supersedes everything at or above its
+index, a COPY only fills its own place, a SNAPSHOT everything at or below its index and, unless its record says that the
+log held its (index, term), everything above too; what is lost stays a hole until something later supersedes it; with a
+hole left the group is marked, and what is kept is a state that its log once had: the snapshot and the entries up to the
+first hole. Must not know: files, batches.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from consensus.core.interface import EntryKind, GroupId, HardState, SnapshotMeta
+from consensus.storage.interface import Creation
 from consensus.storage.records import Header, Kind
 from consensus.storage.salvage import Lost
 from consensus.storage.tables import NO_MARKS, GroupRow, Mark
+
+REPLACE = "its replica must be replaced (paramserver node replace, or paramserver group move)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +48,22 @@ class GroupReplay:
     hard_state: HardState = field(default_factory=HardState)
     snapshot: SnapshotMeta | None = None
     marks: Mark = NO_MARKS
+    create: Creation | None = None
     log: dict[int, Position | Hole] = field(default_factory=dict)
     last: int = 0
     lost_hard_state: str = ""
     lost_snapshot: str = ""
+    lost_create: str = ""
+    uncertain: str = ""
+    """Records of any kind may have been lost there: what comes after joins nothing that was there before."""
     damage: str = ""
     """Once finished: one line that says what is missing, or empty."""
 
     def table(self, row: GroupRow, where: str) -> None:
         """The table of a later segment: what it says holds, and what it does not list as live is not."""
         self.hard_state, self.snapshot, self.marks = row.hard_state, row.snapshot, row.marks
-        self.lost_hard_state = self.lost_snapshot = ""
+        self.create = row.create
+        self.lost_hard_state = self.lost_snapshot = self.lost_create = self.uncertain = ""
         self._drop_from(row.last_index + 1)
         self._drop_below(row.first_index)
         if row.first_index > row.last_index:
@@ -69,7 +78,7 @@ class GroupReplay:
 
     def record(self, header: Header) -> None:
         """ENTRY or COPY."""
-        place = Position(
+        place: Position | Hole = Position(
             header.term,
             EntryKind(header.detail),
             header.segment,
@@ -78,9 +87,22 @@ class GroupReplay:
             header.crc,
             header.batch,
         )
+        if self.uncertain:
+            # What was lost may have superseded entries below this one, so it can't be joined to them.
+            place = Hole(self.uncertain)
         if header.kind is Kind.ENTRY:
             self._drop_from(header.index)
         self._put(header.index, place)
+
+    def created(self, create: Creation) -> None:
+        self.create, self.lost_create = create, ""
+
+    def marked(self, marks: Mark) -> None:
+        self.marks = marks
+        if Mark.FORGETFUL in marks:
+            self.snapshot, self.lost_snapshot, self.uncertain = None, "", ""
+            self.hard_state = replace(self.hard_state, commit=0)
+            self._drop_from(0)
 
     def took_hard_state(self, state: HardState) -> None:
         self.hard_state, self.lost_hard_state = state, ""
@@ -89,36 +111,72 @@ class GroupReplay:
         if self.snapshot is not None and meta.index < self.snapshot.index:
             return  # Overtaken by a newer one.
         self.snapshot, self.lost_snapshot = meta, ""
-        if keeps_above:
+        if keeps_above and not self.uncertain:
             self._drop_below(meta.index + 1)
         else:
             self._drop_from(0)
+            if not keeps_above:
+                self.uncertain = ""
+        self.last = max(self.last, meta.index)
 
     def lost(self, lost: Lost) -> None:
+        """A durable record of this group can't be read; its batch still tells what it was."""
         where = f"segment {lost.segment} offset {lost.offset}"
         if lost.kind is Kind.HARD_STATE:
             self.lost_hard_state = where
+        elif lost.kind is Kind.CREATE:
+            self.lost_create = where
+        elif lost.kind is Kind.MARK:
+            self.marked(Mark(lost.detail))
         elif lost.kind is Kind.SNAPSHOT:
+            if self.snapshot is not None and lost.first < self.snapshot.index:
+                return
             self.lost_snapshot = where
+            if lost.detail == 0:
+                self._drop_from(0)
+                self.last = lost.first
         else:
             if lost.kind is Kind.ENTRY:
                 self._drop_from(lost.first)
             for index in range(lost.first, lost.last + 1):
                 self._put(index, Hole(where))
 
+    def lost_anything(self, where: str) -> None:
+        """A durable batch can't be read at all: any record of this group may have been in it."""
+        self.uncertain = self.lost_hard_state = where
+
     def finish(self) -> None:
-        """The log is read: what the snapshot covers is not needed, what is missing is damage."""
+        """The log is read: what the snapshot covers is not needed. What is missing is damage: the group is marked, and
+        keeps what is in front of the first hole."""
         if self.snapshot is not None:
             self._drop_below(self.snapshot.index + 1)
-        self.damage = self._damage()
-        if self.damage:
-            self.marks |= Mark.DAMAGED
+        problems = self._problems()
+        if problems:
+            self.marks |= Mark.FORGETFUL
+            if self.lost_hard_state or self.lost_create:
+                self.marks |= Mark.HARD_STATE_LOST
+            if self.lost_snapshot:
+                self.snapshot = None
+            self.log = dict(self.prefix())
+            self.last = max(self.log, default=self.snapshot.index if self.snapshot is not None else 0)
+        elif Mark.FORGETFUL in self.marks:
+            problems.append("marked by an earlier start")
+        if Mark.FORGETFUL in self.marks:
+            self.hard_state = replace(self.hard_state, commit=min(self.hard_state.commit, self._end()))
+        if Mark.HARD_STATE_LOST in self.marks:
+            problems.append(f"its term and vote may be lost, so it must not run under its old id: {REPLACE}")
+        self.damage = f"group {self.group}: " + "; ".join(problems) if problems else ""
 
-    def _damage(self) -> str:
+    def _end(self) -> int:
+        return max(self.log, default=self.snapshot.index if self.snapshot is not None else 0)
+
+    def _problems(self) -> list[str]:
         problems = []
-        if Mark.DAMAGED in self.marks:
-            problems.append("marked damaged by an earlier start")
-        if self.lost_hard_state:
+        if self.lost_create:
+            problems.append(f"the record that made its replica is damaged ({self.lost_create})")
+        if self.uncertain:
+            problems.append(f"a batch that may have held anything of it is damaged ({self.uncertain})")
+        elif self.lost_hard_state:
             problems.append(f"its term and vote are damaged ({self.lost_hard_state})")
         if self.lost_snapshot:
             problems.append(f"a snapshot's record is damaged ({self.lost_snapshot})")
@@ -129,12 +187,12 @@ class GroupReplay:
             problems.append(f"{len(holes)} log entries from index {holes[0]} on are damaged or missing ({where})")
         elif self.log and self._gap():
             problems.append(f"log entries before index {self._gap()} are missing")
-        return f"group {self.group}: " + "; ".join(problems) if problems else ""
+        return problems
 
     def prefix(self) -> list[tuple[int, Position]]:
-        """Entries that follow the snapshot (or start at the lowest index) without a gap."""
+        """Entries that follow the snapshot, or begin the log, without a gap."""
         found: list[tuple[int, Position]] = []
-        index = self.snapshot.index + 1 if self.snapshot is not None else min(self.log, default=1)
+        index = self.snapshot.index + 1 if self.snapshot is not None else 1
         while isinstance(place := self.log.get(index), Position):
             found.append((index, place))
             index += 1

@@ -25,6 +25,7 @@ class Lost:
 
     group: int
     kind: Kind
+    detail: int
     first: int
     last: int
     term: int
@@ -87,10 +88,11 @@ def _walk(data: bytes, segment: int, batch: int, row: Row) -> list[Header | Lost
     for index in range(row.first, row.last + 1):
         header = decode_header(data, at, segment)
         if header is None or header.batch != batch or header.index != index:
-            items.append(Lost(row.group, row.kind, index, row.last, row.term, segment, at))
+            items.append(Lost(row.group, row.kind, row.detail, index, row.last, row.term, segment, at))
             break
         good = payload_of(data, header) is not None
-        items.append(header if good else Lost(row.group, row.kind, index, index, header.term, segment, at))
+        lost = Lost(row.group, row.kind, row.detail, index, index, header.term, segment, at)
+        items.append(header if good else lost)
         at = header.end
     return items
 
@@ -103,7 +105,7 @@ def _without_index(data: bytes, offset: int, segment: int, batch: int, length: i
         if header is None or header.batch != batch:
             return None
         good = payload_of(data, header) is not None
-        lost = Lost(header.group, header.kind, header.index, header.index, header.term, segment, at)
+        lost = Lost(header.group, header.kind, header.detail, header.index, header.index, header.term, segment, at)
         items.append(header if good else lost)
         at = header.end
     return Salvage(tuple(items), offset + aligned(length))

@@ -23,7 +23,7 @@ from consensus.storage.segments import NO_SPACE
 from consensus.storage.tables import decode_meta, encode_meta
 
 MAGIC = b"PSSN"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CHUNK_BYTES = 1 << 20
 """Content of every chunk but the last."""
 SYNC_BYTES = 8 << 20

@@ -1,4 +1,5 @@
-"""Payloads of the log's own records: snapshot metadata, hard state, and the table at the head of a segment (RULES W4).
+"""Payloads of the log's own records: snapshot metadata, hard state, creations, and the table at the head of a segment
+(RULES W4).
 
 Owns their encoding. Invariants: every variable part is counted and bounded; a payload that does not decode exactly to
 its end raises `ValueError`. Must not know: offsets, files.
@@ -10,29 +11,40 @@ import struct
 from dataclasses import dataclass, field
 from enum import IntFlag
 
-from consensus.core.interface import Configuration, GroupId, HardState, Payload, SnapshotMeta
+from consensus.core.configuration import decode_configuration, encode_configuration
+from consensus.core.interface import GroupId, HardState, Payload, SnapshotMeta
+from consensus.storage.interface import Creation
 
-HEAD_VERSION = 1
+HEAD_VERSION = 2
 SNAPSHOT_ID_BYTES_MAX = 200
-MEMBERS_MAX = 1024
-_META = struct.Struct("<QQQHHH")  # index, term, size; bytes of id, voters, learners
+_META = struct.Struct("<QQQHHI")  # index, term, size; bytes of id, zero, bytes of configuration
+_REPLICA = struct.Struct("<Q")
 _HARD_STATE = struct.Struct("<QQQ")
 _HEAD = struct.Struct("<HHI16s16sQQHHIII")
 _SEGMENT = struct.Struct("<QQQQQ")
 _PEER = struct.Struct("<I16s")
-_GROUP = struct.Struct("<IIQQQQQQI")
+_GROUP = struct.Struct("<IIQQQQQQII")  # group, marks, hard state, live entries, bytes of snapshot and creation
 _TOMBSTONE = struct.Struct("<IQ")
 
 
 class Mark(IntFlag):
-    """Durable marks of a group. FORGETFUL and TOMBSTONE keep their place for RULES W7 and I1."""
+    """Durable marks of a group (RULES W7)."""
 
     FORGETFUL = 1
-    TOMBSTONE = 2
-    DAMAGED = 4
+    """It may have forgotten entries that it acknowledged."""
+    HARD_STATE_LOST = 4
+    """It may have forgotten its term and vote, or who it is: never to run again under its replica id."""
 
 
 NO_MARKS = Mark(0)
+
+
+class HeadFlag(IntFlag):
+    UNKNOWN_LOST = 1
+    """Batches were lost of which nothing can be read: groups that the table does not list may have been in them."""
+
+
+NO_FLAGS = HeadFlag(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +70,7 @@ class GroupRow:
     last_index: int
     last_term: int
     snapshot: SnapshotMeta | None
+    create: Creation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +82,7 @@ class Head:
     node_uuid: bytes
     incarnation: int
     next_segment: int
+    flags: HeadFlag = NO_FLAGS
     peers: dict[int, bytes] = field(default_factory=dict)
     segments: tuple[SegmentRow, ...] = ()
     groups: tuple[GroupRow, ...] = ()
@@ -107,41 +121,46 @@ def decode_hard_state(data: Payload) -> HardState:
 
 
 def encode_meta(meta: SnapshotMeta) -> bytes:
+    """Raises `ValueError` for what does not fit, and for a configuration that can't be."""
     name = meta.snapshot_id.encode()
-    voters, learners = meta.configuration.voters, meta.configuration.learners
-    if len(name) > SNAPSHOT_ID_BYTES_MAX or len(voters) > MEMBERS_MAX or len(learners) > MEMBERS_MAX:
-        raise ValueError(
-            f"snapshot id of {len(name)} bytes or {len(voters)} + {len(learners)} members is over the limit"
-        )
-    fixed = _META.pack(meta.index, meta.term, meta.size_bytes, len(name), len(voters), len(learners))
-    return fixed + name + struct.pack(f"<{len(voters) + len(learners)}Q", *voters, *learners)
+    if len(name) > SNAPSHOT_ID_BYTES_MAX:
+        raise ValueError(f"snapshot id of {len(name)} bytes is over the limit of {SNAPSHOT_ID_BYTES_MAX}")
+    configuration = encode_configuration(meta.configuration)
+    return _META.pack(meta.index, meta.term, meta.size_bytes, len(name), 0, len(configuration)) + name + configuration
 
 
 def decode_meta(data: Payload) -> SnapshotMeta:
     reader = _Reader(data)
-    index, term, size, name_bytes, voter_count, learner_count = reader.take(_META)
+    index, term, size, name_bytes, _, configuration_bytes = reader.take(_META)
     name = reader.bytes(name_bytes).decode()
-    members = reader.take(struct.Struct(f"<{voter_count + learner_count}Q"))
+    configuration = decode_configuration(reader.bytes(configuration_bytes))
     reader.end()
-    return SnapshotMeta(index, term, Configuration(members[:voter_count], members[voter_count:]), name, size)
+    return SnapshotMeta(index, term, configuration, name, size)
+
+
+def encode_creation(create: Creation) -> bytes:
+    return _REPLICA.pack(create.replica) + encode_configuration(create.configuration)
+
+
+def decode_creation(data: Payload) -> Creation:
+    (replica,) = _REPLICA.unpack_from(data)
+    return Creation(replica, decode_configuration(memoryview(data)[_REPLICA.size :]))
 
 
 def encode_head(head: Head) -> bytes:
     counts = (len(head.peers), 0, len(head.segments), len(head.groups), len(head.tombstones))
-    parts = [
-        _HEAD.pack(
-            HEAD_VERSION, 0, head.node, head.cluster, head.node_uuid, head.incarnation, head.next_segment, *counts
-        )
-    ]
+    owner = (head.node, head.cluster, head.node_uuid, head.incarnation)
+    parts = [_HEAD.pack(HEAD_VERSION, head.flags, *owner, head.next_segment, *counts)]
     parts += [_PEER.pack(node, uuid) for node, uuid in sorted(head.peers.items())]
     parts += [
         _SEGMENT.pack(row.number, row.end, row.first_batch, row.last_batch, row.durable_batch) for row in head.segments
     ]
     for row in head.groups:
         meta = b"" if row.snapshot is None else encode_meta(row.snapshot)
+        create = b"" if row.create is None else encode_creation(row.create)
         state = row.hard_state
-        indexes = (row.first_index, row.last_index, row.last_term)
-        parts += [_GROUP.pack(row.group, row.marks, state.term, state.vote, state.commit, *indexes, len(meta)), meta]
+        numbers = (state.term, state.vote, state.commit, row.first_index, row.last_index, row.last_term)
+        parts += [_GROUP.pack(row.group, row.marks, *numbers, len(meta), len(create)), meta, create]
     parts += [_TOMBSTONE.pack(*tombstone) for tombstone in head.tombstones]
     return b"".join(parts)
 
@@ -149,7 +168,9 @@ def encode_head(head: Head) -> bytes:
 def decode_head(data: Payload) -> Head:
     """Raises `ValueError` for a version or a length that does not fit."""
     reader = _Reader(data)
-    version, _, node, cluster, node_uuid, incarnation, next_segment, *counts = _HEAD.unpack(reader.bytes(_HEAD.size))
+    version, flags, node, cluster, node_uuid, incarnation, next_segment, *counts = _HEAD.unpack(
+        reader.bytes(_HEAD.size)
+    )
     if version != HEAD_VERSION:
         raise ValueError(f"head of version {version}")
     peer_count, _, segment_count, group_count, tombstone_count = counts
@@ -164,6 +185,7 @@ def decode_head(data: Payload) -> Head:
         node_uuid=node_uuid,
         incarnation=incarnation,
         next_segment=next_segment,
+        flags=HeadFlag(flags),
         peers=peers,
         segments=segments,
         groups=groups,
@@ -172,6 +194,7 @@ def decode_head(data: Payload) -> Head:
 
 
 def _decode_group(reader: _Reader) -> GroupRow:
-    group, marks, term, vote, commit, first, last, last_term, meta_bytes = reader.take(_GROUP)
+    group, marks, term, vote, commit, first, last, last_term, meta_bytes, create_bytes = reader.take(_GROUP)
     meta = decode_meta(reader.bytes(meta_bytes)) if meta_bytes else None
-    return GroupRow(group, Mark(marks), HardState(term, vote, commit), first, last, last_term, meta)
+    create = decode_creation(reader.bytes(create_bytes)) if create_bytes else None
+    return GroupRow(group, Mark(marks), HardState(term, vote, commit), first, last, last_term, meta, create)

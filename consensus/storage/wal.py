@@ -27,26 +27,38 @@ from consensus.storage.live import LiveLog, Run
 from consensus.storage.options import WalOptions
 from consensus.storage.records import HEADER_BYTES, Kind, Record
 from consensus.storage.recovery import Recovered, load_entries, read_log
-from consensus.storage.replay import GroupReplay, Position
+from consensus.storage.replay import GroupReplay
 from consensus.storage.segments import Prepared, SegmentPool
 from consensus.storage.tables import (
+    NO_FLAGS,
+    NO_MARKS,
     Head,
+    HeadFlag,
     Mark,
     SegmentRow,
+    decode_creation,
     decode_hard_state,
     decode_meta,
+    encode_creation,
     encode_hard_state,
     encode_head,
     encode_meta,
 )
 
-HEAD_GROWTH_BYTES = 64
-"""A head's row of a segment or group is at most this long, its snapshot apart."""
+HEAD_GROWTH_BYTES = 80
+"""A head's row of a segment, group or tombstone is at most this long, snapshot and creation of a group apart."""
 
 
 def records_of(append: GroupAppend) -> Iterator[Record]:
     """What one group appends, in the order in which it must become durable (HAZARDS 7)."""
     group = append.group
+    if append.tombstone:
+        yield Record(kind=Kind.TOMBSTONE, group=group, index=append.tombstone)
+    if append.forget:
+        yield Record(kind=Kind.MARK, group=group, detail=Mark.FORGETFUL)
+    if append.create is not None:
+        payload = encode_creation(append.create)
+        yield Record(kind=Kind.CREATE, group=group, index=append.create.replica, payload=payload, crc=crc32c(payload))
     if append.install is not None:
         meta = encode_meta(append.install)
         place = (append.install.term, append.install.index)
@@ -57,6 +69,8 @@ def records_of(append: GroupAppend) -> Iterator[Record]:
         yield Record(kind=Kind.HARD_STATE, group=group, term=place[0], index=place[1], payload=state, crc=crc32c(state))
     for entry in append.entries:
         yield entry_record(Kind.ENTRY, group, entry)
+    if append.clear_forgetful:
+        yield Record(kind=Kind.MARK, group=group, detail=NO_MARKS)
 
 
 def entry_record(kind: Kind, group: GroupId, entry: Entry) -> Record:
@@ -106,11 +120,11 @@ class Wal:
         self._identity = identity
         self._options = options
         self._incarnation = recovered.incarnation + 1
-        self._tombstones = recovered.tombstones
+        self._tombstones = set(recovered.tombstones)
+        self._flags = HeadFlag.UNKNOWN_LOST if recovered.damage else NO_FLAGS
         self._groups: dict[GroupId, LiveLog] = {}
         self._segments = list(recovered.segments)
         self._capacities = dict(recovered.capacities)
-        self._pinned: set[int] = set()
         self._written = recovered.next_batch - 1
         self._durable = max((row.durable_batch for row in self._segments), default=0)
         self._covered = self._durable
@@ -118,7 +132,7 @@ class Wal:
         self._retire_due = True
         self._new_snapshots: set[GroupId] = set()
         self._active: _Active | None = None
-        self._failed = recovered.damage
+        self._failed = ""
         self._pool = SegmentPool(
             filesystem,
             directory,
@@ -127,35 +141,39 @@ class Wal:
             spares_wanted=options.spare_segments,
             retired_max=options.retired_segments_max,
             next_number=recovered.next_segment,
-            unused=[] if recovered.damage else recovered.unused,
+            unused=recovered.unused,
         )
 
     @classmethod
     def open(
         cls, filesystem: FileSystem, directory: str, identity: Identity, options: WalOptions | None = None
     ) -> tuple[Wal, Recovery]:
-        """Read the log and make all of it durable again. Raises `IdentityMismatch`, `UnknownFormat`, `StorageFull` (no
-        room for the new segment), `StorageFailed`. With `Recovery.damage` set nothing was written, nor can be."""
+        """Read the log, mark groups of which something is lost (RULES W7), and make all of it durable again. Raises
+        `IdentityMismatch`, `UnknownFormat`, `LogLost`, `StorageFull` (no room for the new segment), `StorageFailed`."""
         options = options or WalOptions()
         options.validate()
         try:
             filesystem.mkdir(directory)
             recovered = read_log(filesystem, directory, identity)
-            if identity.activated and not recovered.damage and recovered.incarnation == 0:
+            if identity.activated and recovered.incarnation == 0:
                 raise IdentityMismatch(
                     f"the log in {directory} is gone, but this node has taken part in its cluster: without it the node "
-                    "could vote twice and forget what it acknowledged; restore the folder"
+                    "could vote twice and forget what it acknowledged; restore the folder, or replace this node "
+                    "(paramserver node replace)"
                 )
             wal = cls(filesystem, directory, identity, options, recovered)
         except OSError as error:
             raise StorageFailed(f"opening the log in {directory}: {error}") from error
-        entries = wal._begin(recovered) if not recovered.damage else {}
+        entries = wal._begin(recovered)
         groups = {
             number: RecoveredGroup(
                 hard_state=group.hard_state,
                 snapshot=group.snapshot,
-                entries=tuple(entries.get(number, ())),
-                damage=recovered.damage or group.damage,
+                entries=tuple(entries[number]),
+                damage=group.damage,
+                forgetful=Mark.FORGETFUL in group.marks,
+                hard_state_lost=Mark.HARD_STATE_LOST in group.marks,
+                create=group.create,
             )
             for number, group in sorted(recovered.groups.items())
         }
@@ -164,6 +182,7 @@ class Wal:
             groups=groups,
             damage=recovered.damage,
             discarded_tail_bytes=recovered.discarded_tail_bytes,
+            tombstones=tuple(sorted(recovered.tombstones)),
             warnings=tuple(recovered.warnings),
         )
 
@@ -257,11 +276,12 @@ class Wal:
 
     def _head_bytes_max(self, plans: list[Plan]) -> int:
         """How long a head written between these batches may be, framing and padding included."""
-        now = plan_batch([self._head_record()]).length
-        metas = [len(record.payload) for plan in plans for record in plan.records if record.kind is Kind.SNAPSHOT]
-        groups = {record.group for plan in plans for record in plan.records} - self._groups.keys()
-        growth = HEAD_GROWTH_BYTES * (len(plans) + len(groups)) + sum(metas)
-        return now + plan_batch([Record(kind=Kind.HEAD, payload=bytes(growth))]).length
+        now = plan_head(self._head_record()).length
+        records = [record for plan in plans for record in plan.records]
+        in_rows = [len(record.payload) for record in records if record.kind in (Kind.SNAPSHOT, Kind.CREATE)]
+        rows = {(record.group, record.kind is Kind.TOMBSTONE) for record in records}
+        growth = HEAD_GROWTH_BYTES * (len(plans) + len(rows)) + sum(in_rows)
+        return now + plan_batch([Record(kind=Kind.HEAD, payload=bytes(2 * growth))]).length
 
     def _rotate(self, prepared: Prepared) -> None:
         """Go on in a new segment. The old one is synced first, so that a head speaks only of durable segments."""
@@ -275,7 +295,7 @@ class Wal:
         self._io("closing a segment", active.prepared.file.close)
         self._active = _Active(prepared, self._written + 1)
         self._retire_due = True
-        self._append(plan_batch([self._head_record()]))
+        self._append(plan_head(self._head_record()))
 
     def _append(self, plan: Plan) -> None:
         """Write one batch to the end of the active segment."""
@@ -302,8 +322,20 @@ class Wal:
         """Keep track of what the record means for its group; a snapshot's record is told what the log holds."""
         if record.kind in (Kind.HEAD, Kind.COPY):
             return record
+        if record.kind is Kind.TOMBSTONE:
+            self._groups.pop(record.group, None)
+            self._new_snapshots.discard(record.group)
+            self._tombstones.add((record.group, record.index))
+            self._retire_due = True
+            return record
+        if record.kind is Kind.CREATE:
+            self._create(record)
+            return record
         group = self._groups.setdefault(record.group, LiveLog(record.group))
-        if record.kind is Kind.ENTRY:
+        if record.kind is Kind.MARK:
+            group.mark(Mark(record.detail))
+            self._retire_due = True
+        elif record.kind is Kind.ENTRY:
             group.append(record.index, record.term, segment)
         elif record.kind is Kind.HARD_STATE:
             group.hard_state = decode_hard_state(record.payload)
@@ -311,6 +343,15 @@ class Wal:
             self._new_snapshots.add(record.group)
             return replace(record, detail=int(group.install(decode_meta(record.payload))))
         return record
+
+    def _create(self, record: Record) -> None:
+        create = decode_creation(record.payload)
+        if record.group in self._groups or (record.group, create.replica) in self._tombstones:
+            raise InvariantViolated(
+                f"replica {create.replica} of group {record.group} can't be made: the group has one here, or that one "
+                "was deleted"
+            )
+        self._groups[record.group] = LiveLog(record.group, create=create)
 
     def _sync(self) -> None:
         self._datasync()
@@ -342,7 +383,7 @@ class Wal:
         active = self._usable()
         if not self._retire_due or active.first_batch > self._durable:
             return
-        held = {run.segment for group in self._groups.values() for run in group.runs} | self._pinned
+        held = {run.segment for group in self._groups.values() for run in group.runs}
         for row in self._segments:
             if row.number not in held:
                 self._pool.retire(row.number, self._capacities.pop(row.number))
@@ -357,10 +398,11 @@ class Wal:
                 node_uuid=self._identity.node_uuid,
                 incarnation=self._incarnation,
                 next_segment=self._pool.next_number,
+                flags=self._flags,
                 peers=self._identity.peers,
                 segments=tuple(self._segments),
                 groups=tuple(group.row() for group in self._groups.values()),
-                tombstones=self._tombstones,
+                tombstones=tuple(sorted(self._tombstones)),
             )
         )
         return Record(kind=Kind.HEAD, payload=payload, crc=crc32c(payload))
@@ -369,32 +411,29 @@ class Wal:
 
     def _begin(self, recovered: Recovered) -> dict[GroupId, list[Entry]]:
         """Recovered is not durable: write what may live only in the page cache into a segment of this life (RULES W3).
-        Returns the groups' entries. A log that is small altogether is copied whole, which frees its old segments."""
+        Returns the groups' entries. A log that is small altogether is copied whole, which frees its old segments; so is
+        what is left in damaged ones. The marks of groups that lost something are in the same batch (RULES W7)."""
         places = {number: group.prefix() for number, group in recovered.groups.items()}
-        damaged = any(Mark.DAMAGED in group.marks for group in recovered.groups.values())
-        if damaged:
-            self._pinned = {row.number for row in self._segments}
         live_bytes = sum(place.length for group in places.values() for _, place in group)
-        everything = not damaged and live_bytes <= self._options.open_copy_bytes_max
+        everything = live_bytes <= self._options.open_copy_bytes_max
         entries: dict[GroupId, list[Entry]] = {}
         copies: list[Record] = []
         copied: set[tuple[GroupId, int]] = set()
         for number, found in places.items():
             entries[number] = load_entries(self._filesystem, self._directory, found)
             for entry, (index, place) in zip(entries[number], found, strict=True):
-                if everything or not recovered.durable(place):
+                if everything or place.segment in recovered.damaged or not recovered.durable(place):
                     copies.append(entry_record(Kind.COPY, number, entry))
                     copied.add((number, index))
         for number, group in recovered.groups.items():
             self._groups[number] = _live(group, copied, self._pool.next_number)
-        head_bytes = plan_batch([self._head_record()]).length
-        needed = head_bytes + plan_batch(copies).length
+        needed = plan_head(self._head_record(), copies).length
         self._pool.prepare()  # Now, so that the reserve can serve a start on a full disk.
         prepared = self._pool.take(needed, urgent=True)
         for number, group in recovered.groups.items():
             self._groups[number] = _live(group, copied, prepared.number)
         self._active = _Active(prepared, self._written + 1)
-        self._append(plan_batch([self._head_record(), *copies]))
+        self._append(plan_head(self._head_record(), copies))
         self._last_real = self._written
         self._sync()
         self._retire()
@@ -424,17 +463,20 @@ class Wal:
             raise StorageFailed(f"{what} in {self._directory}: {error}") from error
 
 
+def plan_head(head: Record, copies: Sequence[Record] = ()) -> Plan:
+    """A segment's first batch: the table twice, so that one bad place never costs it."""
+    return plan_batch([head, *copies, head])
+
+
 def _live(group: GroupReplay, copied: set[tuple[GroupId, int]], copy_segment: int) -> LiveLog:
-    """A recovered group as it goes on. Holes stay listed as live, so that no later table calls them superseded."""
-    live = LiveLog(group.group, group.hard_state, group.snapshot, marks=group.marks)
+    """A recovered group as it goes on: what could be read, and no hole."""
+    live = LiveLog(group.group, group.hard_state, group.snapshot, marks=group.marks, create=group.create)
     live.durable_snapshot_index = group.snapshot.index if group.snapshot is not None else 0
-    for index in sorted(group.log):
-        place = group.log[index]
-        term, segment = (place.term, place.segment) if isinstance(place, Position) else (0, 0)
-        segment = copy_segment if (group.group, index) in copied else segment
+    for index, place in group.prefix():
+        segment = copy_segment if (group.group, index) in copied else place.segment
         last = live.runs[-1] if live.runs else None
-        if last is not None and (last.last + 1, last.term, last.segment) == (index, term, segment):
+        if last is not None and (last.last + 1, last.term, last.segment) == (index, place.term, segment):
             live.runs[-1] = replace(last, last=index)
         else:
-            live.runs.append(Run(index, index, term, segment))
+            live.runs.append(Run(index, index, place.term, segment))
     return live

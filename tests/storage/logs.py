@@ -13,7 +13,7 @@ from consensus.storage.wal import Wal
 DIRECTORY = "/data/wal"
 IDENTITY = Identity(cluster=b"c" * 16, node=1, node_uuid=b"u" * 16, peers={2: b"v" * 16, 3: b"w" * 16})
 OPTIONS = WalOptions(segment_bytes=64 << 10, flush_bytes_max=32 << 10, reserve_bytes=32 << 10, open_copy_bytes_max=0)
-CONFIGURATION = Configuration((1, 2, 3), (4,))
+CONFIGURATION = Configuration((1, 2, 3), (4,), next_replica=5)
 
 
 def open_log(disk: MemoryFileSystem, options: WalOptions = OPTIONS) -> tuple[Wal, Recovery]:

@@ -5,30 +5,41 @@ Legal: everything a `sync` returned for is there; what else is there is a prefix
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from consensus.core.interface import HardState, SnapshotMeta
 from consensus.storage.errors import StorageFailed
-from consensus.storage.interface import GroupAppend, Recovery
+from consensus.storage.interface import Creation, GroupAppend, Recovery
 from consensus.storage.memory import MemoryFileSystem, PowerLost
 from consensus.storage.wal import Wal
-from tests.storage.logs import OPTIONS, append, entries, install, open_log, snapshot, vote
+from tests.storage.logs import CONFIGURATION, OPTIONS, append, entries, install, open_log, snapshot, vote
 
-State = tuple[HardState, SnapshotMeta | None, tuple[tuple[int, int], ...]]
+State = tuple[HardState, SnapshotMeta | None, tuple[tuple[int, int], ...], Creation | None, bool]
+NEW: State = (HardState(), None, (), None, False)
+Groups = tuple[dict[int, State], tuple[tuple[int, int], ...]]
+"""What each group holds, and the tombstones."""
 
 
 class Model:
     """What the log means after each operation, and after which one it was last durable."""
 
     def __init__(self) -> None:
-        self.states: list[dict[int, State]] = [{}]
+        self.states: list[Groups] = [({}, ())]
         self.durable = 0
 
     def wrote(self, appends: list[GroupAppend]) -> None:
-        groups = dict(self.states[-1])
+        groups, tombstones = dict(self.states[-1][0]), self.states[-1][1]
         for each in appends:
-            state, snap, log = groups.get(each.group, (HardState(), None, ()))
+            if each.tombstone:
+                groups.pop(each.group, None)
+                tombstones = (*tombstones, (each.group, each.tombstone))
+                continue
+            state, snap, log, create, forgetful = groups.get(each.group, NEW)
+            if each.forget:
+                state, snap, log, forgetful = replace(state, commit=0), None, (), True
+            create = each.create or create
             if each.install is not None:
                 snap = each.install
                 kept = (snap.index, snap.term) in log
@@ -37,16 +48,26 @@ class Model:
                 state = each.hard_state
             for entry in each.entries:
                 log = (*[held for held in log if held[0] < entry.index], (entry.index, entry.term))
-            groups[each.group] = (state, snap, log)
-        self.states.append(groups)
+            groups[each.group] = (state, snap, log, create, forgetful and not each.clear_forgetful)
+        self.states.append((groups, tombstones))
 
     def check(self, recovery: Recovery) -> None:
         assert recovery.damage == ""
-        assert [group.damage for group in recovery.groups.values() if group.damage] == []
-        found = {
-            number: (group.hard_state, group.snapshot, tuple((entry.index, entry.term) for entry in group.entries))
-            for number, group in recovery.groups.items()
-        }
+        groups = recovery.groups.items()
+        assert [group.damage for _, group in groups if group.damage and not group.forgetful] == []
+        found = (
+            {
+                number: (
+                    group.hard_state,
+                    group.snapshot,
+                    tuple((entry.index, entry.term) for entry in group.entries),
+                    group.create,
+                    group.forgetful,
+                )
+                for number, group in groups
+            },
+            recovery.tombstones,
+        )
         legal = self.states[self.durable :]
         assert found in legal, f"durable was {legal[0]}, written was {legal[-1]}"
         del self.states[self.states.index(found) + 1 :]
@@ -86,7 +107,42 @@ def release(group: int, below: int) -> Operation:
     return lambda wal, model: wal.release(group, below)
 
 
+def filled(group: int, first: int, last: int, term: int = 1) -> list[Operation]:
+    """Appends of up to ten entries each, which fill segments."""
+    starts = range(first, last + 1, 10)
+    return [synced(append(group, start, min(start + 9, last), term, size=1500)) for start in starts]
+
+
+CREATE = GroupAppend(group=5, create=Creation(65_540, CONFIGURATION))
+
 SCENARIOS: dict[str, list[Operation]] = {
+    "create": [
+        synced(append(1, 1, 3)),
+        synced(CREATE),
+        *filled(5, 1, 30),
+        synced(vote(5, 2)),
+        *filled(5, 31, 60),
+        idle,
+    ],
+    "tombstone": [
+        synced(CREATE, append(1, 1, 3)),
+        *filled(5, 1, 40),
+        synced(GroupAppend(group=5, tombstone=65_540)),
+        *filled(1, 4, 40),
+        idle,
+        synced(GroupAppend(group=5, create=Creation(65_541, CONFIGURATION), entries=entries(1, 2))),
+        *filled(1, 41, 80),
+    ],
+    "mark": [
+        synced(vote(1, 2, 3, 0), append(2, 1, 3)),
+        *filled(1, 1, 30),
+        synced(install(1, 20)),
+        synced(GroupAppend(group=1, forget=True)),
+        *filled(1, 1, 40, 2),
+        synced(GroupAppend(group=1, entries=entries(41, 42, 2), clear_forgetful=True)),
+        *filled(1, 43, 80, 2),
+        idle,
+    ],
     "append": [synced(append(1, 1, 3)), write(append(1, 4, 5)), write(append(2, 1, 2)), sync, idle],
     "hard state": [
         synced(vote(1, 1)),

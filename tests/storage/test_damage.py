@@ -4,16 +4,31 @@ FAULTS rows 6 and 7, RULES W1, W2, W7; HAZARDS 23 and 40.
 """
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from consensus.core.interface import HardState
-from consensus.storage.errors import StorageFailed, UnknownFormat
+from consensus.storage.errors import LogLost, UnknownFormat
 from consensus.storage.interface import GroupAppend, Recovery
 from consensus.storage.memory import MemoryFileSystem
 from consensus.storage.records import HEADER_BYTES, Kind, find_headers
 from consensus.storage.wal import Wal
-from tests.storage.logs import append, entries, indexes, install, open_log, segment_files, span, vote
+from tests.storage.logs import (
+    OPTIONS,
+    append,
+    entries,
+    indexes,
+    install,
+    open_log,
+    reopen,
+    segment_files,
+    snapshot,
+    span,
+    vote,
+)
+
+KEEP = replace(OPTIONS, spare_segments=2)
 
 
 def active_path(wal: Wal) -> str:
@@ -106,7 +121,7 @@ def test_a_flip_below_a_durable_batch_is_always_noticed() -> None:
                 assert all(state(recovery)[number] == whole[number] for number in whole if number not in damaged)
             else:
                 told["warning"] += 1
-                assert recovery.warnings
+                assert recovery.warnings or recovery is not first, "the first start moves what is left elsewhere"
                 assert state(recovery) == whole
     assert all(told.values()), told
 
@@ -124,6 +139,9 @@ def test_damage_names_the_group_and_the_other_goes_on() -> None:
     wal, recovery = open_log(disk)
     assert recovery.damage == ""
     assert recovery.groups[1].damage == ""
+    assert not recovery.groups[1].forgetful
+    assert recovery.groups[2].forgetful
+    assert not recovery.groups[2].hard_state_lost
     assert "group 2: 1 log entries from index 5 on are damaged" in recovery.groups[2].damage
     assert f"segment {number_of(path)} offset" in recovery.groups[2].damage
     assert indexes(recovery, 1) == span(1, 9)
@@ -136,9 +154,85 @@ def test_damage_names_the_group_and_the_other_goes_on() -> None:
     wal.release(1, 200)
     wal.close()
     again = open_log(disk)[1]
-    assert again.groups[2].damage
+    assert again.groups[2].forgetful
+    assert "marked by an earlier start" in again.groups[2].damage
     assert indexes(again, 2) == span(1, 4)
-    assert disk.exists(path), "the damaged segment is evidence, and may be all there is"
+    assert not again.warnings, "what was left of the damaged segment lies in a new one; the old one is released"
+
+
+def test_the_mark_is_durable_before_anything_else() -> None:
+    """RULES W7: by the time the host hears of damage, no crash makes it unsaid: after the entries that were left are
+    written again, nothing else in the log tells that some were lost."""
+    disk, path, ends = three_batches()
+    hit = next(each for each in find_headers(disk.read(path), ends[1], number_of(path)) if each.kind is Kind.ENTRY)
+    disk.flip_bit(path, hit.payload_offset)
+    disk.kill()
+    first = open_log(disk)[1]
+    assert first.groups[hit.group].forgetful
+    disk.crash(random.Random(5))
+    again = open_log(disk)[1]
+    assert again.groups[hit.group].forgetful
+    assert again.groups[hit.group].entries == first.groups[hit.group].entries
+    assert again.groups[hit.group].hard_state == first.groups[hit.group].hard_state
+
+
+def test_a_refilled_group_is_whole_again() -> None:
+    disk, path, ends = three_batches()
+    hit = next(each for each in find_headers(disk.read(path), ends[0], number_of(path)) if each.group == 2)
+    disk.flip_bit(path, hit.payload_offset)
+    disk.kill()
+    wal, recovery = open_log(disk)
+    assert (recovery.groups[2].forgetful, recovery.groups[2].entries) == (True, ())
+    wal.write([append(2, 1, 12)])
+    wal.sync()
+    assert reopen(disk).groups[2].forgetful, "refilled, but no leader has said up to where"
+    disk.kill()
+    wal, _ = open_log(disk)
+    wal.write([GroupAppend(group=2, entries=entries(13, 13), clear_forgetful=True)])
+    wal.sync()
+    group = reopen(disk).groups[2]
+    assert (group.forgetful, group.damage, indexes(reopen(disk), 2)) == (False, "", span(1, 13))
+
+
+def test_a_group_whose_snapshot_cannot_be_read_is_emptied_and_marked() -> None:
+    disk = MemoryFileSystem()
+    wal, _ = open_log(disk)
+    wal.write([append(1, 1, 9), vote(1, 4, 2, 8), append(2, 1, 9)])
+    wal.write([install(1, 7)])
+    wal.sync()
+    wal.write([GroupAppend(group=1, forget=True)])
+    wal.sync()
+    for _ in range(3):
+        group = reopen(disk).groups[1]
+        assert (group.forgetful, group.hard_state_lost, group.snapshot, group.entries) == (True, False, None, ())
+        assert group.hard_state == HardState(4, 2, 0)
+    disk.kill()
+    wal, _ = open_log(disk)
+    wal.write([append(1, 1, 3, term=4)])
+    wal.write([GroupAppend(group=1, install=snapshot(8, 4), entries=entries(9, 11, 4), clear_forgetful=True)])
+    wal.sync()
+    recovery = reopen(disk)
+    assert recovery.groups[1].snapshot == snapshot(8, 4)
+    assert (recovery.groups[1].damage, indexes(recovery, 1)) == ("", span(9, 11, 4))
+
+
+def test_a_lost_snapshot_record_leaves_nothing_but_term_and_vote() -> None:
+    """What stood in the log before a snapshot of the leader's was installed is joined by nothing that came after."""
+    disk = MemoryFileSystem()
+    wal, _ = open_log(disk)
+    wal.write([append(1, 1, 20)])
+    wal.sync()
+    wal.write([GroupAppend(group=1, install=snapshot(10, 3), hard_state=HardState(3, 0, 10))])
+    wal.sync()
+    wal.write([GroupAppend(group=1, entries=entries(11, 14, 3))])
+    wal.idle()
+    path = active_path(wal)
+    hit = next(each for each in find_headers(disk.read(path), 0, number_of(path)) if each.kind is Kind.SNAPSHOT)
+    disk.flip_bit(path, hit.payload_offset)
+    for _ in range(2):
+        group = reopen(disk).groups[1]
+        assert (group.forgetful, group.hard_state_lost, group.snapshot, group.entries) == (True, False, None, ())
+        assert group.hard_state == HardState(3, 0, 0)
 
 
 def test_damage_of_a_vote_stays_damage() -> None:
@@ -172,41 +266,125 @@ def test_a_lost_vote_is_damage() -> None:
     disk.flip_bit(path, hit.payload_offset)
     for _ in range(3):
         disk.kill()
-        damage = open_log(disk)[1].groups[1].damage
-        assert "damaged" in damage
+        group = open_log(disk)[1].groups[1]
+        assert group.forgetful
+        assert group.hard_state_lost
+        assert "it must not run under its old id: its replica must be replaced" in group.damage
 
 
-def test_an_unreadable_batch_and_index_stop_the_node() -> None:
+def test_what_an_unreadable_batch_held_is_lost_for_every_group_that_it_may_have_held() -> None:
+    """RULES W7: batch and index are bad. A vote that was written later is proof of a vote, no entry is of entries: what
+    was lost may have superseded what came before."""
     disk, path, ends = three_batches()
     disk.overwrite(path, bytes(ends[2] - ends[1]), ends[1])
     disk.kill()
-    before = disk.read(path)
     wal, recovery = open_log(disk)
     assert "any group may be hit" in recovery.damage
-    assert all(group.damage for group in recovery.groups.values())
-    for call in (wal.sync, wal.idle, lambda: wal.write([append(3, 1, 1)])):
-        with pytest.raises(StorageFailed, match="any group may be hit"):
-            call()
-    wal.prepare()
+    assert "every replica of this node must be replaced" in recovery.damage
+    assert {number: group.forgetful for number, group in recovery.groups.items()} == {1: True, 2: True}
+    assert state(recovery) == {1: (HardState(3, 1), span(1, 3)), 2: (HardState(), span(1, 3))}
+    assert {number: group.hard_state_lost for number, group in recovery.groups.items()} == {1: False, 2: True}
+    wal.write([append(1, 4, 6)])
     wal.close()
-    assert disk.read(path) == before, "evidence is not written over"
-    assert open_log(disk)[1].damage
+    again = reopen(disk)
+    assert again.damage, "a group that never shows up in the log may still have voted in what was lost"
+    assert {number: group.forgetful for number, group in again.groups.items()} == {1: True, 2: True}
+    assert again.groups[2].hard_state_lost
 
 
-def test_a_damaged_head_of_the_newest_segment_stops_the_node() -> None:
-    disk, path, _ = three_batches()
-    disk.overwrite(path, bytes(4096))
-    assert "no segment" in open_log(disk)[1].damage
+def test_entries_behind_an_unreadable_batch_are_not_joined_to_those_before() -> None:
+    """The lost batch superseded entry 3; entry 4 of the new term must not follow the old one."""
+    disk = MemoryFileSystem()
+    wal, _ = open_log(disk)
+    wal.write([append(1, 1, 3), vote(1, 1)])
+    wal.sync()
+    assert wal._active is not None
+    start = wal._active.end
+    wal.write([append(1, 3, 3, term=2), vote(1, 2)])
+    wal.sync()
+    end = wal._active.end
+    wal.write([append(1, 4, 4, term=2), vote(1, 2, 0, 4)])
+    wal.idle()
+    disk.overwrite(active_path(wal), bytes(end - start), start)
+    recovery = reopen(disk)
+    assert indexes(recovery, 1) == span(1, 3)
+    assert recovery.groups[1].forgetful
+    assert recovery.groups[1].hard_state == HardState(2, 0, 3)
 
+
+def test_a_later_table_proves_what_was_not_lost() -> None:
+    """An unreadable batch of an older segment: the newest table lists every group and what it holds."""
+    disk = MemoryFileSystem()
+    wal, _ = open_log(disk)
+    wal.write([append(1, 1, 5, size=5_000), vote(1, 1)])
+    wal.sync()
+    assert wal._active is not None
+    path, start = active_path(wal), wal._active.end
+    wal.write([append(1, 6, 7), vote(2, 5, 3)])
+    wal.sync()
+    end = wal._active.end
+    for first in range(8, 60, 10):
+        wal.write([append(1, first, first + 9, size=1_500)])
+        wal.sync()
+    assert active_path(wal) != path
+    disk.overwrite(path, bytes(end - start), start)
+    recovery = reopen(disk)
+    assert recovery.damage == ""
+    assert (recovery.groups[2].damage, recovery.groups[2].hard_state) == ("", HardState(5, 3))
+    assert (recovery.groups[1].forgetful, recovery.groups[1].hard_state_lost) == (True, False)
+    assert indexes(recovery, 1) == span(1, 5)
+
+
+def test_one_bad_place_never_costs_the_table() -> None:
+    """The head is written twice: a flip anywhere in a segment's first batch loses no vote."""
     disk, _, _ = three_batches()
     disk.kill()
     wal, _ = open_log(disk)
+    path = active_path(wal)
+    assert wal._active is not None
+    end = wal._active.end
+    wal.idle()
+    wal.write([vote(3, 1)])
+    wal.sync()
+    for offset in range(0, end, 61):
+        rotten = copy_of(disk)
+        rotten.flip_bit(path, offset, offset % 8)
+        recovery = open_log(rotten)[1]
+        assert recovery.damage == ""
+        assert not any(group.hard_state_lost for group in recovery.groups.values())
+        assert {number: group.hard_state for number, group in recovery.groups.items()} == {
+            1: HardState(3, 1),
+            2: HardState(),
+            3: HardState(1, 1),
+        }
+
+
+def test_a_log_without_any_head_is_refused() -> None:
+    disk, path, _ = three_batches()
+    disk.overwrite(path, bytes(4096))
+    disk.kill()
+    before = disk.read(path)
+    with pytest.raises(LogLost, match="paramserver node replace"):
+        open_log(disk)
+    assert disk.read(path) == before
+
+
+def test_a_segment_whose_tables_are_lost_counts_for_every_group() -> None:
+    disk, _, _ = three_batches()
+    disk.kill()
+    wal, _ = open_log(disk, KEEP)
+    assert wal._active is not None
+    end = wal._active.end
     wal.write([append(1, 10, 12)])
     wal.sync()
     wal.write([append(1, 13, 13)])
     wal.sync()
-    disk.overwrite(active_path(wal), bytes(4096))
-    assert open_log(disk)[1].damage
+    disk.overwrite(active_path(wal), bytes(end))
+    disk.kill()
+    recovery = open_log(disk, KEEP)[1]
+    assert recovery.damage
+    assert all(group.hard_state_lost for group in recovery.groups.values())
+    assert recovery.groups
 
 
 def test_a_lost_segment_file_is_damage_of_those_who_had_entries_in_it() -> None:
@@ -270,11 +448,11 @@ def test_an_old_life_of_a_recycled_segment_does_not_come_back() -> None:
 
 def test_a_newer_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     disk = MemoryFileSystem()
-    monkeypatch.setattr("consensus.storage.records.FORMAT_VERSION", 2)
+    monkeypatch.setattr("consensus.storage.records.FORMAT_VERSION", 9)
     open_log(disk)[0].close()
     monkeypatch.undo()
     before = {path: disk.read(path) for path in segment_files(disk).values()}
-    with pytest.raises(UnknownFormat, match="version 2"):
+    with pytest.raises(UnknownFormat, match="version 9"):
         open_log(disk)
     assert {path: disk.read(path) for path in segment_files(disk).values()} == before
 

@@ -8,32 +8,48 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consensus.core.errors import InvariantViolated
-from consensus.core.interface import Configuration, HardState, SnapshotMeta
+from consensus.core.interface import Configuration, HardState, Home, SnapshotMeta
 from consensus.storage.batches import BadBatch, aligned, encode_batch, gather_evidence, plan_batch, read_batch
 from consensus.storage.checksum import crc32c
+from consensus.storage.interface import Creation
 from consensus.storage.records import HEADER_BYTES, Kind, Record, decode_header, encode_header, payload_of
 from consensus.storage.tables import (
+    NO_FLAGS,
     GroupRow,
     Head,
+    HeadFlag,
     Mark,
     SegmentRow,
+    decode_creation,
     decode_hard_state,
     decode_head,
     decode_meta,
+    encode_creation,
     encode_hard_state,
     encode_head,
     encode_meta,
 )
 
 U64 = st.integers(0, 2**64 - 1)
+MEMBERS = st.lists(st.integers(1, 2**60), min_size=1, max_size=6, unique=True).map(tuple)
+CONFIGURATIONS = st.tuples(MEMBERS, st.integers(1, 6), st.booleans()).map(
+    lambda drawn: Configuration(
+        drawn[0][: drawn[1]],
+        drawn[0][drawn[1] :],
+        outgoing=drawn[0][: drawn[1]] if drawn[2] else (),
+        homes=(Home(drawn[0][0], 7, b"h" * 16, "host:1"),),
+        next_replica=max(drawn[0]) + 1,
+    )
+)
 METAS = st.builds(
     SnapshotMeta,
     U64,
     U64,
-    st.builds(Configuration, st.lists(U64, max_size=5).map(tuple), st.lists(U64, max_size=3).map(tuple)),
+    CONFIGURATIONS,
     st.text(st.characters(codec="utf-8"), max_size=40),
     U64,
 )
+CREATIONS = st.builds(Creation, st.integers(1, 2**62), CONFIGURATIONS)
 STATES = st.builds(HardState, U64, U64, U64)
 HEADS = st.builds(
     Head,
@@ -42,10 +58,21 @@ HEADS = st.builds(
     node_uuid=st.binary(min_size=16, max_size=16),
     incarnation=U64,
     next_segment=U64,
+    flags=st.sampled_from([NO_FLAGS, HeadFlag.UNKNOWN_LOST]),
     peers=st.dictionaries(st.integers(1, 9), st.binary(min_size=16, max_size=16), max_size=4),
     segments=st.lists(st.builds(SegmentRow, U64, U64, U64, U64, U64), max_size=4).map(tuple),
     groups=st.lists(
-        st.builds(GroupRow, st.integers(0, 9), st.sampled_from(Mark), STATES, U64, U64, U64, st.none() | METAS),
+        st.builds(
+            GroupRow,
+            st.integers(0, 9),
+            st.sampled_from(Mark),
+            STATES,
+            U64,
+            U64,
+            U64,
+            st.none() | METAS,
+            st.none() | CREATIONS,
+        ),
         max_size=4,
     ).map(tuple),
     tombstones=st.lists(st.tuples(st.integers(0, 9), U64), max_size=2).map(tuple),
@@ -65,23 +92,24 @@ def test_heads_come_back(head: Head) -> None:
             decode_head(bad)
 
 
-@given(METAS, STATES)
-def test_metas_and_hard_states_come_back(meta: SnapshotMeta, state: HardState) -> None:
+@given(METAS, STATES, CREATIONS)
+def test_metas_hard_states_and_creations_come_back(meta: SnapshotMeta, state: HardState, create: Creation) -> None:
     assert decode_meta(encode_meta(meta)) == meta
     assert decode_hard_state(encode_hard_state(state)) == state
+    assert decode_creation(encode_creation(create)) == create
 
 
 def test_overlong_metas_are_refused() -> None:
     with pytest.raises(ValueError, match="over the limit"):
         encode_meta(SnapshotMeta(1, 1, Configuration((1,)), "x" * 201))
-    with pytest.raises(ValueError, match="over the limit"):
-        encode_meta(SnapshotMeta(1, 1, Configuration(tuple(range(1025))), "x"))
+    with pytest.raises(ValueError, match="more than 1024 members"):
+        encode_meta(SnapshotMeta(1, 1, Configuration(tuple(range(1, 1026))), "x"))
 
 
 def test_the_header_is_as_documented() -> None:
     raw = encode_header(record(7, b"abc"), segment=5, offset=4096, batch=9)
     assert len(raw) == HEADER_BYTES == 64
-    assert raw[0:8] == b"PSWL" + bytes([1, 5, 1, 0])
+    assert raw[0:8] == b"PSWL" + bytes([2, 5, 1, 0])
     assert struct.unpack("<II", raw[8:16]) == (1, 3)
     assert struct.unpack("<QQQQQ", raw[16:56]) == (3, 7, 5, 4096, 9)
     assert struct.unpack("<I", raw[56:60])[0] == reference_crc(b"abc")

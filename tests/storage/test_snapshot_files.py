@@ -150,10 +150,10 @@ def test_a_failed_sync_says_so(disk: MemoryFileSystem, files: SnapshotFiles) -> 
 
 
 def test_a_newer_format_is_refused(monkeypatch: pytest.MonkeyPatch, files: SnapshotFiles) -> None:
-    monkeypatch.setattr("consensus.storage.snapshots.FORMAT_VERSION", 2)
+    monkeypatch.setattr("consensus.storage.snapshots.FORMAT_VERSION", 9)
     write(files, 5, b"x")
     monkeypatch.undo()
-    with pytest.raises(UnknownFormat, match="version 2"):
+    with pytest.raises(UnknownFormat, match="version 9"):
         content(files, 5)
 
 

@@ -8,11 +8,12 @@ from consensus.core.errors import InvariantViolated
 from consensus.core.interface import Entry, EntryKind, HardState
 from consensus.storage.errors import IdentityMismatch, StorageFailed
 from consensus.storage.identity import load_or_create
-from consensus.storage.interface import GroupAppend, Identity
+from consensus.storage.interface import Creation, GroupAppend, Identity
 from consensus.storage.memory import MemoryFileSystem
 from consensus.storage.options import WalOptions
 from consensus.storage.wal import Wal
 from tests.storage.logs import (
+    CONFIGURATION,
     DIRECTORY,
     IDENTITY,
     OPTIONS,
@@ -187,6 +188,61 @@ def test_votes_outlive_the_segment_they_were_written_to(disk: MemoryFileSystem) 
         wal.idle()
     assert number not in segment_files(disk)
     assert reopen(disk).groups[7].hard_state == HardState(42, 3, 0)
+
+
+def test_a_creation_comes_back_with_its_group(disk: MemoryFileSystem) -> None:
+    """RULES I1: also when the record's segment is long recycled."""
+    create = Creation(65_540, CONFIGURATION)
+    wal, _ = open_log(disk)
+    wal.write([GroupAppend(group=7, create=create)])
+    wal.sync()
+    assert (reopen(disk).groups[7].create, reopen(disk).groups[7].entries) == (create, ())
+    disk.kill()
+    wal, _ = open_log(disk)
+    for first in range(1, 400, 20):
+        wal.write([append(1, first, first + 19, size=900), install(1, first + 19)])
+        wal.sync()
+        wal.release(1, first + 20)
+    assert reopen(disk).groups[7].create == create
+    disk.kill()
+    wal, _ = open_log(disk)
+    with pytest.raises(InvariantViolated, match="the group has one here"):
+        wal.write([GroupAppend(group=7, create=create)])
+
+
+def test_a_tombstone_outlives_everything_else_of_its_group(disk: MemoryFileSystem) -> None:
+    """RULES I1: what the group held is released, its id never comes back, another replica may be made."""
+    wal, _ = open_log(disk)
+    wal.write([GroupAppend(group=7, create=Creation(65_540, CONFIGURATION))])
+    for first in range(1, 200, 20):
+        wal.write([append(7, first, first + 19, size=900), vote(7, first), append(1, first, first + 19)])
+        wal.sync()
+    held = wal.segment_count
+    wal.write([GroupAppend(group=7, tombstone=65_540)])
+    wal.sync()
+    for first in range(201, 300, 20):
+        wal.write([append(1, first, first + 19)])
+        wal.sync()
+    wal.write([install(1, 300)])
+    wal.sync()
+    wal.release(1, 301)
+    assert wal.segment_count < held / 2
+    for _ in range(2):
+        recovery = reopen(disk)
+        assert (sorted(recovery.groups), recovery.tombstones) == ([1], ((7, 65_540),))
+    disk.kill()
+    wal, _ = open_log(disk)
+    other = Creation(65_541, CONFIGURATION)
+    wal.write([GroupAppend(group=7, create=other), append(7, 1, 3)])
+    wal.sync()
+    recovery = reopen(disk)
+    assert (recovery.groups[7].create, indexes(recovery, 7)) == (other, span(1, 3))
+    assert recovery.tombstones == ((7, 65_540),)
+    disk.kill()
+    wal, _ = open_log(disk)
+    wal.write([GroupAppend(group=7, tombstone=65_541)])
+    with pytest.raises(InvariantViolated, match="or that one was deleted"):
+        wal.write([GroupAppend(group=7, create=other)])
 
 
 def test_a_small_log_is_copied_whole_when_it_is_opened(disk: MemoryFileSystem) -> None:
