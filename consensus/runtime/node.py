@@ -17,6 +17,7 @@ from dataclasses import replace
 from consensus.core.configuration import members_of, next_replica_of, problem_of
 from consensus.core.interface import Configuration, Core, GroupId, HardState, NodeId, Randomness, ReplicaId
 from consensus.core.raft import RaftCore
+from consensus.runtime.disk import why_not
 from consensus.runtime.group import GroupHandle
 from consensus.runtime.homes import BOOTSTRAP_REPLICAS_MAX
 from consensus.runtime.interface import (
@@ -160,7 +161,7 @@ class NodeRuntime:
             mark=lambda: self._mark(group),
             make_core=lambda recovered: self._make_core(group, replica, configuration, recovered),
             recovered=found,
-            problem=self._damage or (found.damage if found is not None else ""),
+            problem=why_not(found, damage=self._damage),
             on_configuration=on_configuration,
         )
         self._groups[group] = handle
