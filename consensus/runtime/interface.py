@@ -179,8 +179,8 @@ class LogWriter(Protocol):
     def release(self, group: GroupId, below_index: int) -> None: ...
 
     def full(self) -> bool:
-        """There is no space for commands now. What is small and keeps the group alive (hard state, no-ops,
-        configurations) still has its reserve (RULES W5)."""
+        """There is no space for commands now (RULES W5): those submitted already wait for some, new ones should not
+        come. What is small and keeps the group alive (hard state, no-ops, configurations) goes on from a reserve."""
 
 
 class Lanes(Protocol):

@@ -1,8 +1,8 @@
 """Whether the node's disk makes progress (HAZARDS 16).
 
 Owns the count of what was handed to the log writer and is not durable yet, and how long nothing of it became so.
-Invariants: time counts only while something waits, and only as the node's ticks give it, so a process that slept
-blames no disk. Must not know: files, threads, groups.
+Invariants: time counts only while something waits, but not for space on a full disk, and only as the node's ticks give
+it, so a process that slept blames no disk. Must not know: files, threads, groups.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class WatchedWriter:
 
     def tick(self, elapsed_ms: int, *, stall_ms: int) -> bool:
         """Time passed; True when `stalled` changed."""
-        self._quiet_ms = self._quiet_ms + elapsed_ms if self._waiting else 0
+        waits = self._waiting and not self._writer.full()
+        self._quiet_ms = self._quiet_ms + elapsed_ms if waits else 0
         before, self.stalled = self.stalled, self._quiet_ms > stall_ms
         return self.stalled != before

@@ -2,8 +2,8 @@
 
 Owns the log's writer thread, the lanes' threads, and the ticker. Invariants: results come back to the loop's thread by
 `post`, in order; appends of a group become durable in the order of submission, everything that is queued in one write
-and one sync; hard state never waits behind the payload of other groups (RULES W5); after a failed write or sync nothing
-is reported any more and the process ends (HAZARDS 22). Must not know: Raft, what work does.
+and one sync; on a full disk what the reserve may hold goes on and the rest waits (RULES W5); after a failed write or
+sync nothing is reported any more and the process ends (HAZARDS 22). Must not know: Raft, what work does.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import queue
 import sys
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from consensus.core.interface import EntryKind, GroupId
-from consensus.core.raft.log import size_of
+from consensus.core.interface import GroupId
+from consensus.runtime.flushing import FlushQueue, Waiting
 from consensus.runtime.node import NodeRuntime
-from consensus.storage.errors import EXIT_STORAGE_FAILED, StorageError
+from consensus.storage.errors import EXIT_STORAGE_FAILED, StorageError, StorageFull
 from consensus.storage.interface import GroupAppend, LogStore
 
 T = TypeVar("T")
@@ -57,15 +57,9 @@ class MonotonicClock:
         return time.monotonic_ns() // 1_000_000
 
 
-def _urgent(append: GroupAppend) -> bool:
-    """A term or a vote, with at most a no-op or a configuration behind it."""
-    return append.hard_state is not None and all(entry.kind is not EntryKind.NORMAL for entry in append.entries)
-
-
 class ThreadLogWriter:
-    """`LogWriter`: one thread drives the log, with group commit; a second one keeps a spare segment ready.
-
-    A full disk ends the process too, for now: a leader that can't write must not go on leading (HAZARDS 16)."""
+    """`LogWriter`: one thread drives the log, with group commit; a second one keeps a spare segment ready, and tries
+    again and again while there is no space for one."""
 
     def __init__(
         self,
@@ -75,22 +69,25 @@ class ThreadLogWriter:
         fatal: Callable[[BaseException], None] = end_process,
         flush_bytes_max: int = 8 << 20,
         idle_ms: int = 100,
+        full_retry_ms: int = 250,
         queue_appends_max: int = 1 << 20,
     ) -> None:
         """A flush takes what is queued up to `flush_bytes_max` payload bytes, or one append that is larger. After
-        `idle_ms` without an append the log is told so once. More than `queue_appends_max` waiting appends are a bug of
-        those who bound what they submit (payload: `RaftConfig.uncommitted_bytes_max`), and fatal."""
+        `idle_ms` without an append the log is told so once. On a full disk space is looked for every `full_retry_ms`.
+        More than `queue_appends_max` waiting appends are a bug of those who bound what they submit (payload:
+        `RaftConfig.uncommitted_bytes_max`), and fatal."""
         self._wal = wal
         self._post = post
         self._fatal = fatal
-        self._flush_bytes_max = flush_bytes_max
         self._idle_s = idle_ms / 1000
+        self._full_retry_s = full_retry_ms / 1000
         self._queue_appends_max = queue_appends_max
-        self._queue: deque[tuple[GroupAppend, Callable[[], None]]] = deque()
-        self._urgent: deque[tuple[GroupAppend, Callable[[], None]]] = deque()
-        """Goes into the next flush, before `_queue`: of groups that had nothing there when it came."""
-        self._queued: Counter[GroupId] = Counter()
-        """Appends of each group in `_queue`."""
+        self._queue = FlushQueue(flush_bytes_max)
+        self._turned_away = False
+        """The disk was full for something that waits in the queue; it is tried again at `_retry_s`."""
+        self._retry_s = 0.0
+        self._arrived = False
+        """Something was submitted since the queue was last looked at."""
         self._releases: deque[tuple[GroupId, int]] = deque()
         self._condition = threading.Condition()
         self._closing = False
@@ -105,23 +102,19 @@ class ThreadLogWriter:
 
     def submit(self, append: GroupAppend, done: Callable[[], None]) -> None:
         with self._condition:
-            waiting = len(self._queue) + len(self._urgent)
-            if waiting >= self._queue_appends_max:
-                raise RuntimeError(f"{waiting} appends wait for the log")
-            if _urgent(append) and not self._queued[append.group]:
-                self._urgent.append((append, done))
-            else:
-                self._queue.append((append, done))
-                self._queued[append.group] += 1
+            if len(self._queue) >= self._queue_appends_max:
+                raise RuntimeError(f"{len(self._queue)} appends wait for the log")
+            self._queue.put(append, done)
+            self._arrived = True
             self._condition.notify()
+
+    def full(self) -> bool:
+        return self._turned_away or self._wal.full
 
     def release(self, group: GroupId, below_index: int) -> None:
         with self._condition:
             self._releases.append((group, below_index))
             self._condition.notify()
-
-    def full(self) -> bool:
-        return False
 
     def close(self, timeout_s: float = 10.0) -> bool:
         """Flush what is queued, cover it (RULES W2), close the log. Callbacks of the last flush are still posted.
@@ -149,50 +142,61 @@ class ThreadLogWriter:
 
     def _turn(self) -> bool:
         """One flush, or the idle batch; False at the end."""
-        quiet = False
         with self._condition:
-            while not self._has_work():
-                if self._closing:
-                    return False
-                arrived = self._condition.wait(None if quiet else self._idle_s)
-                if not arrived and not (self._has_work() or self._closing):
-                    quiet = True
-                    self._condition.release()
-                    try:
-                        self._wal.idle()
-                    finally:
-                        self._condition.acquire()
-            batch, dones = self._take()
+            if not self._wait():
+                return False
+            everything = not self._turned_away or time.monotonic() >= self._retry_s
+            batch = self._queue.take() if everything else self._queue.take_for_reserve()
+            self._arrived = False
             releases = list(self._releases)
             self._releases.clear()
         if batch:
-            self._wal.write(batch)
-            self._wal.sync()
-            self.syncs += 1
-            self._report(dones)
+            written = self._write(batch, everything=everything)
+            if written:
+                self._wal.sync()
+                self.syncs += 1
+                self._report([done for _, done in written])
             self._prepare.set()
         for group, below_index in releases:
             self._wal.release(group, below_index)
         return True
 
-    def _has_work(self) -> bool:
-        return bool(self._queue or self._urgent or self._releases)
+    def _wait(self) -> bool:
+        """Until there is something to do; False at the end. Holds the condition."""
+        quiet = False
+        while not self._due():
+            if self._closing:
+                return False
+            arrived = self._condition.wait(self._full_retry_s if self._turned_away else None if quiet else self._idle_s)
+            if not (arrived or quiet or self._due() or self._closing):
+                quiet = True
+                self._condition.release()
+                try:
+                    self._wal.idle()
+                finally:
+                    self._condition.acquire()
+        return True
 
-    def _take(self) -> tuple[list[GroupAppend], list[Callable[[], None]]]:
-        batch = [append for append, _ in self._urgent]
-        dones = [done for _, done in self._urgent]
-        self._urgent.clear()
-        size = 0
-        while self._queue:
-            append, done = self._queue[0]
-            size += sum(map(size_of, append.entries))
-            if batch and size > self._flush_bytes_max:
-                break
-            self._queue.popleft()
-            self._queued[append.group] -= 1
-            batch.append(append)
-            dones.append(done)
-        return batch, dones
+    def _due(self) -> bool:
+        """Of what was turned away nothing is tried before its time; what came since may fit into the reserve."""
+        if self._turned_away and not self._releases and not self._arrived:
+            return time.monotonic() >= self._retry_s
+        return bool(len(self._queue) or self._releases)
+
+    def _write(self, batch: list[Waiting], *, everything: bool) -> list[Waiting]:
+        """Returns what was written: on a full disk as much of it as the reserve may hold."""
+        try:
+            self._wal.write([append for append, _ in batch])
+            self._turned_away = self._turned_away and not everything
+            return batch
+        except StorageFull:
+            with self._condition:
+                self._queue.put_back(batch)
+                self._turned_away = True
+                if everything:
+                    self._retry_s = time.monotonic() + self._full_retry_s
+                batch = self._queue.take_for_reserve() if everything else []
+            return self._write(batch, everything=False) if batch else []
 
     def _report(self, dones: list[Callable[[], None]]) -> None:
         def run() -> None:
@@ -207,7 +211,7 @@ class ThreadLogWriter:
 
     def _keep_spares(self) -> None:
         while True:
-            self._prepare.wait()
+            self._prepare.wait(self._full_retry_s if self._wal.full else None)
             self._prepare.clear()
             if self._closing or self._failed:
                 return

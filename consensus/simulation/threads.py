@@ -12,14 +12,18 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from consensus.core.interface import GroupId
+from consensus.runtime.flushing import FlushQueue, Waiting
 from consensus.simulation.profile import Profile, between
 from consensus.simulation.schedule import MS, Scheduler
+from consensus.storage.errors import StorageFull
 from consensus.storage.interface import GroupAppend, LogStore
 
 T = TypeVar("T")
 
 IDLE_US = 100 * MS
 """After so long without an append the log is told (RULES W2)."""
+FULL_RETRY_US = 250 * MS
+"""On a full disk the log is tried again after so long."""
 FLUSH_BYTES_MAX = 8 << 20
 """The writer takes at most this much at once, or one append that is larger."""
 
@@ -80,13 +84,19 @@ class SimulatedLogWriter:
         self._process = process
         self._lag_us = lag_us
         self._synced = synced
-        self._queue: list[tuple[GroupAppend, Callable[[], None]]] = []
+        self._queue = FlushQueue(FLUSH_BYTES_MAX)
+        self._turned_away = False
+        """The disk was full for something that waits in the queue."""
+        self._arrived = False
+        """Something was submitted since the queue was last looked at."""
+        self._looking = False
         self._releases: list[tuple[GroupId, int]] = []
         self._busy = False
         self._last_work = 0
 
     def submit(self, append: GroupAppend, done: Callable[[], None]) -> None:
-        self._queue.append((append, done))
+        self._queue.put(append, done)
+        self._arrived = True
         self._wake()
 
     def release(self, group: GroupId, below_index: int) -> None:
@@ -94,7 +104,7 @@ class SimulatedLogWriter:
         self._wake()
 
     def full(self) -> bool:
-        return False
+        return self._turned_away or self._log.full
 
     def _wake(self) -> None:
         if not self._busy:
@@ -102,28 +112,31 @@ class SimulatedLogWriter:
             self._last_work += 1
             self._process.on_thread(between(self._random, self._profile().post_us), self._write)
 
-    def _take(self) -> list[tuple[GroupAppend, Callable[[], None]]]:
-        count, size = 0, 0
-        for append, _ in self._queue:
-            size += sum(len(entry.payload) for entry in append.entries)
-            if count and size > FLUSH_BYTES_MAX:
-                break
-            count += 1
-        taken, self._queue = self._queue[:count], self._queue[count:]
-        return taken
+    def _fill(self) -> list[Waiting]:
+        """Write the next flush; on a full disk as much of it as the reserve may hold."""
+        for batch in (self._queue.take, self._queue.take_for_reserve):
+            taken = batch()
+            try:
+                if taken:
+                    self._log.write([append for append, _ in taken])
+                self._turned_away = self._turned_away and batch != self._queue.take
+                return taken
+            except StorageFull:
+                self._queue.put_back(taken)
+                self._turned_away = True
+        return []
 
     def _write(self) -> None:
-        batch = self._take()
+        self._arrived = False
+        batch = self._fill()
         releases, self._releases = self._releases, []
-        if batch:
-            self._log.write([append for append, _ in batch])
         profile = self._profile()
         delay = between(self._random, profile.write_us) + between(self._random, profile.sync_us) + self._lag_us()
         if self._random.randrange(1000) < profile.slow_sync_permille:
             delay += between(self._random, profile.slow_sync_us)
         self._process.on_thread(delay, lambda: self._sync(batch, releases))
 
-    def _sync(self, batch: list[tuple[GroupAppend, Callable[[], None]]], releases: list[tuple[GroupId, int]]) -> None:
+    def _sync(self, batch: list[Waiting], releases: list[tuple[GroupId, int]]) -> None:
         if batch:
             self._log.sync()
             for append, _ in batch:
@@ -138,7 +151,10 @@ class SimulatedLogWriter:
         for group, below_index in releases:
             self._log.release(group, below_index)
         self._busy = False
-        if self._queue or self._releases:
+        if self.full() and not self._looking:
+            self._looking = True
+            self._process.on_thread(FULL_RETRY_US, self._look_for_space)
+        if self._arrived or self._releases or (len(self._queue) and not self._turned_away):
             self._wake()
             return
         if self._random.randrange(2):
@@ -150,3 +166,9 @@ class SimulatedLogWriter:
                 self._log.idle()
 
         self._process.on_thread(IDLE_US, idle)
+
+    def _look_for_space(self) -> None:
+        self._looking = False
+        if not self._busy:
+            self._log.prepare()
+            self._wake()

@@ -91,9 +91,14 @@ class LogStore(Protocol):
     """`consensus.storage.wal.Wal` by shape. Opened by `Wal.open(filesystem, directory, identity, options) ->
     (Wal, Recovery)`, which has already made everything it recovered durable again (RULES W3)."""
 
+    @property
+    def full(self) -> bool:
+        """There is no space for another segment; `prepare` looks again. May be asked from any thread."""
+
     def write(self, appends: Sequence[GroupAppend]) -> None:
         """One batch: a gathered write of everything, at most `flush_bytes_max` (8 MiB) unless one entry is larger.
-        Rotates segments as needed. Raises `StorageFull` before anything was written, `StorageFailed` otherwise."""
+        Rotates segments as needed. Raises `StorageFull` before anything was written, and then can be tried again;
+        `StorageFailed` otherwise. What holds no command is written to a reserve when the disk is full."""
 
     def sync(self) -> None:
         """Make all written batches durable. Raises `StorageFailed`: the process must end (HAZARDS 22)."""

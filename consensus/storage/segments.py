@@ -18,7 +18,8 @@ from consensus.storage.batches import aligned
 from consensus.storage.errors import StorageFailed, StorageFull
 from consensus.storage.interface import File, FileSystem
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Of the disk, of a quota, of a limit on a file's size: space may come back, nothing was lost."""
 _NAME = re.compile(r"([0-9a-f]{16})\.wal")
 
 
@@ -72,6 +73,8 @@ class SegmentPool:
         self._spares: list[Prepared] = []
         self._reserve: Prepared | None = None
         self._closed = False
+        self.full = False
+        """The last attempt to make a file found no space. `prepare` clears it when there is some again."""
         for number in unused:
             self.retire(number, self._size(number))
 
@@ -109,18 +112,23 @@ class SegmentPool:
             self._retired.append((number, capacity))
 
     def prepare(self) -> None:
-        """Make what is missing. A full disk is not an error here: `take` will say so if it matters."""
+        """Make what is missing. A full disk is not an error here: `full` says so, and `take` will if it matters. What
+        is kept beyond need is removed then, and it is tried once more."""
         with self._preparing:
-            try:
-                if self._reserve is None:
-                    reserve = self._make(self._reserve_bytes, reserve=True)
-                    self._keep(reserve)
-                while len(self._spares) < self._spares_wanted and not self._closed:
-                    spare = self._make(self._segment_bytes)
-                    self._keep(spare)
-                self._trim()
-            except StorageFull:
-                return
+            for _ in range(2):
+                try:
+                    self._fill()
+                    self.full = False
+                except StorageFull:
+                    pass
+                if not self._trim() or not self.full:
+                    return
+
+    def _fill(self) -> None:
+        if self._reserve is None:
+            self._keep(self._make(self._reserve_bytes, reserve=True))
+        while len(self._spares) < self._spares_wanted and not self._closed:
+            self._keep(self._make(self._segment_bytes))
 
     def _keep(self, prepared: Prepared) -> None:
         with self._lock:
@@ -150,6 +158,9 @@ class SegmentPool:
         try:
             file = self._recycle(capacity, path) or self._create(capacity, path)
             self._filesystem.sync_directory(self._directory)
+        except StorageFull:
+            self.full = True
+            raise
         except OSError as error:
             raise StorageFailed(f"making segment {path} ready: {error}") from error
         return Prepared(number, file, capacity, reserve)
@@ -160,24 +171,34 @@ class SegmentPool:
             if found is None:
                 return None
             self._retired.remove(found)
-        self._filesystem.rename(segment_path(self._directory, found[0]), path)
+        try:
+            self._filesystem.rename(segment_path(self._directory, found[0]), path)
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            self.retire(*found)
+            raise StorageFull(f"no space to rename a segment in {self._directory}: {error}") from error
         return self._filesystem.open(path)
 
     def _create(self, capacity: int, path: str) -> File:
-        file = self._filesystem.open(path, create=True)
+        file: File | None = None
         try:
+            file = self._filesystem.open(path, create=True)
             file.preallocate(capacity)
             file.datasync()
+            return file
         except OSError as error:
-            file.close()
+            if file is not None:
+                file.close()
             if error.errno not in NO_SPACE:
                 raise
-            self._filesystem.unlink(path)
+            if file is not None:
+                self._filesystem.unlink(path)
             raise StorageFull(f"no space for a segment of {capacity} bytes in {self._directory}: {error}") from error
-        return file
 
-    def _trim(self) -> None:
-        """Oversized files, those of another configuration, half made ones and those over the bound go."""
+    def _trim(self) -> bool:
+        """Oversized files, those of another configuration, half made ones and those over the bound go. Whether there
+        were any."""
         with self._lock:
             wanted = [entry for entry in self._retired if entry[1] == self._segment_bytes][: self._retired_max]
             surplus = [number for number, capacity in self._retired if (number, capacity) not in wanted]
@@ -187,6 +208,7 @@ class SegmentPool:
                 self._filesystem.unlink(segment_path(self._directory, number))
             except OSError as error:
                 raise StorageFailed(f"removing segment {number}: {error}") from error
+        return bool(surplus)
 
     def _size(self, number: int) -> int:
         file = self._filesystem.open(segment_path(self._directory, number))

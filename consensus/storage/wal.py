@@ -236,6 +236,12 @@ class Wal:
         self._pool.close()
 
     @property
+    def full(self) -> bool:
+        """There is no space for another segment: new commands are better refused before they are appended (RULES W5).
+        `prepare` looks again."""
+        return self._pool.full
+
+    @property
     def segment_count(self) -> int:
         """Segments that hold live entries, the one being written included."""
         return len(self._segments) + 1

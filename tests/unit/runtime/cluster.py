@@ -13,8 +13,10 @@ from typing import Any
 
 from consensus.core.interface import Configuration, Entry, NodeId, Payload, ReplicaId
 from consensus.runtime import GroupHandle, NodeRuntime, RuntimeOptions
+from consensus.runtime.flushing import FlushQueue
 from consensus.runtime.interface import Applied, Outcome
 from consensus.storage.checksum import crc32c
+from consensus.storage.errors import StorageFull
 from consensus.storage.interface import GroupAppend, Identity, LogStore
 from consensus.storage.memory import MemoryFileSystem
 from consensus.storage.options import WalOptions
@@ -100,28 +102,38 @@ class Writer:
 
     def __init__(self, wal: LogStore) -> None:
         self.wal = wal
-        self.queue: deque[tuple[GroupAppend, Callable[[], None]]] = deque()
+        self.queue = FlushQueue(8 << 20)
+        self.turned_away = False
         self.releases: list[tuple[int, int]] = []
         self.held = False
         self.disk_full = False
         self.log: list[str] = []
 
     def submit(self, append: GroupAppend, done: Callable[[], None]) -> None:
-        self.queue.append((append, done))
+        self.queue.put(append, done)
 
     def release(self, group: int, below_index: int) -> None:
         self.releases.append((group, below_index))
         self.wal.release(group, below_index)
 
     def full(self) -> bool:
-        return self.disk_full
+        return self.disk_full or self.turned_away or self.wal.full
 
     def work(self) -> bool:
         if self.held or not self.queue:
             return False
-        batch = list(self.queue)
-        self.queue.clear()
-        self.wal.write([append for append, _ in batch])
+        batch = self.queue.take()
+        try:
+            self.wal.write([append for append, _ in batch])
+            self.turned_away = False
+        except StorageFull:
+            self.turned_away = True
+            self.queue.put_back(batch)
+            self.wal.prepare()
+            batch = self.queue.take_for_reserve()
+            if not batch:
+                return False
+            self.wal.write([append for append, _ in batch])
         self.wal.sync()
         for append, done in batch:
             if append.install is not None:

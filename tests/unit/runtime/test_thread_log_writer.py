@@ -22,6 +22,7 @@ class Log:
         self.gate.set()
         self.error: Exception | None = None
         self.idled = threading.Event()
+        self.full = False
         self.closed = False
 
     def write(self, appends: Sequence[GroupAppend]) -> None:
