@@ -1,12 +1,16 @@
 """What the state of the disk means for replicas.
 
-Owns which replica may run on what recovery found. Invariant: a replica that may have voted in what is lost never runs
-again under its id (RULES W7). Must not know: files, records.
+Owns which replica may run on what recovery found, and what a full disk keeps out. Invariants: a replica that may have
+voted in what is lost never runs again under its id (RULES W7); on a full disk no command is proposed, and when hardly
+any room is left none is taken from a leader, so that what is in the logs already keeps its room, and everything else
+goes on (RULES W5). Must not know: files, records.
 """
 
 from __future__ import annotations
 
+from consensus.core.interface import AppendRequest, EntryKind
 from consensus.storage.interface import RecoveredGroup
+from consensus.transport.interface import TransportMessage
 
 
 def why_not(recovered: RecoveredGroup | None, *, damage: str) -> str:
@@ -16,3 +20,8 @@ def why_not(recovered: RecoveredGroup | None, *, damage: str) -> str:
         return damage  # It is not in the log, but may have voted in what was lost of it.
     # A forgetful one runs once the core can be told.
     return recovered.damage if recovered.hard_state_lost or recovered.forgetful else ""
+
+
+def brings_commands(message: TransportMessage) -> bool:
+    """What an exhausted disk keeps out: the leader sends it again, as if the network had lost it."""
+    return isinstance(message, AppendRequest) and any(entry.kind is EntryKind.NORMAL for entry in message.entries)

@@ -36,6 +36,7 @@ from consensus.core.interface import (
     SnapshotOffer,
     Status,
 )
+from consensus.runtime.disk import brings_commands
 from consensus.runtime.homes import Homes
 from consensus.runtime.interface import Applied, GroupListener, OnConfiguration, Refused, StateMachine, Transferred
 from consensus.runtime.machine import AppliedBatch, MachineHost
@@ -416,6 +417,8 @@ class GroupHandle:
             self._services.dropped["not_for_a_group"] += 1
         elif isinstance(message, SnapshotRequest | Report):
             self._services.dropped["not_understood_yet"] += 1
+        elif self._services.writer.exhausted() and brings_commands(message):
+            self._services.dropped["disk_full"] += 1
         else:
             core.step(message)
             if envelope.note and isinstance(message, AppendResponse | HeartbeatResponse):

@@ -182,6 +182,10 @@ class LogWriter(Protocol):
         """There is no space for commands now (RULES W5): those submitted already wait for some, new ones should not
         come. What is small and keeps the group alive (hard state, no-ops, configurations) goes on from a reserve."""
 
+    def exhausted(self) -> bool:
+        """It is full, and hardly anything is left for commands that other replicas hold already: they should come
+        later, too."""
+
 
 class Lanes(Protocol):
     """Where heavy work runs. Work of one lane runs in order, one at a time; `done` on the host's thread."""

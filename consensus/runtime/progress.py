@@ -41,6 +41,9 @@ class WatchedWriter:
     def full(self) -> bool:
         return self._writer.full()
 
+    def exhausted(self) -> bool:
+        return self._writer.exhausted()
+
     @property
     def busy(self) -> bool:
         """Something is not durable yet."""

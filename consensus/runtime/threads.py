@@ -111,6 +111,9 @@ class ThreadLogWriter:
     def full(self) -> bool:
         return self._turned_away or self._wal.full
 
+    def exhausted(self) -> bool:
+        return self._turned_away or self._wal.exhausted
+
     def release(self, group: GroupId, below_index: int) -> None:
         with self._condition:
             self._releases.append((group, below_index))

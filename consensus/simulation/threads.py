@@ -106,6 +106,9 @@ class SimulatedLogWriter:
     def full(self) -> bool:
         return self._turned_away or self._log.full
 
+    def exhausted(self) -> bool:
+        return self._turned_away or self._log.exhausted
+
     def _wake(self) -> None:
         if not self._busy:
             self._busy = True

@@ -93,7 +93,12 @@ class LogStore(Protocol):
 
     @property
     def full(self) -> bool:
-        """There is no space for another segment; `prepare` looks again. May be asked from any thread."""
+        """There is no space for another segment; `prepare` looks again. May be asked from any thread, like
+        `exhausted`."""
+
+    @property
+    def exhausted(self) -> bool:
+        """It is full, and what room there is, is kept for what was appended before."""
 
     def write(self, appends: Sequence[GroupAppend]) -> None:
         """One batch: a gathered write of everything, at most `flush_bytes_max` (8 MiB) unless one entry is larger.

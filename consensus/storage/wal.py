@@ -133,6 +133,8 @@ class Wal:
         self._new_snapshots: set[GroupId] = set()
         self._active: _Active | None = None
         self._failed = ""
+        self._room = 0
+        """Bytes left for commands in the active segment."""
         self._pool = SegmentPool(
             filesystem,
             directory,
@@ -242,6 +244,11 @@ class Wal:
         return self._pool.full
 
     @property
+    def exhausted(self) -> bool:
+        """It is full, and what is left of the segment being written is kept for what was appended before."""
+        return self._pool.full and self._room < self._options.segment_bytes // 2
+
+    @property
     def segment_count(self) -> int:
         """Segments that hold live entries, the one being written included."""
         return len(self._segments) + 1
@@ -321,6 +328,7 @@ class Wal:
             raise
         self._io("writing the log", lambda: prepared.file.pwrite(buffers, active.end))
         active.end += plan.length
+        self._room = 0 if prepared.reserve else prepared.capacity - active.end
         self._written += 1
         self._covered = self._durable
 

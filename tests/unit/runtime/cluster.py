@@ -119,7 +119,11 @@ class Writer:
     def full(self) -> bool:
         return self.disk_full or self.turned_away or self.wal.full
 
+    def exhausted(self) -> bool:
+        return self.turned_away or self.wal.exhausted
+
     def work(self) -> bool:
+        self.wal.prepare()
         if self.held or not self.queue:
             return False
         batch = self.queue.take()
@@ -129,7 +133,6 @@ class Writer:
         except StorageFull:
             self.turned_away = True
             self.queue.put_back(batch)
-            self.wal.prepare()
             batch = self.queue.take_for_reserve()
             if not batch:
                 return False

@@ -23,11 +23,12 @@ class Log:
         self.error: Exception | None = None
         self.idled = threading.Event()
         self.full = False
+        self.exhausted = False
         self.closed = False
 
     def write(self, appends: Sequence[GroupAppend]) -> None:
-        if isinstance(self.error, StorageFull):
-            raise self.error
+        if self.full and any(entry.kind is EntryKind.NORMAL for append in appends for entry in append.entries):
+            raise StorageFull("no space")
         self.calls.append([append.group for append in appends])
 
     def sync(self) -> None:
@@ -149,9 +150,51 @@ def test_releases_come_after_what_was_submitted_before() -> None:
     assert ("release", 1, 7) in log.calls[2:]
 
 
-@pytest.mark.parametrize("error", [StorageFailed("fsync: EIO"), StorageFull("no space")])
-def test_after_a_failed_write_or_sync_nothing_is_reported_and_the_process_ends(error: Exception) -> None:
+def command(group: int, index: int) -> GroupAppend:
+    return GroupAppend(group=group, entries=(Entry(1, index, EntryKind.NORMAL, b"", 0),))
+
+
+def test_a_full_disk_turns_commands_away_lets_votes_pass_and_clears_by_itself() -> None:
+    """RULES W5: nothing ends, nothing is lost, and no group's appends change their order."""
+    log, loop, done = Log(), Loop(), []
+    log.full = True
+    writer = ThreadLogWriter(log, loop.post, full_retry_ms=5)
+
+    def submit(append: GroupAppend, name: str) -> None:
+        writer.submit(append, lambda: done.append(name))
+
+    submit(command(1, 1), "1a")
+    submit(GroupAppend(group=2, hard_state=HardState(1)), "2a")
+    loop.wait(1)
+    assert done == ["2a"]
+    assert writer.full()
+    submit(GroupAppend(group=1, hard_state=HardState(2)), "1b")
+    submit(GroupAppend(group=3, entries=(Entry(1, 1, EntryKind.NOOP, b"", 0),)), "3a")
+    loop.wait(1)
+    submit(command(2, 2), "2b")
+    submit(GroupAppend(group=3, hard_state=HardState(3)), "3b")
+    loop.wait(1)
+    assert done == ["2a", "3a", "3b"], "1b waits for 1a: one ordered stream"
+    log.full = False
+    while len(done) < 6:
+        loop.wait(1)
+    assert [name for name in done if name[0] == "1"] == ["1a", "1b"]
+    assert not writer.full()
+    assert writer.close()
+
+
+def test_a_writer_closes_on_a_full_disk() -> None:
+    log, loop, done = Log(), Loop(), []
+    log.full = True
+    writer = ThreadLogWriter(log, loop.post, full_retry_ms=5)
+    writer.submit(command(1, 1), lambda: done.append(1))
+    assert writer.close(timeout_s=5)
+    assert (done, log.closed) == ([], True)
+
+
+def test_after_a_failed_write_or_sync_nothing_is_reported_and_the_process_ends() -> None:
     """HAZARDS 22."""
+    error = StorageFailed("fsync: EIO")
     log, loop = Log(), Loop()
     log.error = error
     ended, seen, done = threading.Event(), [], []
