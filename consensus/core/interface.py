@@ -354,8 +354,10 @@ class Core(Protocol):
     def step(self, message: AnyMessage) -> None:
         """Take a message from a peer. Malformed or foreign ones are counted and dropped, never raise."""
 
-    def tick(self, elapsed_ms: int) -> None:
-        """Time passed. After a stall the host caps `elapsed_ms` at one election timeout (RULES C1)."""
+    def tick(self, elapsed_ms: int, *, beat: bool | None = None) -> None:
+        """Time passed. After a stall the host caps `elapsed_ms` at one election timeout (RULES C1). `beat`: whether a
+        leader's heartbeat is due, for a host that lets those of all its groups fall together; None: the core judges by
+        the time."""
 
     def propose(self, payload: Payload, crc: int, kind: EntryKind = EntryKind.NORMAL) -> tuple[int, int]:
         """Append a command and return its (term, index). Raises `NotLeader` (with the known leader) or `Busy`

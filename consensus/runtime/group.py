@@ -145,6 +145,8 @@ class GroupHandle:
         """The term this replica leads in, as the listener knows it; 0 when it does not."""
         self._served_term = 0
         self._leader: tuple[ReplicaId, int] = (0, 0)
+        self.asleep: tuple[bool, ReplicaId, int, int] | None = None
+        """(leads, leader, term, commit index) of a group that sleeps (RULES C5); None when it is awake."""
         self._heard = False
         """A message came since the node noticed a stall."""
 
@@ -455,10 +457,10 @@ class GroupHandle:
                     self._sending.connection(replica, closed=closed)
         self._mark()
 
-    def tick(self, elapsed_ms: int, now_ms: int) -> None:
+    def tick(self, elapsed_ms: int, now_ms: int, *, beat: bool) -> None:
         if self._core is None or self._sending is None or self._receiving is None:
             return
-        self._core.tick(elapsed_ms)
+        self._core.tick(elapsed_ms, beat=beat)
         self._transfers.tick(elapsed_ms)
         self._sending.tick(now_ms)
         self._receiving.tick(now_ms)
@@ -470,6 +472,24 @@ class GroupHandle:
         """The node's disk makes no progress, or does again (HAZARDS 16)."""
         if self._core is not None:
             self._core.storage(stalled=stalled)
+            self._mark()
+
+    @property
+    def needs_ticks(self) -> bool:
+        """Something here waits for time to pass."""
+        parts = (self._sending, self._receiving, self._writing)
+        return self.asleep is None or bool(self._transfers) or any(part is not None and part.active for part in parts)
+
+    @property
+    def elsewhere(self) -> dict[ReplicaId, NodeId]:
+        """The other members, and where they live."""
+        members = members_of(self._configuration) - {self.replica}
+        return {member: self._homes.node_of(member) for member in sorted(members)}
+
+    def wake(self) -> None:
+        """Something happened that a group must not sleep through."""
+        if self._core is not None:
+            self._core.wake()
             self._mark()
 
     def stalled(self) -> None:
@@ -496,6 +516,7 @@ class GroupHandle:
         """Tell the owner who leads, when that changed."""
         status = core.status()
         leads = status.role is Role.LEADER
+        self.asleep = (leads, status.leader, status.term, status.commit_index) if status.quiesced else None
         if self._leads_term and (not leads or status.term != self._leads_term):
             self._depose()
         if leads:

@@ -19,6 +19,7 @@ from consensus.core.interface import Configuration, Core, GroupId, HardState, No
 from consensus.core.raft import RaftCore
 from consensus.runtime.disk import why_not
 from consensus.runtime.group import GroupHandle
+from consensus.runtime.heartbeats import Heartbeats
 from consensus.runtime.homes import BOOTSTRAP_REPLICAS_MAX
 from consensus.runtime.interface import (
     Clock,
@@ -37,7 +38,14 @@ from consensus.runtime.options import RuntimeOptions
 from consensus.runtime.progress import WatchedWriter
 from consensus.runtime.services import FILES_LANE, Services, Slots
 from consensus.storage.interface import Creation, GroupAppend, RecoveredGroup, Recovery, SnapshotStore
-from consensus.transport.interface import Channel, Envelope, Transport
+from consensus.transport.interface import (
+    AsleepRow,
+    Channel,
+    Envelope,
+    NodeHeartbeat,
+    NodeHeartbeatAnswer,
+    Transport,
+)
 
 
 class NodeRuntime:
@@ -83,6 +91,17 @@ class NodeRuntime:
         self._options = options
         self._fatal = fatal
         self._groups: dict[GroupId, GroupHandle] = {}
+        self._awake: dict[GroupId, GroupHandle] = {}
+        """Those that time passes for."""
+        self._sleeping: dict[GroupId, tuple[tuple[bool, ReplicaId, int, int], tuple[NodeId, ...]]] = {}
+        """Groups asleep as the heartbeats know them: how, and which nodes they concern."""
+        self.heartbeats = Heartbeats(
+            incarnation=recovery.incarnation,
+            beat_ms=options.raft.heartbeat_ms,
+            asleep_beat_ms=options.asleep_heartbeat_ms,
+            silence_ms=options.raft.election_timeout_ms,
+            wake=self._wake,
+        )
         self._dirty: dict[GroupId, GroupHandle] = {}
         self._outbox: dict[tuple[NodeId, Channel], list[Envelope]] = {}
         self._depth = 0
@@ -164,7 +183,7 @@ class NodeRuntime:
             problem=why_not(found, damage=self._damage),
             on_configuration=on_configuration,
         )
-        self._groups[group] = handle
+        self._groups[group] = self._awake[group] = handle
         if self._running:
             with self.input():
                 handle.start()
@@ -269,6 +288,8 @@ class NodeRuntime:
             lane = handle.lane
             del self._groups[group]
             self._dirty.pop(group, None)
+            self._awake.pop(group, None)
+            self._woke(group)
         self._recovered.pop(group, None)
         self._tombstones.add((group, replica))
         self._deleting[group, replica] = [done]
@@ -356,12 +377,30 @@ class NodeRuntime:
                 self.dropped["not_running"] += len(envelopes)
                 return
             for envelope in envelopes:
-                handle = self._groups.get(envelope.group)
-                if handle is None:
-                    # Replicas are made by orders, never by messages (RULES I1).
-                    self.dropped["unknown_group"] += 1
+                message = envelope.message
+                if isinstance(message, NodeHeartbeat | NodeHeartbeatAnswer):
+                    self._pair_received(node, message)
                 else:
-                    handle.received(node, envelope)
+                    self._group_received(node, envelope)
+
+    def _group_received(self, node: NodeId, envelope: Envelope) -> None:
+        handle = self._groups.get(envelope.group)
+        if handle is None:
+            # Replicas are made by orders, never by messages (RULES I1).
+            self.dropped["unknown_group"] += 1
+        else:
+            handle.received(node, envelope)
+
+    def _pair_received(self, node: NodeId, message: NodeHeartbeat | NodeHeartbeatAnswer) -> None:
+        """What the other node says of all its groups. The rows come first: who they put to sleep sleeps when the rest
+        is compared."""
+        for row in message.rows:
+            self._group_received(node, row)
+        self._settle_groups()
+        if isinstance(message, NodeHeartbeat):
+            self.heartbeats.heard(node, message)
+        else:
+            self.heartbeats.answered(node, message)
 
     def connection(self, node: NodeId, *, closed: bool) -> None:
         with self.input() as running:
@@ -390,10 +429,12 @@ class NodeRuntime:
             self._owed_ms = min(elapsed_ms, timeout_ms)
             for handle in self._groups.values():
                 handle.stalled()
+            self.heartbeats.stalled()
             return
-        for handle in self._groups.values():
+        beat = self.heartbeats.tick(min(elapsed_ms, timeout_ms), owed_ms=owed_ms)
+        for handle in list(self._awake.values()):
             owed = 0 if handle.heard else owed_ms
-            handle.tick(min(elapsed_ms + owed, timeout_ms), now_ms)
+            handle.tick(min(elapsed_ms + owed, timeout_ms), now_ms, beat=beat)
 
     # --- settling ---------------------------------------------------------------------------------------------------
 
@@ -406,10 +447,62 @@ class NodeRuntime:
         self._outbox.setdefault((node, channel), []).append(envelope)
 
     def _settle(self) -> None:
-        while self._dirty or self._outbox:
-            while self._dirty:
-                group = next(iter(self._dirty))
-                self._dirty.pop(group).settle()
+        self._settle_groups()
+        while True:
+            for node in self.heartbeats.due():
+                self._outbox.setdefault((node, Channel.CONTROL), [])
             outbox, self._outbox = self._outbox, {}
             for (node, channel), envelopes in outbox.items():
-                self._transport.send(node, channel, envelopes)
+                leaving = self.heartbeats.packed(node, envelopes) if channel is Channel.CONTROL else envelopes
+                if leaving:
+                    self._transport.send(node, channel, leaving)
+            self.heartbeats.sent()
+            if not self._dirty:
+                return
+            self._settle_groups()
+
+    def _settle_groups(self) -> None:
+        while self._dirty:
+            group = next(iter(self._dirty))
+            handle = self._dirty.pop(group)
+            handle.settle()
+            self._follow_sleep(group, handle)
+
+    # --- groups that sleep ------------------------------------------------------------------------------------------
+
+    def _wake(self, group: GroupId) -> None:
+        handle = self._groups.get(group)
+        if handle is not None:
+            handle.wake()
+
+    def _follow_sleep(self, group: GroupId, handle: GroupHandle) -> None:
+        """Have the heartbeats watch for a group that sleeps, and time pass for one that does not."""
+        if self._groups.get(group) is not handle:
+            return
+        if handle.needs_ticks:
+            self._awake[group] = handle
+        else:
+            self._awake.pop(group, None)
+        known, asleep = self._sleeping.get(group), handle.asleep
+        if asleep is None:
+            if known is not None:
+                self._woke(group)
+        elif known is None or known[0] != asleep:
+            self._woke(group)
+            self._slept(group, handle, asleep)
+
+    def _slept(self, group: GroupId, handle: GroupHandle, asleep: tuple[bool, ReplicaId, int, int]) -> None:
+        leads, leader, term, commit = asleep
+        nodes = {replica: node for replica, node in handle.elsewhere.items() if node}
+        for replica, node in nodes.items():
+            if leads:
+                self.heartbeats.sleeps(node, AsleepRow(group, leader, replica, term, commit), led=True)
+            elif replica == leader:
+                self.heartbeats.sleeps(node, AsleepRow(group, leader, handle.replica, term, commit), led=False)
+        self._sleeping[group] = (asleep, tuple(nodes.values()))
+
+    def _woke(self, group: GroupId) -> None:
+        found = self._sleeping.pop(group, None)
+        if found is not None:
+            for node in found[1]:
+                self.heartbeats.awake(node, group)

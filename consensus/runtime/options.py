@@ -14,7 +14,7 @@ MIB = 1 << 20
 
 def default_raft() -> RaftConfig:
     """One append request is about one chunk: the loop that serves control copies no more than that at a time (C3)."""
-    return RaftConfig(append_bytes_max=MIB)
+    return RaftConfig(append_bytes_max=MIB, quiesce_after_ms=2000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +23,8 @@ class RuntimeOptions:
 
     raft: RaftConfig = field(default_factory=default_raft)
     """Times and limits of every group's core."""
+    asleep_heartbeat_ms: int = 100
+    """Nodes that share nothing but groups asleep hear of each other this often (RULES C5)."""
     tick_ms: int = 10
     """How often the driver calls `NodeRuntime.tick`."""
     stall_ms: int = 150
@@ -102,6 +104,11 @@ class RuntimeOptions:
             return problems
         if self.tick_ms >= self.raft.heartbeat_ms:
             problems.append(f"tick_ms ({self.tick_ms}) must be below heartbeat_ms ({self.raft.heartbeat_ms})")
+        if not self.raft.heartbeat_ms <= self.asleep_heartbeat_ms <= self.raft.election_timeout_ms // 2:
+            problems.append(
+                f"asleep_heartbeat_ms ({self.asleep_heartbeat_ms}) must lie between heartbeat_ms "
+                f"({self.raft.heartbeat_ms}) and half of election_timeout_ms ({self.raft.election_timeout_ms})"
+            )
         if not self.tick_ms < self.stall_ms < self.raft.election_timeout_ms:
             problems.append(
                 f"stall_ms ({self.stall_ms}) must lie between tick_ms ({self.tick_ms}) and election_timeout_ms "

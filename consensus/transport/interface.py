@@ -6,7 +6,7 @@ is away; per channel and peer, envelopes arrive in order or not at all. Must not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol, TypeAlias
@@ -15,6 +15,8 @@ from consensus.core.interface import AnyMessage, GroupId, Message, NodeId, Paylo
 
 NOTE_BYTES_MAX = 4096
 """An envelope's note, or a report, is at most this long; a longer one is refused by the sender."""
+ROWS_MAX = 4096
+"""Rows of each kind in a heartbeat between nodes, and in its answer, are at most so many."""
 
 
 class Channel(IntEnum):
@@ -115,6 +117,15 @@ class Envelope:
     group: GroupId
     message: TransportMessage
     note: bytes = b""
+
+
+def unpacked(envelopes: Iterable[Envelope]) -> Iterator[Envelope]:
+    """The messages of groups, those in the rows of a pair of nodes too."""
+    for envelope in envelopes:
+        if isinstance(envelope.message, NodeHeartbeat | NodeHeartbeatAnswer):
+            yield from envelope.message.rows
+        else:
+            yield envelope
 
 
 class Receiver(Protocol):

@@ -31,6 +31,7 @@ from consensus.core.interface import (
 from consensus.transport.errors import BadFrame
 from consensus.transport.interface import (
     NOTE_BYTES_MAX,
+    ROWS_MAX,
     AsleepRow,
     Envelope,
     NodeHeartbeat,
@@ -45,8 +46,6 @@ from consensus.v1 import consensus_pb2 as pb
 
 NUMBER_MAX = 2**63
 """Terms, indexes, incarnations and offsets from outside are below."""
-ROWS_MAX = 4096
-"""Rows of each kind in a heartbeat between nodes, and in its answer; a longer one is refused."""
 _SNAPSHOT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _KINDS = {int(kind): kind for kind in EntryKind}
 

@@ -296,19 +296,19 @@ class RaftCore:
 
     # --- time and proposals -----------------------------------------------------------------------------------------
 
-    def tick(self, elapsed_ms: int) -> None:
+    def tick(self, elapsed_ms: int, *, beat: bool | None = None) -> None:
         if self._quiescence.asleep or self._state.removed:
             return
         elapsed = max(0, min(elapsed_ms, self._state.config.election_timeout_ms))
         self._reads.tick(elapsed)
         self._reconfiguration.tick(elapsed)
         if self._state.role is Role.LEADER:
-            self._tick_leader(elapsed)
+            self._tick_leader(elapsed, beat)
         else:
             self._election.tick(elapsed)
 
-    def _tick_leader(self, elapsed_ms: int) -> None:
-        self._replication.tick(elapsed_ms)
+    def _tick_leader(self, elapsed_ms: int, beat: bool | None) -> None:
+        self._replication.tick(elapsed_ms, beat=beat)
         self._transfer.tick(elapsed_ms)
         gave_up = self._reconfiguration.retired() and not self._transfer.transferee
         if gave_up or self._replication.lost_quorum(elapsed_ms):

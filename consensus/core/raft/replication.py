@@ -162,7 +162,9 @@ class Replication:
 
     # --- time -------------------------------------------------------------------------------------------------------
 
-    def tick(self, elapsed_ms: int) -> None:
+    def tick(self, elapsed_ms: int, *, beat: bool | None = None) -> None:
+        """`beat`: whether a heartbeat is due, as the host says that beats for all groups at once; None: judge by the
+        time."""
         config = self._state.config
         for progress in self.progress.values():
             progress.silence_ms += elapsed_ms
@@ -171,8 +173,10 @@ class Replication:
                 if progress.quiet_ms >= config.nudge_ms:
                     self._nudge(progress)
         self._heartbeat_elapsed_ms += elapsed_ms
-        if self._heartbeat_elapsed_ms >= config.heartbeat_ms:
+        due = self._heartbeat_elapsed_ms >= config.heartbeat_ms
+        if due:
             self._heartbeat_elapsed_ms %= config.heartbeat_ms
+        if due if beat is None else beat:
             self.heartbeat()
 
     def heartbeat(self) -> None:
