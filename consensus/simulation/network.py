@@ -17,7 +17,7 @@ from consensus.simulation.connections import Connections, Pair
 from consensus.simulation.profile import Profile, between
 from consensus.simulation.schedule import MS, Scheduler
 from consensus.simulation.trace import Trace
-from consensus.transport.interface import Channel, Envelope, Receiver
+from consensus.transport.interface import Channel, Envelope, NodeHeartbeat, NodeHeartbeatAnswer, Receiver
 
 Link: TypeAlias = tuple[NodeId, NodeId]
 Wire: TypeAlias = Callable[[NodeId, Sequence[Envelope]], Sequence[Envelope]]
@@ -201,6 +201,8 @@ class SimulatedTransport:
 def describe(envelope: Envelope) -> str:
     """One message in a few words: what differs between messages of its kind."""
     message = envelope.message
+    if isinstance(message, NodeHeartbeat | NodeHeartbeatAnswer):
+        return _describe_pair(message)
     words = [f"g{envelope.group} {type(message).__name__} t{message.term}"]
     for name in ("pre", "granted", "rejected", "last", "refused", "installed"):
         if getattr(message, name, False):
@@ -213,6 +215,17 @@ def describe(envelope: Envelope) -> str:
     if entries:
         words.append(f"entries={entries[0].index}..{entries[-1].index} of t{entries[0].term}..{entries[-1].term}")
     return " ".join(words)
+
+
+def _describe_pair(message: NodeHeartbeat | NodeHeartbeatAnswer) -> str:
+    words = [type(message).__name__]
+    if isinstance(message, NodeHeartbeat):
+        words += [f"asleep={message.asleep}"] if message.asleep else []
+        words += ["listed"] if message.listed else []
+    else:
+        words += ["differs"] if message.differs else []
+        words += [f"differing={message.differing}"] if message.differing else []
+    return " ".join([*words, *(f"[{describe(row)}]" for row in message.rows)])
 
 
 _SHOWN = (

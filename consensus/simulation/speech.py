@@ -19,7 +19,7 @@ from consensus.core.interface import (
 )
 from consensus.simulation.errors import Violated
 from consensus.storage.interface import RecoveredGroup
-from consensus.transport.interface import Envelope
+from consensus.transport.interface import Envelope, unpacked
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class Speech:
         self._said: dict[tuple[GroupId, ReplicaId], _Said] = {}
 
     def sent(self, envelopes: Sequence[Envelope]) -> None:
-        for envelope in envelopes:
+        for envelope in unpacked(envelopes):
             message = envelope.message
             if isinstance(message, VoteRequest | VoteResponse) and message.pre:
                 continue

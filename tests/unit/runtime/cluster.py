@@ -180,7 +180,8 @@ class Node:
 
 
 class Cluster:
-    """`nodes` nodes with one group (1) whose replicas carry their node's number."""
+    """`nodes` nodes with one group (1) whose replicas carry their node's number; with more `groups` (2, 3, ...) in
+    `Node.extra`, whose preferred leaders are spread."""
 
     GROUP = 1
 
@@ -190,8 +191,10 @@ class Cluster:
         options: RuntimeOptions | None = None,
         seed: int = 1,
         machine: Callable[[], Journal] = Journal,
+        groups: int = 1,
     ) -> None:
         self.machine = machine
+        self.groups = groups
         self.clock = Clock()
         self.network = MemoryNetwork()
         self.options = options or RuntimeOptions()
@@ -235,8 +238,27 @@ class Cluster:
             listener=listener,
         )
         self.nodes[node] = Node(runtime, writer, lanes, machine, listener, handle, store)
+        for group in range(2, self.groups + 1):
+            self._add_extra(node, group)
         runtime.start()
         return self.nodes[node]
+
+    def _add_extra(self, node: NodeId, group: int) -> None:
+        machine, listener = Journal(), Listener()
+        first = (group - 1) % len(self.members)
+        handle = self.nodes[node].runtime.add_group(
+            group=group,
+            replica=node,
+            configuration=Configuration((*self.members[first:], *self.members[:first])),
+            nodes={member: member for member in self.members},
+            machine=machine,
+            listener=listener,
+        )
+        self.nodes[node].extra[group] = (handle, machine, listener)
+
+    def handles(self) -> list[GroupHandle]:
+        """Of all groups, on all nodes that are up."""
+        return [handle for node in self.nodes.values() for handle in node.runtime.groups.values()]
 
     def restart(self, node: NodeId) -> Node:
         started = self.start(node)
