@@ -211,7 +211,7 @@ class Host:
             self.core.tick(10)
         self.persist()
         for pre in (True, False):
-            for voter in (*self.configuration.voters, *self.configuration.outgoing):
+            for voter in (*self.core.configuration.voters, *self.core.configuration.outgoing):
                 if voter != self.replica and self.core.status().role is not Role.LEADER:
                     term = self.core.status().term + pre
                     self.step(self.message(VoteResponse, sender=voter, term=term, pre=pre, granted=True))

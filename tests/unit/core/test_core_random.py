@@ -5,14 +5,18 @@ A failing seed replays exactly: the seed is the test's parameter.
 """
 
 import random
+from itertools import combinations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from consensus.core.errors import Busy, InvariantViolated, NotLeader
-from consensus.core.interface import AnyMessage, Configuration, Role, SnapshotMeta
-from consensus.core.invariants import SafetyChecker
+from consensus.core.interface import AnyMessage, Configuration, HardState, Role, SnapshotMeta
+from consensus.core.invariants import SafetyChecker, quorums_overlap
+from consensus.core.quorum import has_quorum
 from consensus.core.raft import RaftConfig
-from tests.unit.core.harness import Cluster, Host, entry, follower, offer
+from tests.unit.core.harness import Cluster, Disk, Host, configuration_entry, entry, follower, offer
 
 SMALL = RaftConfig(
     inflight_messages_max=4,
@@ -213,3 +217,49 @@ def test_checker_allows_restarts() -> None:
         checker.check([one.core for one in cluster.up()])
         host.start()
         checker.check([one.core for one in cluster.up()])
+
+
+def with_configurations(replica: int, *configurations: Configuration, commit: int = 0, last_term: int = 1) -> Host:
+    """A replica whose log holds these from index 1 on, of term 1, the last of `last_term`."""
+    terms = [*[1] * (len(configurations) - 1), last_term]
+    entries = [configuration_entry(terms[at], at + 1, one) for at, one in enumerate(configurations)]
+    return Host(replica, disk=Disk(HardState(last_term, 0, commit), entries))
+
+
+def test_checker_notices_configurations_that_follow_each_other_without_a_common_quorum() -> None:
+    checker = SafetyChecker()
+    five = Configuration((1, 2, 3, 4, 5))
+    checker.check([with_configurations(1, five, Configuration((1, 2, 3, 4))).core])
+    with pytest.raises(InvariantViolated, match="may miss"):
+        checker.check([with_configurations(1, five, Configuration((4, 5, 6))).core])
+
+
+def test_checker_notices_two_configurations_in_force_that_can_decide_apart() -> None:
+    """The bug of 2015 (HAZARDS 18): each goes together with what it follows, the two don't."""
+    checker = SafetyChecker()
+    four = Configuration((1, 2, 3, 4))
+    checker.check([with_configurations(1, four, commit=1).core])
+    checker.check([with_configurations(2, four, Configuration((1, 2, 3))).core])
+    with pytest.raises(InvariantViolated, match="those of replica 2"):
+        checker.check([with_configurations(3, four, Configuration((1, 2, 3, 4, 5)), last_term=2).core])
+
+
+def test_checker_allows_configurations_on_logs_that_cannot_win() -> None:
+    checker = SafetyChecker()
+    three, joint, last = Configuration((1, 2, 3)), Configuration((4, 5), outgoing=(1, 2, 3)), Configuration((4, 5))
+    checker.check([with_configurations(2, three).core])
+    checker.check([with_configurations(4, three, joint, last, commit=3).core])
+
+
+@given(st.lists(st.sets(st.integers(1, 6), min_size=1), min_size=2, max_size=4))
+def test_overlap_of_quorums_is_what_trying_them_all_finds(parts: list[set[int]]) -> None:
+    first = Configuration(tuple(parts[0]), outgoing=tuple(parts[2]) if len(parts) > 2 else ())
+    other = Configuration(tuple(parts[1]), outgoing=tuple(parts[3]) if len(parts) > 3 else ())
+    everybody = set().union(*parts)
+    splits = [set(some) for size in range(len(everybody) + 1) for some in combinations(everybody, size)]
+    apart = any(has_quorum(first, some) and has_quorum(other, everybody - some) for some in splits)
+    if quorums_overlap(first, other):
+        assert not apart
+    elif len(parts) == 2:
+        # With two electorates on a side it is a bound only: four majorities can be in each other's way.
+        assert apart
