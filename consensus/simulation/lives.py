@@ -48,14 +48,17 @@ class DurableLog:
 
     def __init__(self, found: RecoveredGroup | None) -> None:
         self._terms = {entry.index: entry.term for entry in found.entries} if found else {}
-        self._snapshot = found.snapshot.index if found and found.snapshot else 0
+        snapshot = found.snapshot if found else None
+        self._snapshot, self._snapshot_term = (snapshot.index, snapshot.term) if snapshot else (0, 0)
 
     def synced(self, append: GroupAppend) -> None:
         meta = append.install
         if meta is not None:
-            if self._terms.get(meta.index) != meta.term:
+            # The boundary of the snapshot before counts as held: one of the same index may be written again.
+            again = (self._snapshot, self._snapshot_term) == (meta.index, meta.term)
+            if not again and self._terms.get(meta.index) != meta.term:
                 self._terms.clear()
-            self._snapshot = meta.index
+            self._snapshot, self._snapshot_term = meta.index, meta.term
         if append.entries:
             first = append.entries[0].index
             index = first
