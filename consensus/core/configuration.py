@@ -82,9 +82,11 @@ def decode_configuration(data: Payload) -> Configuration:
     view = memoryview(data)
     if len(view) < _HEAD.size:
         raise ValueError(f"a configuration has at least {_HEAD.size} bytes, not {len(view)}")
-    version, _, voter_count, learner_count, outgoing_count, home_count, next_replica = _HEAD.unpack_from(view)
+    version, zero, voter_count, learner_count, outgoing_count, home_count, next_replica = _HEAD.unpack_from(view)
     if version != VERSION:
         raise ValueError(f"configuration of version {version}; this build knows {VERSION}")
+    if zero:
+        raise ValueError(f"the second byte of a configuration is 0, not {zero}")
     layout = struct.Struct(f"<{voter_count + learner_count + outgoing_count}Q")
     at = _HEAD.size
     if at + layout.size > len(view):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from consensus.core.configuration import MEMBERS_MAX
 from consensus.core.errors import InvariantViolated, MembershipRefused, NotLeader
 from consensus.core.interface import (
     AnyMessage,
@@ -55,6 +56,9 @@ from consensus.core.raft.rejoin import Rejoin
 from consensus.core.raft.replication import Replication
 from consensus.core.raft.state import ReplicaState
 from consensus.core.raft.transfer import Transfer, may_take_over
+
+LIVES_MAX = 2 * MEMBERS_MAX
+"""Replicas whose latest life is remembered."""
 
 
 class RaftCore:
@@ -176,11 +180,19 @@ class RaftCore:
             self._state.drop("earlier_incarnation")
             return False
         if message.incarnation > known:
-            self._incarnations[message.sender] = message.incarnation
+            self._remember_life(message)
             if known:
                 self._wake()
                 self._replication.restarted(message.sender)
         return True
+
+    def _remember_life(self, message: Message) -> None:
+        lives = self._incarnations
+        if len(lives) >= LIVES_MAX and message.sender not in lives:
+            # Strangers and members of the past; what a member's life was must not be forgotten.
+            members = self._state.membership.members
+            self._incarnations = lives = {replica: life for replica, life in lives.items() if replica in members}
+        lives[message.sender] = message.incarnation
 
     def _same_term(self, message: AnyMessage) -> bool:
         """Follow a higher term, answer a lower one (Raft section 5.1). False when the message is done with.

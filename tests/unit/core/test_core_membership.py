@@ -21,6 +21,7 @@ from consensus.core.interface import (
     VoteResponse,
 )
 from consensus.core.raft import RaftConfig
+from consensus.core.raft.core import LIVES_MAX
 from tests.unit.core.harness import THREE, Cluster, Host, configuration_entry, entry, follower, leader, meta, of, offer
 
 LEARNING = Configuration((1, 2, 3), learners=(4,), next_replica=5)
@@ -566,3 +567,12 @@ def test_a_member_of_the_past_answers_nothing_after_it_was_dropped() -> None:
     host.match(2, 2)
     host.step(host.message(AppendResponse, sender=4, rejected=False, match_index=2))
     assert host.core.dropped["from_removed"] == 1
+
+
+def test_lives_of_strangers_are_forgotten_before_they_fill_the_memory() -> None:
+    host = follower(1, replica=2)
+    host.heartbeat(sender=1)
+    for stranger in range(10, 10 + 3 * LIVES_MAX):
+        host.step(host.message(VoteRequest, sender=stranger, pre=True, last_index=0, last_term=0, incarnation=3))
+    assert len(host.core._incarnations) <= LIVES_MAX
+    assert host.core._incarnations[1] == 1
