@@ -527,7 +527,7 @@ class RaftCore:
         return self._durability.held_count
 
     def uncommitted_bytes(self) -> int:
-        """Payload held above the commit index, counted afresh."""
+        """Payload held above the commit index."""
         return self._log.bytes_above(self._commit.index)
 
     def marks(self) -> tuple[object, ...]:

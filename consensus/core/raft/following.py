@@ -20,19 +20,17 @@ from consensus.core.interface import (
 )
 from consensus.core.raft.commit import Commit
 from consensus.core.raft.durability import Durability
-from consensus.core.raft.held import Held
 from consensus.core.raft.log import size_of
 from consensus.core.raft.state import ReplicaState
 
 
 class Following:
-    __slots__ = ("_acknowledged", "_commit", "_durability", "_held", "_owed", "_state", "_term", "verified")
+    __slots__ = ("_acknowledged", "_commit", "_durability", "_owed", "_state", "_term", "verified")
 
     def __init__(self, state: ReplicaState, durability: Durability, commit: Commit) -> None:
         self._state = state
         self._durability = durability
         self._commit = commit
-        self._held = Held(state.log)
         self._forget()
 
     def _forget(self) -> None:
@@ -82,11 +80,12 @@ class Following:
         if log.flushed == log.last_index or request.previous_index + len(request.entries) <= log.last_index:
             return False
         more = sum(map(size_of, request.entries))
-        return self._held.count(self._commit.index) + more > self._state.config.follower_bytes_max
+        return self.held_bytes() + more > self._state.config.follower_bytes_max
 
     def held_bytes(self) -> int:
         """Payload held that is not yet durable here, or not known committed."""
-        return self._held.count(self._commit.index)
+        log = self._state.log
+        return log.bytes_above(min(log.flushed, self._commit.index))
 
     def _reject(self, previous_index: int) -> None:
         """Say where to try next: behind the log's end, or before the term that disagrees (Raft section 5.3)."""

@@ -10,9 +10,10 @@ committed (callers say it), payload contents.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Sequence
+from itertools import accumulate
 from operator import attrgetter
 
 from consensus.core.configuration import encode_configuration
@@ -57,6 +58,7 @@ class _Batch:
 
 class Log:
     __slots__ = (
+        "_ends",
         "_entries",
         "_install",
         "_membership",
@@ -82,7 +84,10 @@ class Log:
             del kept[0]
         if not follow_on(kept, previous_index=self.base_index, previous_term=self.base_term):
             raise InvariantViolated(f"recovered entries do not follow ({self.base_index}, {self.base_term}) in order")
-        self._entries = kept
+        self._entries: list[Entry] = []
+        self._ends = [0]
+        """Payload bytes up to each entry's beginning, counted from any origin, and up to the end of the last."""
+        self._extend(kept)
         if snapshot is not None and self.term(snapshot.index) != snapshot.term:
             raise InvariantViolated(f"recovered log disagrees with its snapshot at index {snapshot.index}")
         self._membership = membership
@@ -126,24 +131,21 @@ class Log:
         self, first: int, *, last: int | None = None, bytes_max: int, at_least_one: bool = True
     ) -> tuple[Entry, ...]:
         """Entries from `first` up to `last` (default: the end), at most `ENTRIES_MAX`, and `bytes_max` of payload.
-        `first` must not be compacted away. O(entries returned)."""
+        `first` must not be compacted away. Costs a copy of what is returned."""
         start = first - self.base_index - 1
         if start < 0:
             raise InvariantViolated(f"entry {first} was asked for, the log begins at {self.first_index}")
-        entries = self._entries
+        entries, ends = self._entries, self._ends
         limit = len(entries) if last is None else min(len(entries), last - self.base_index)
         limit = min(limit, start + ENTRIES_MAX)
-        stop, total = start, 0
-        while stop < limit:
-            total += size_of(entries[stop])
-            if total > bytes_max and not (at_least_one and stop == start):
-                break
-            stop += 1
-        return tuple(entries[start:stop])
+        if start >= limit:
+            return ()
+        stop = bisect_right(ends, ends[start] + bytes_max, start + 1, limit + 1) - 1
+        return tuple(entries[start : max(stop, start + at_least_one)])
 
     def bytes_above(self, index: int) -> int:
         """Payload bytes of all entries above `index`."""
-        return sum(size_of(entry) for entry in self._entries[max(0, index - self.base_index) :])
+        return self._ends[-1] - self._ends[min(max(0, index - self.base_index), len(self._entries))]
 
     def start_of_term(self, term: int) -> int:
         """Index of the first entry kept whose term is at least `term`; one past the end when there is none."""
@@ -158,6 +160,7 @@ class Log:
                 f"entry ({entry.term}, {entry.index}) can't follow ({self.last_term}, {self.last_index})"
             )
         self._entries.append(entry)
+        self._ends.append(self._ends[-1] + size_of(entry))
         if entry.kind is EntryKind.CONFIGURATION:
             self._membership.appended(entry)
 
@@ -169,8 +172,12 @@ class Log:
             return
         if entries[new].index <= self.last_index:
             self._truncate(entries[new].index, commit_index=commit_index)
-        self._entries.extend(entries[new:])
+        self._extend(entries[new:])
         self._follow_configurations(entries[new:])
+
+    def _extend(self, entries: Sequence[Entry]) -> None:
+        self._entries.extend(entries)
+        self._ends.extend(accumulate(map(size_of, entries), initial=self._ends.pop()))
 
     def _follow_configurations(self, entries: Sequence[Entry], *, above: int = 0) -> None:
         """What was appended takes effect at once, committed or not (HAZARDS 19)."""
@@ -190,6 +197,7 @@ class Log:
         if index <= commit_index:
             raise InvariantViolated(f"the leader's log disagrees at {index}, which is committed (up to {commit_index})")
         del self._entries[index - self.base_index - 1 :]
+        del self._ends[index - self.base_index :]
         self.issued = min(self.issued, index - 1)
         self.flushed = min(self.flushed, index - 1)
         self._clip_writing(index - 1)
@@ -205,7 +213,7 @@ class Log:
         # What is committed is surely part of the snapshot; what lies above may be another history.
         self.flushed = min(self.flushed, commit_index)
         self._clip_writing(commit_index)
-        self._entries = []
+        self._entries, self._ends = [], [0]
         self.base_index, self.base_term = meta.index, meta.term
         self.snapshot = self._install = meta
         self.issued = meta.index
@@ -223,6 +231,7 @@ class Log:
         self._check_configuration(meta)
         self._membership.compacted(meta.index)
         del self._entries[: base - self.base_index]
+        del self._ends[: base - self.base_index]
         self.base_index, self.base_term = base, term
 
     def _check_configuration(self, meta: SnapshotMeta) -> None:

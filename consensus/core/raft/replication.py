@@ -27,7 +27,7 @@ from consensus.core.interface import (
 from consensus.core.quorum import committed_index, has_quorum
 from consensus.core.raft.commit import Commit
 from consensus.core.raft.durability import Durability
-from consensus.core.raft.log import payload_bytes, size_of
+from consensus.core.raft.log import payload_bytes
 from consensus.core.raft.progress import Progress, ProgressState
 from consensus.core.raft.state import ReplicaState
 
@@ -47,7 +47,6 @@ class Replication:
         "quiesce",
         "round",
         "snapshots_due",
-        "uncommitted_bytes",
     )
 
     def __init__(
@@ -77,7 +76,6 @@ class Replication:
         state = self._state
         after = state.log.last_index + 1
         self.progress = {peer: Progress(peer, next_index=after) for peer in state.membership.peers}
-        self.uncommitted_bytes = state.log.bytes_above(self._commit.index)
         self.noop_index = after
         state.log.append(Entry(state.term, after, EntryKind.NOOP, b"", 0))
         self.heartbeat()
@@ -86,7 +84,6 @@ class Replication:
     def stop(self) -> None:
         self.progress = {}
         self.snapshots_due: list[ReplicaId] = []
-        self.uncommitted_bytes = 0
         self.noop_index = 0
         self.round = 0
         """The latest heartbeat round of this term."""
@@ -126,10 +123,15 @@ class Replication:
 
     # --- proposals --------------------------------------------------------------------------------------------------
 
+    @property
+    def uncommitted_bytes(self) -> int:
+        """Payload above the commit index, earlier terms' included."""
+        return self._state.log.bytes_above(self._commit.index)
+
     def propose(self, payload: Payload, crc: int) -> tuple[int, int]:
-        bytes_max = self._state.config.uncommitted_bytes_max
-        if self.uncommitted_bytes and self.uncommitted_bytes + payload_bytes(payload) > bytes_max:
-            raise Busy(self.uncommitted_bytes, bytes_max)
+        uncommitted, bytes_max = self.uncommitted_bytes, self._state.config.uncommitted_bytes_max
+        if uncommitted and uncommitted + payload_bytes(payload) > bytes_max:
+            raise Busy(uncommitted, bytes_max)
         return self.append(payload, crc, EntryKind.NORMAL)
 
     def append(self, payload: Payload, crc: int, kind: EntryKind) -> tuple[int, int]:
@@ -137,7 +139,6 @@ class Replication:
         state = self._state
         entry = Entry(state.term, state.log.last_index + 1, kind, payload, crc)
         state.log.append(entry)
-        self.uncommitted_bytes += size_of(entry)
         self._due = True
         return entry.term, entry.index
 
@@ -277,13 +278,8 @@ class Replication:
         state, commit = self._state, self._commit
         matches = {peer: progress.match_index for peer, progress in self.progress.items() if not progress.forgetful}
         matches[state.me] = state.log.flushed
-        before = commit.index
         if not commit.count(state.membership.configuration, matches, leader_term=state.term):
             return
-        for index in range(before + 1, commit.index + 1):
-            entry = state.log.entry(index)
-            if entry is not None:
-                self.uncommitted_bytes -= size_of(entry)
         self._due = True
         self._on_commit()
 
@@ -344,7 +340,8 @@ class Replication:
         ):
             previous = progress.next_index - 1
             entries = log.slice(progress.next_index, bytes_max=config.append_bytes_max)
-            progress.sent(entries[-1].index, sum(map(size_of, entries)))
+            last_sent = previous + len(entries)
+            progress.sent(last_sent, log.bytes_above(previous) - log.bytes_above(last_sent))
             self._request(progress, previous, entries)
         if not progress.window and progress.commit_sent < self._commit.index:
             # Nothing on its way that would carry it.

@@ -6,9 +6,8 @@ import random
 import pytest
 
 from consensus.core.errors import Busy
-from consensus.core.interface import Entry
+from consensus.core.interface import Entry, SnapshotMeta
 from consensus.core.raft import RaftConfig
-from consensus.core.raft.held import Held
 from consensus.core.raft.log import Log, size_of
 from consensus.core.raft.membership import Membership
 from tests.unit.core.harness import THREE, AppendResponse, Cluster, Host, entry, follower, leader, only
@@ -113,31 +112,43 @@ def test_leader_brings_a_follower_back_when_its_disk_moves_again() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_counting_agrees_with_counting_anew(seed: int) -> None:
+def test_sizes_of_the_log_agree_with_counting_entry_by_entry(seed: int) -> None:
     source = random.Random(seed)
     log = Log((), None, Membership(1, THREE))
-    counter = Held(log)
-    commit, term, number = 0, 1, 0
+    commit, term = 0, 1
     for _ in range(300):
-        kind = source.choice(("append", "append", "overwrite", "write", "commit", "compact"))
+        kind = source.choice(("append", "merge", "merge", "overwrite", "commit", "compact", "restore"))
         if kind == "append":
+            log.append(_sized(source, term, log.last_index + 1))
+        elif kind == "merge":
             fresh = [_sized(source, term, log.last_index + 1 + i) for i in range(source.randrange(1, 4))]
             log.merge(fresh, commit_index=commit)
         elif kind == "overwrite" and log.last_index > commit:
             term += 1
             start = source.randrange(commit + 1, log.last_index + 1)
             log.merge([_sized(source, term, start)], commit_index=commit)
-        elif kind == "write":
-            if log.unissued():
-                number += 1
-                log.issue(number, bytes_max=10)
-            log.durable(source.randrange(0, number + 1))
         elif kind == "commit":
             commit = source.randrange(commit, log.last_index + 1)
-        if source.random() < 0.5:
-            above = min(log.flushed, commit)
-            expected = sum(size_of(one) for one in log.slice(above + 1, bytes_max=10**9))
-            assert counter.count(commit) == expected
+        elif kind == "compact" and commit > log.snapshot_index:
+            keep_from = source.randrange(log.first_index, commit + 2)
+            log.compact(SnapshotMeta(commit, log.term(commit) or 0, THREE, "s"), keep_from=keep_from)
+        elif kind == "restore" and source.random() < 0.1:
+            commit = log.last_index + 5
+            log.restore(SnapshotMeta(commit, term, THREE, "s"), commit_index=commit)
+        sizes = [size_of(one) for one in log.slice(log.first_index, bytes_max=10**9)]
+        above = source.randrange(log.base_index, log.last_index + 1)
+        assert log.bytes_above(above) == sum(sizes[above - log.base_index :])
+        if above < log.last_index:
+            bytes_max = source.randrange(0, 30)
+            taken = [one.index for one in log.slice(above + 1, bytes_max=bytes_max, at_least_one=False)]
+            expected, total = [], 0
+            for index in range(above + 1, log.last_index + 1):
+                total += sizes[index - log.first_index]
+                if total > bytes_max:
+                    break
+                expected.append(index)
+            assert taken == expected
+            assert [one.index for one in log.slice(above + 1, bytes_max=bytes_max)] == (expected or [above + 1])
 
 
 def _sized(source: random.Random, term: int, index: int) -> Entry:
