@@ -7,7 +7,7 @@ known without touching ports and disks. Must not know: command lines, how anythi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from consensus.core.raft.config import RaftConfig
 from consensus.runtime.options import RuntimeOptions, default_raft
@@ -68,6 +68,7 @@ class NodeConfig:
         usual = RuntimeOptions()
         return RuntimeOptions(
             raft=self._raft(),
+            asleep_heartbeat_ms=max(self.heartbeat_ms, min(2 * self.heartbeat_ms, self.election_timeout_ms // 2)),
             tick_ms=min(usual.tick_ms, max(1, self.heartbeat_ms // 2)),
             stall_ms=max(1, self.election_timeout_ms // 2),
             snapshot_log_bytes_min=self.snapshot_log_bytes_min,
@@ -83,12 +84,12 @@ class NodeConfig:
         usual = default_raft()
         # What spreads campaigns scales with the timeout, so that a slower cluster elects as calmly as a fast one.
         scale = self.election_timeout_ms / usual.election_timeout_ms
-        return RaftConfig(
+        return replace(
+            usual,
             heartbeat_ms=self.heartbeat_ms,
             election_timeout_ms=self.election_timeout_ms,
             election_spread_ms=max(1, round(usual.election_spread_ms * scale)),
             place_delay_ms=max(1, round(usual.place_delay_ms * scale)),
-            append_bytes_max=usual.append_bytes_max,
         )
 
     def _identity_problems(self) -> list[str]:

@@ -13,8 +13,9 @@ MIB = 1 << 20
 
 
 def default_raft() -> RaftConfig:
-    """One append request is about one chunk: the loop that serves control copies no more than that at a time (C3)."""
-    return RaftConfig(append_bytes_max=MIB, quiesce_after_ms=2000)
+    """One append request is about one chunk: the loop that serves control copies no more than that at a time (C3).
+    Commits are told with the next entries, or at the next tick."""
+    return RaftConfig(append_bytes_max=MIB, quiesce_after_ms=2000, announce_ms=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

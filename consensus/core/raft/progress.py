@@ -38,6 +38,7 @@ class Progress:
         "round",
         "silence_ms",
         "state",
+        "untold_ms",
         "window",
         "window_bytes",
     )
@@ -86,6 +87,8 @@ class Progress:
         self.window_bytes = 0
         self.quiet_ms = 0
         self.commit_sent = 0
+        self.untold_ms = 0
+        """For so long it was not told of a commit."""
 
     def wait_for_snapshot(self) -> None:
         self.state = ProgressState.SNAPSHOT

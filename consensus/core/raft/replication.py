@@ -173,12 +173,26 @@ class Replication:
                 progress.quiet_ms += elapsed_ms
                 if progress.quiet_ms >= config.nudge_ms:
                     self._nudge(progress)
+            self._announce(progress, elapsed_ms)
         self._heartbeat_elapsed_ms += elapsed_ms
         due = self._heartbeat_elapsed_ms >= config.heartbeat_ms
         if due:
             self._heartbeat_elapsed_ms %= config.heartbeat_ms
         if due if beat is None else beat:
             self.heartbeat()
+
+    def _announce(self, progress: Progress, elapsed_ms: int) -> None:
+        """Tell a commit that nothing else told for `announce_ms`."""
+        if progress.state is not ProgressState.REPLICATE or not self._untold(progress):
+            progress.untold_ms = 0
+            return
+        progress.untold_ms += elapsed_ms
+        if progress.untold_ms >= self._state.config.announce_ms:
+            self._request(progress, progress.next_index - 1, ())
+
+    def _untold(self, progress: Progress) -> bool:
+        """Something is committed, and nothing on its way would carry that."""
+        return not progress.window and progress.commit_sent < self._commit.index
 
     def heartbeat(self) -> None:
         """One round to everybody."""
@@ -343,8 +357,7 @@ class Replication:
             last_sent = previous + len(entries)
             progress.sent(last_sent, log.bytes_above(previous) - log.bytes_above(last_sent))
             self._request(progress, previous, entries)
-        if not progress.window and progress.commit_sent < self._commit.index:
-            # Nothing on its way that would carry it.
+        if not config.announce_ms and self._untold(progress):
             self._request(progress, progress.next_index - 1, ())
 
     def _request(self, progress: Progress, previous_index: int, entries: tuple[Entry, ...]) -> None:

@@ -288,6 +288,21 @@ def test_commit_is_announced_at_once_to_peers_with_nothing_in_flight() -> None:
     assert of(AppendRequest, host.match(3, 3)) == []
 
 
+def test_a_commit_waits_for_the_next_entries_or_for_its_time_to_be_told() -> None:
+    host = replicating(1, config=RaftConfig(announce_ms=20))
+    host.propose(b"a")
+    host.persist()
+    assert of(AppendRequest, host.match(2, 3) + host.match(3, 3)) == []
+    (request,) = of(AppendRequest, host.propose(b"b"), to=2)
+    assert (request.commit, len(request.entries)) == (3, 1)
+    host.persist()
+    host.match(2, 4)
+    assert of(AppendRequest, host.tick(10)) == []
+    (announcement,) = of(AppendRequest, host.tick(10))
+    assert (announcement.to, announcement.commit, announcement.entries) == (2, 4, ())
+    assert of(AppendRequest, host.tick(20)) == []
+
+
 def test_heartbeat_tells_no_more_than_the_receiver_holds() -> None:
     host = leader(1)
     host.match(2, 2)

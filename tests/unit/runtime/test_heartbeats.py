@@ -111,7 +111,7 @@ def test_a_proposal_wakes_its_group_and_no_other() -> None:
     put_to_sleep(cluster)
     leader = cluster.leader()
     outcomes = cluster.propose(b"hello", at=leader)
-    cluster.quiet()
+    cluster.run(20)  # followers hear of the commit at a tick
     assert isinstance(outcomes[0], Committed)
     groups = {handle.group for handle in cluster.handles() if handle.asleep is None}
     assert groups == {1}
