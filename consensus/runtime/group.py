@@ -363,6 +363,7 @@ class GroupHandle:
             send=self._send,
             want_new=self._want_snapshot,
             changed=self._mark,
+            idle=self._tidy,
         )
         self._writing = SnapshotWriting(
             self._services,
@@ -417,7 +418,9 @@ class GroupHandle:
         elif isinstance(message, SnapshotOffer | NodeHeartbeat | NodeHeartbeatAnswer):
             # An offer is the host's own to make; the others are of no group.
             self._services.dropped["not_for_a_group"] += 1
-        elif isinstance(message, SnapshotRequest | Report):
+        elif isinstance(message, SnapshotRequest):
+            self._asked_for_snapshot(core, self._sending, message)
+        elif isinstance(message, Report):
             self._services.dropped["not_understood_yet"] += 1
         elif self._services.writer.exhausted() and brings_commands(message):
             self._services.dropped["disk_full"] += 1
@@ -431,6 +434,13 @@ class GroupHandle:
         status = core.status()
         if status.role is Role.LEADER and message.term == status.term and message.sender in status.match:
             self._listener.noted(message.sender, note)
+
+    def _asked_for_snapshot(self, core: Core, sending: SnapshotSending, request: SnapshotRequest) -> None:
+        status = core.status()
+        if status.role is Role.LEADER and request.term == status.term and request.sender in status.match:
+            sending.asked(request.sender, request.index)
+        else:
+            self._services.dropped["snapshot_request_unexpected"] += 1
 
     def _chunk(self, core: Core, receiving: SnapshotReceiving, message: SnapshotChunk) -> None:
         status = core.status()

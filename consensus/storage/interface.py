@@ -130,13 +130,37 @@ class SnapshotWriter(Protocol):
     def abort(self) -> None: ...
 
 
+class SnapshotReceiver(Protocol):
+    """A `SnapshotWriter` for one that comes from elsewhere, perhaps in several lives of this process."""
+
+    @property
+    def held_bytes(self) -> int:
+        """Content that is there already, of earlier lives too, checked."""
+
+    def write(self, chunk: Payload) -> None: ...
+
+    def commit(self) -> SnapshotMeta: ...
+
+    def abort(self) -> None: ...
+
+    def leave(self) -> None:
+        """Close it; what is there is kept."""
+
+
 class SnapshotStore(Protocol):
     """Snapshot files of all groups of a node: temp file, CRC per chunk, manifest, fsync, rename, fsync of folder."""
 
     def create(self, group: GroupId, meta: SnapshotMeta) -> SnapshotWriter: ...
 
-    def read(self, group: GroupId, snapshot_id: str) -> Iterator[memoryview]:
-        """The logical content, chunk by chunk (at most 1 MiB each), each checked. Raises `SnapshotDamaged`."""
+    def receive(self, group: GroupId, meta: SnapshotMeta) -> SnapshotReceiver:
+        """Like `create`, but goes on with what was received of it before. Files are kept over restarts."""
+
+    def sweep(self, group: GroupId, keep_snapshot_id: str) -> None:
+        """Remove half-received files, but for that one's; empty: all."""
+
+    def read(self, group: GroupId, snapshot_id: str, offset: int = 0) -> Iterator[memoryview]:
+        """The logical content from `offset` on, chunk by chunk (at most 1 MiB each), each checked. Raises
+        `SnapshotDamaged`."""
 
     def delete_older(self, group: GroupId, keep_snapshot_id: str) -> None: ...
 

@@ -34,7 +34,7 @@ _LENGTH_AT_END = struct.Struct("<I")
 _CRC = struct.Struct("<I")
 _CHUNK, _MANIFEST = 1, 2
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_SUFFIX, _TEMPORARY = ".snapshot", ".temporary"
+_SUFFIX, _TEMPORARY, _RECEIVING = ".snapshot", ".temporary", ".receiving"
 
 
 def check_snapshot_id(snapshot_id: str) -> None:
@@ -75,15 +75,28 @@ def _parse(raw: bytes, path: str) -> _Frame:
 
 class SnapshotFile:
     """`SnapshotWriter`: content goes to a temporary file, `commit` gives it its name. After any error the temporary
-    file is removed, or left to the next start."""
+    file is removed, or left to the next start.
 
-    def __init__(self, filesystem: FileSystem, directory: str, group: GroupId, meta: SnapshotMeta) -> None:
+    `receiving`: `SnapshotReceiver`. The temporary file has a name of its own that outlives the process, and what an
+    earlier life left in it counts as far as its chunks verify. They are written again: what a life reads may be what
+    a failed sync of an earlier one dropped (RULES W3, HAZARDS 22)."""
+
+    def __init__(
+        self,
+        filesystem: FileSystem,
+        directory: str,
+        group: GroupId,
+        meta: SnapshotMeta,
+        *,
+        receiving: bool = False,
+    ) -> None:
         self._filesystem = filesystem
         self._folder = f"{directory}/group-{group}"
         self._group = group
         self._meta = meta
         self._path = snapshot_path(directory, group, meta.snapshot_id)
-        self._temporary = self._path + _TEMPORARY
+        self._temporary = self._path + (_RECEIVING if receiving else _TEMPORARY)
+        self._receiving = receiving
         self._pending = bytearray()
         self._content_bytes = 0
         self._chunks = 0
@@ -91,6 +104,11 @@ class SnapshotFile:
         self._synced = 0
         self._file: File | None = None
         self._run(self._start)
+
+    @property
+    def held_bytes(self) -> int:
+        """Content taken so far, by earlier lives too."""
+        return self._content_bytes + len(self._pending)
 
     def write(self, chunk: Payload) -> None:
         """Take the next piece of the content, of any size. Raises `StorageFull`, `StorageFailed`."""
@@ -112,8 +130,18 @@ class SnapshotFile:
         manifest = encode_meta(meta)
         header = _header(_MANIFEST, self._group, self._chunks, self._content_bytes, len(manifest), crc32c(manifest))
         self._put([header, manifest, _LENGTH_AT_END.pack(HEADER.size + len(manifest))])
+        if self._open_file().size() != self._end:
+            # More lay there than this snapshot is long.
+            self.abort()
+            raise SnapshotDamaged(f"{self._temporary}: what an earlier life left does not belong to this snapshot")
         self._run(self._publish)
         return meta
+
+    def leave(self) -> None:
+        """Close it as it is; a next life may go on with it."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def abort(self) -> None:
         if self._file is not None:
@@ -126,9 +154,21 @@ class SnapshotFile:
 
     def _start(self) -> None:
         self._filesystem.mkdir(self._folder)
-        if self._filesystem.exists(self._temporary):
+        if self._filesystem.exists(self._temporary) and not self._receiving:
             self._filesystem.unlink(self._temporary)
         self._file = self._filesystem.open(self._temporary, create=True)
+        if self._receiving:
+            self._take_over(self._file)
+
+    def _take_over(self, file: File) -> None:
+        """Go on behind the whole chunks that lie there. The last one comes again, for it ends the transfer."""
+        while self._content_bytes + CHUNK_BYTES < self._meta.size_bytes:
+            raw = file.pread(HEADER.size + CHUNK_BYTES, self._end)
+            content = memoryview(raw)[HEADER.size :]
+            header = _header(_CHUNK, self._group, self._chunks, self._content_bytes, CHUNK_BYTES, crc32c(content))
+            if len(content) != CHUNK_BYTES or raw[: HEADER.size] != header:
+                return
+            self._write_chunk(content)
 
     def _publish(self) -> None:
         file = self._open_file()
@@ -171,7 +211,8 @@ class SnapshotFile:
 
 
 class SnapshotFiles:
-    """`SnapshotStore`. Temporary files that an earlier life left are removed when it is made."""
+    """`SnapshotStore`. Temporary files that an earlier life left are removed when it is made, but for those that it was
+    receiving: `receive` goes on with one, `sweep` removes the others."""
 
     def __init__(self, filesystem: FileSystem, directory: str) -> None:
         self._filesystem = filesystem
@@ -190,6 +231,21 @@ class SnapshotFiles:
     def create(self, group: GroupId, meta: SnapshotMeta) -> SnapshotFile:
         return SnapshotFile(self._filesystem, self._directory, group, meta)
 
+    def receive(self, group: GroupId, meta: SnapshotMeta) -> SnapshotFile:
+        return SnapshotFile(self._filesystem, self._directory, group, meta, receiving=True)
+
+    def sweep(self, group: GroupId, keep_snapshot_id: str) -> None:
+        """Remove the group's half-received snapshots, but for that one."""
+        folder = f"{self._directory}/group-{group}"
+        try:
+            if not self._filesystem.exists(folder):
+                return
+            for name in self._filesystem.listdir(folder):
+                if name.endswith(_RECEIVING) and name != f"{keep_snapshot_id}{_SUFFIX}{_RECEIVING}":
+                    self._filesystem.unlink(f"{folder}/{name}")
+        except OSError as error:
+            raise StorageFailed(f"removing half-received snapshots in {folder}: {error}") from error
+
     def meta(self, group: GroupId, snapshot_id: str) -> SnapshotMeta:
         """What the file's manifest says. Raises `SnapshotDamaged`, also when there is no such file."""
         file, path = self._open(group, snapshot_id)
@@ -201,15 +257,17 @@ class SnapshotFiles:
             file.close()
 
     def read(self, group: GroupId, snapshot_id: str, offset: int = 0) -> Iterator[memoryview]:
-        """The content from `offset` (bytes of content, a multiple of 1 MiB) on, chunk by chunk, each checked. Raises
-        `SnapshotDamaged` at the first that does not verify."""
-        if offset % CHUNK_BYTES:
-            raise ValueError(f"offset {offset} is not a multiple of {CHUNK_BYTES}")
+        """The content from `offset` on, chunk by chunk, each checked. Raises `SnapshotDamaged` at the first that does
+        not verify."""
         file, path = self._open(group, snapshot_id)
         try:
             meta, chunks = self._manifest(file, path, group, snapshot_id)
+            skip = offset % CHUNK_BYTES
             for number in range(offset // CHUNK_BYTES, chunks):
-                yield self._chunk(file, path, group, number, meta.size_bytes)
+                chunk = self._chunk(file, path, group, number, meta.size_bytes)
+                if skip < len(chunk):
+                    yield chunk[skip:]
+                skip = 0
         except OSError as error:
             raise StorageFailed(f"reading snapshot {path}: {error}") from error
         finally:

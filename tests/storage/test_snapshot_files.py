@@ -1,6 +1,7 @@
 """Snapshot files: whole and durable, or not there; damage is found before anything is handed out as good."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -49,9 +50,89 @@ def test_content_comes_back_in_chunks(files: SnapshotFiles, sizes: tuple[int, ..
 def test_reading_goes_on_from_an_offset(files: SnapshotFiles) -> None:
     data = random.Random(1).randbytes(5 * CHUNK_BYTES // 2)
     write(files, 5, data)
-    assert b"".join(files.read(1, snapshot(5).snapshot_id, CHUNK_BYTES)) == data[CHUNK_BYTES:]
-    with pytest.raises(ValueError):
-        list(files.read(1, snapshot(5).snapshot_id, 17))
+    for offset in (0, 17, CHUNK_BYTES - 1, CHUNK_BYTES, 2 * CHUNK_BYTES + 5, len(data)):
+        chunks = list(files.read(1, snapshot(5).snapshot_id, offset))
+        assert b"".join(chunks) == data[offset:]
+        assert all(len(chunk) for chunk in chunks)
+
+
+def receive(files: SnapshotFiles, size: int):  # type: ignore[no-untyped-def]
+    return files.receive(1, replace(snapshot(6), size_bytes=size))
+
+
+def test_a_half_received_file_is_gone_on_with_by_the_next_life(disk: MemoryFileSystem) -> None:
+    data = random.Random(1).randbytes(3 * CHUNK_BYTES + 100)
+    files = SnapshotFiles(disk, FOLDER)
+    writer = receive(files, len(data))
+    assert writer.held_bytes == 0
+    writer.write(data[: 2 * CHUNK_BYTES + 50])
+    assert writer.held_bytes == 2 * CHUNK_BYTES + 50
+    disk.kill()
+    again = SnapshotFiles(disk, FOLDER)
+    writer = receive(again, len(data))
+    assert writer.held_bytes == 2 * CHUNK_BYTES, "whole chunks"
+    writer.write(data[2 * CHUNK_BYTES :])
+    assert writer.commit().size_bytes == len(data)
+    assert content(again, 6) == data
+    assert disk.listdir(f"{FOLDER}/group-1") == ["1-6.snapshot"]
+
+
+@pytest.mark.parametrize("torn", [True, False])
+def test_a_power_cut_in_a_half_received_file_costs_what_does_not_verify(torn: bool) -> None:
+    data = random.Random(1).randbytes(12 * CHUNK_BYTES)
+    for seed in range(20):
+        disk = MemoryFileSystem()
+        files = SnapshotFiles(disk, FOLDER)
+        disk.mkdir(f"{FOLDER}/group-1")
+        writer = receive(files, len(data))
+        disk.sync_directory(f"{FOLDER}/group-1")
+        writer.write(data[: 10 * CHUNK_BYTES])
+        disk.crash(random.Random(seed), torn=torn)
+        again = SnapshotFiles(disk, FOLDER)
+        writer = receive(again, len(data))
+        held = writer.held_bytes
+        assert held >= 7 * CHUNK_BYTES, "synced as it grew"
+        writer.write(data[held:])
+        writer.commit()
+        disk.crash(random.Random(seed), torn=False)
+        assert content(SnapshotFiles(disk, FOLDER), 6) == data, "all of it is durable"
+
+
+def test_a_flipped_bit_in_a_half_received_file_is_fetched_again(disk: MemoryFileSystem) -> None:
+    data = random.Random(1).randbytes(3 * CHUNK_BYTES)
+    files = SnapshotFiles(disk, FOLDER)
+    receive(files, len(data)).write(data[: 2 * CHUNK_BYTES])
+    (name,) = disk.listdir(f"{FOLDER}/group-1")
+    disk.flip_bit(f"{FOLDER}/group-1/{name}", CHUNK_BYTES + 500)
+    assert receive(files, len(data)).held_bytes == CHUNK_BYTES
+
+
+def test_the_last_chunk_always_comes_again(files: SnapshotFiles) -> None:
+    """It ends the transfer: without it nobody would commit the file."""
+    writer = receive(files, 2 * CHUNK_BYTES)
+    writer.write(bytes(2 * CHUNK_BYTES))
+    writer.leave()
+    assert receive(files, 2 * CHUNK_BYTES).held_bytes == CHUNK_BYTES
+
+
+def test_half_received_files_are_swept(disk: MemoryFileSystem, files: SnapshotFiles) -> None:
+    files.sweep(1, "")
+    for index in (5, 6, 7):
+        files.receive(1, snapshot(index)).write(bytes(CHUNK_BYTES))
+    write(files, 4, b"x")
+    files.sweep(1, snapshot(6).snapshot_id)
+    assert disk.listdir(f"{FOLDER}/group-1") == ["1-4.snapshot", "1-6.snapshot.receiving"]
+    files.sweep(1, "")
+    assert disk.listdir(f"{FOLDER}/group-1") == ["1-4.snapshot"]
+
+
+def test_what_is_longer_than_the_snapshot_does_not_become_one(disk: MemoryFileSystem, files: SnapshotFiles) -> None:
+    receive(files, 9 * CHUNK_BYTES).write(bytes(5 * CHUNK_BYTES))
+    writer = receive(files, 2 * CHUNK_BYTES)
+    writer.write(bytes(2 * CHUNK_BYTES - writer.held_bytes))
+    with pytest.raises(SnapshotDamaged, match="does not belong"):
+        writer.commit()
+    assert disk.listdir(f"{FOLDER}/group-1") == []
 
 
 def test_every_flipped_bit_is_found(disk: MemoryFileSystem, files: SnapshotFiles) -> None:
