@@ -14,7 +14,7 @@ from typing import Any
 from consensus.core.interface import Configuration, Entry, NodeId, Payload, ReplicaId
 from consensus.runtime import GroupHandle, NodeRuntime, RuntimeOptions
 from consensus.runtime.flushing import FlushQueue
-from consensus.runtime.interface import Applied, Outcome
+from consensus.runtime.interface import Applied, CreateOutcome, Outcome, ReplicaCreated
 from consensus.storage.checksum import crc32c
 from consensus.storage.errors import StorageFull
 from consensus.storage.interface import GroupAppend, Identity, LogStore
@@ -177,6 +177,8 @@ class Node:
     handle: GroupHandle
     snapshots: SnapshotFiles
     extra: dict[int, tuple[GroupHandle, Journal, Listener]] = field(default_factory=dict)
+    configurations: list[tuple[Configuration, bool]] = field(default_factory=list)
+    """What the group's owner was told of."""
 
 
 class Cluster:
@@ -228,20 +230,54 @@ class Cluster:
             random=lambda group: random.Random(seed + group),
             options=self.options,
         )
-        machine, listener = self.machine(), Listener()
-        handle = runtime.add_group(
-            group=self.GROUP,
-            replica=node,
-            configuration=self.configuration,
-            nodes={member: member for member in self.members},
-            machine=machine,
-            listener=listener,
-        )
-        self.nodes[node] = Node(runtime, writer, lanes, machine, listener, handle, store)
+        self.nodes[node] = Node(runtime, writer, lanes, self.machine(), Listener(), None, store)  # type: ignore[arg-type]
+        self._add_group(node)
         for group in range(2, self.groups + 1):
             self._add_extra(node, group)
         runtime.start()
         return self.nodes[node]
+
+    def _add_group(self, node: NodeId) -> None:
+        """The replica of the bootstrap, or the one that an order made here in an earlier life."""
+        here = self.nodes[node]
+        made = here.runtime.creations.get(self.GROUP)
+        if made is None and (node not in self.members or here.runtime.deleted(self.GROUP, node)):
+            return
+        here.handle = here.runtime.add_group(
+            group=self.GROUP,
+            replica=made.replica if made is not None else node,
+            configuration=made.configuration if made is not None else self.configuration,
+            nodes={member: member for member in self.members},
+            machine=here.machine,
+            listener=here.listener,
+            on_configuration=lambda configuration, committed: here.configurations.append((configuration, committed)),
+        )
+
+    def join(self, node: NodeId) -> Node:
+        """A node more, without replicas."""
+        self.disks[node] = MemoryFileSystem()
+        return self.restart(node)
+
+    def create(self, node: NodeId, replica: ReplicaId, configuration: Configuration) -> list[CreateOutcome]:
+        """Order a replica of the group on that node; its handle is `Node.handle` once it is there."""
+        here, outcomes = self.nodes[node], list[CreateOutcome]()
+
+        def done(outcome: CreateOutcome) -> None:
+            outcomes.append(outcome)
+            if isinstance(outcome, ReplicaCreated):
+                here.handle = here.runtime.groups[self.GROUP]
+
+        here.machine, here.listener = self.machine(), Listener()
+        here.runtime.create_replica(
+            group=self.GROUP,
+            replica=replica,
+            configuration=configuration,
+            machine=here.machine,
+            listener=here.listener,
+            done=done,
+            on_configuration=lambda configuration, committed: here.configurations.append((configuration, committed)),
+        )
+        return outcomes
 
     def _add_extra(self, node: NodeId, group: int) -> None:
         machine, listener = Journal(), Listener()
@@ -310,7 +346,7 @@ class Cluster:
         found: list[Node] = []
 
         def one() -> bool:
-            found[:] = [node for node in self.nodes.values() if node.handle.ready_to_serve]
+            found[:] = [node for node in self.nodes.values() if node.handle is not None and node.handle.ready_to_serve]
             return len(found) == 1
 
         self.until(one)
