@@ -8,6 +8,8 @@ goes on (RULES W5). Must not know: files, records.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from consensus.core.interface import AppendRequest, EntryKind
 from consensus.storage.interface import RecoveredGroup
 from consensus.transport.interface import TransportMessage
@@ -18,8 +20,19 @@ def why_not(recovered: RecoveredGroup | None, *, damage: str) -> str:
     which it is not known whom it hit (`Recovery.damage`)."""
     if recovered is None:
         return damage  # It is not in the log, but may have voted in what was lost of it.
-    # A forgetful one runs once the core can be told.
-    return recovered.damage if recovered.hard_state_lost or recovered.forgetful else ""
+    return recovered.damage if recovered.hard_state_lost else ""
+
+
+def forgotten(recovered: RecoveredGroup, *, damage: str) -> RecoveredGroup:
+    """What is left of a replica whose snapshot can't be read, once its mark is durable (`GroupAppend.forget`)."""
+    return replace(
+        recovered,
+        hard_state=replace(recovered.hard_state, commit=0),
+        snapshot=None,
+        entries=(),
+        forgetful=True,
+        damage=damage,
+    )
 
 
 def brings_commands(message: TransportMessage) -> bool:

@@ -36,10 +36,10 @@ from consensus.core.interface import (
     SnapshotOffer,
     Status,
 )
-from consensus.runtime.disk import brings_commands
+from consensus.runtime.disk import brings_commands, forgotten
 from consensus.runtime.homes import Homes
 from consensus.runtime.interface import Applied, GroupListener, OnConfiguration, Refused, StateMachine, Transferred
-from consensus.runtime.machine import AppliedBatch, MachineHost
+from consensus.runtime.machine import AppliedBatch, MachineHost, Unreadable
 from consensus.runtime.proposals import Done, Proposals
 from consensus.runtime.receiving import SnapshotReceiving
 from consensus.runtime.requests import MembershipDone, Memberships, ReadDone, Reads, TransferDone, Transfers
@@ -328,12 +328,29 @@ class GroupHandle:
             self.lane, lambda: self._machine.restore(store, meta), lambda problem: self._was_restored(meta, problem)
         )
 
-    def _was_restored(self, meta: SnapshotMeta, problem: str) -> None:
-        if problem:
-            self._cannot_run(f"snapshot {meta.snapshot_id} of group {self.group} can't be used: {problem}")
+    def _was_restored(self, meta: SnapshotMeta, unreadable: Unreadable | None) -> None:
+        if unreadable is None:
+            self._listener.restored(meta.index)
+            self._run(meta)
             return
-        self._listener.restored(meta.index)
-        self._run(meta)
+        problem = f"snapshot {meta.snapshot_id} of group {self.group} can't be used: {unreadable.problem}"
+        if unreadable.damaged and self._recovered is not None:
+            self._forget(forgotten(self._recovered, damage=problem))
+        else:
+            self._cannot_run(problem)
+
+    def _forget(self, left: RecoveredGroup) -> None:
+        """What the snapshot held is lost. That is made durable before anything else (RULES W7), then the replica begins
+        anew under its term and vote, and is filled by its leader."""
+        _log.error("group %d is filled anew by its leader: %s", self.group, left.damage)
+
+        def durable() -> None:
+            with self._services.input() as running:
+                if running:
+                    self._recovered = left
+                    self._run(None)
+
+        self._services.writer.submit(GroupAppend(group=self.group, forget=True), durable)
 
     def _was_removed(self) -> None:
         """It was told so on the ground of a committed configuration (RULES I1): it does nothing any more."""
@@ -679,11 +696,11 @@ class GroupHandle:
         if self._writing is not None:
             self._writing.cancel()
 
-        def loaded(problem: str) -> None:
-            if problem:
+        def loaded(unreadable: Unreadable | None) -> None:
+            if unreadable is not None:
                 # Verified when it was written; now neither the old state nor the new one can be had.
                 raise InvariantViolated(
-                    f"group {self.group}: snapshot {meta.snapshot_id} can't be installed: {problem}"
+                    f"group {self.group}: snapshot {meta.snapshot_id} can't be installed: {unreadable.problem}"
                 )
             self._installing -= 1
             self._snapshot = meta

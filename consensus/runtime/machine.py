@@ -47,6 +47,14 @@ class Capture:
     chunks: Iterator[Payload]
 
 
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A snapshot that can't be restored: `damaged` in its file, or of another build's format."""
+
+    problem: str
+    damaged: bool
+
+
 class MachineHost:
     """Lives on one lane."""
 
@@ -143,16 +151,16 @@ class MachineHost:
         if self._lender is not None:
             self._lender.end_snapshot()
 
-    def restore(self, store: SnapshotStore, meta: SnapshotMeta) -> str:
-        """Replace the state by a snapshot's, whole or not at all. Returns what is wrong with the file, or an empty
-        string. What waited to be applied up to there is in it."""
+    def restore(self, store: SnapshotStore, meta: SnapshotMeta) -> Unreadable | None:
+        """Replace the state by a snapshot's, whole or not at all. Returns what is wrong with the file, if anything is.
+        What waited to be applied up to there is in it."""
         self.release(self._captured)
         try:
             self._machine.restore(store.read(self._group, meta.snapshot_id))
         except (SnapshotDamaged, UnknownFormat) as error:
-            return str(error)
+            return Unreadable(str(error), damaged=isinstance(error, SnapshotDamaged))
         self._index, self._term = meta.index, meta.term
         self._configuration = meta.configuration
         while self._waiting and self._waiting[0].index <= meta.index:
             self._waiting.popleft()
-        return ""
+        return None

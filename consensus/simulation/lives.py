@@ -53,6 +53,9 @@ class DurableLog:
 
     def synced(self, append: GroupAppend) -> None:
         meta = append.install
+        if append.forget:
+            self._terms.clear()
+            self._snapshot = 0
         if meta is not None:
             # The boundary of the snapshot before counts as held: one of the same index may be written again.
             again = (self._snapshot, self._snapshot_term) == (meta.index, meta.term)

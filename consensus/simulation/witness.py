@@ -80,7 +80,6 @@ class WitnessedMachine:
         index = int.from_bytes(head, "little")
         if index < self.last_index:
             raise Violated(f"node {self._node}: its state goes back from entry {self.last_index} to {index}")
-        self.last_index = index
 
         def remaining() -> Iterator[memoryview]:
             if len(rest):
@@ -88,6 +87,7 @@ class WitnessedMachine:
             yield from chunks
 
         self.inner.restore(remaining())
+        self.last_index = index
 
     def size_bytes(self) -> int:
         return self._INDEX_BYTES + self.inner.size_bytes()

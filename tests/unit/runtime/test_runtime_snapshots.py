@@ -94,7 +94,7 @@ def test_a_node_restarts_from_its_snapshot_and_the_log_above() -> None:
     assert all(node.machine.commands == before for node in cluster.nodes.values())
 
 
-def test_a_replica_whose_snapshot_is_gone_does_not_run_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_replica_whose_snapshot_is_gone_says_so_and_is_filled_anew(caplog: pytest.LogCaptureFixture) -> None:
     cluster = Cluster(options=SMALL)
     for start in range(0, 70, 10):
         cluster.commit(*numbered(10, start))
@@ -104,9 +104,11 @@ def test_a_replica_whose_snapshot_is_gone_does_not_run_and_says_so(caplog: pytes
     cluster.disks[node].unlink(f"snapshots/group-1/{name}")
     started = cluster.restart(node)
     cluster.commit(b"the others go on")
-    assert started.handle.status().core is None
-    assert "is missing" in started.handle.problem
-    assert started.handle.problem in caplog.text
+    cluster.run(1000)
+    assert "is filled anew by its leader" in caplog.text
+    assert "is missing" in caplog.text
+    assert started.machine.commands == cluster.leader().machine.commands
+    assert started.machine.commands[-1] == b"the others go on"
 
 
 def test_the_index_of_a_snapshot_is_that_of_the_state_it_describes() -> None:
