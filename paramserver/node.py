@@ -402,9 +402,20 @@ class Node:
 
     def _alarms(self) -> list[str]:
         lines = [alarm for leader in self._shards.values() for alarm in leader.alarms]
+        if self._writer.full():
+            lines.append(
+                f"the disk of node {self._config.node} is full: its leaders refuse writes until there is space in "
+                f"{self._config.data_dir}"
+            )
         for group, hosted in self._groups.hosted.items():
-            if problem := hosted.handle.status().problem:
-                lines.append(f"group {group} does not run on node {self._config.node}: {problem}")
+            status = hosted.handle.status()
+            if status.problem:
+                lines.append(f"group {group} does not run on node {self._config.node}: {status.problem}")
+            elif status.core is not None and status.core.forgetful:
+                lines.append(
+                    f"group {group}'s replica on node {self._config.node} lost some of what it had on disk, and is "
+                    "filled anew; until then it neither votes nor counts"
+                )
         return lines + self._catalogue_leader.troubles()
 
 

@@ -49,7 +49,8 @@ class Capture:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A snapshot that can't be restored: `damaged` in its file, or of another build's format."""
+    """A snapshot that can't be restored: `damaged`: its file does not verify. Otherwise another build's format, or a
+    bug, keeps the state machine from reading it, which no refilling cures."""
 
     problem: str
     damaged: bool
@@ -158,9 +159,20 @@ class MachineHost:
         try:
             self._machine.restore(store.read(self._group, meta.snapshot_id))
         except (SnapshotDamaged, UnknownFormat) as error:
-            return Unreadable(str(error), damaged=isinstance(error, SnapshotDamaged))
+            return Unreadable(str(error), damaged=_damaged(store, self._group, meta))
         self._index, self._term = meta.index, meta.term
         self._configuration = meta.configuration
         while self._waiting and self._waiting[0].index <= meta.index:
             self._waiting.popleft()
         return None
+
+
+def _damaged(store: SnapshotStore, group: GroupId, meta: SnapshotMeta) -> bool:
+    try:
+        for _ in store.read(group, meta.snapshot_id):
+            pass
+    except SnapshotDamaged:
+        return True
+    except UnknownFormat:
+        return False
+    return False

@@ -34,7 +34,7 @@ from paramserver.catalogue.leases import LEASE_MS, LeaseClock, LeaseKey
 from paramserver.catalogue.machine import CatalogueMachine
 from paramserver.catalogue.sessions import Answer, Session
 from paramserver.catalogue.state import Model, ModelId, Node, SessionId
-from paramserver.wire.errors import Reason, Refusal, invalid, refuse_problems
+from paramserver.wire.errors import Reason, Refusal, disk_full, invalid, refuse_problems
 from paramserver.wire.protos import View
 from paramserver.wire.spec import ModelSpec
 
@@ -305,6 +305,8 @@ class CatalogueLeader:
                 return answer
             case Refused(busy=True):
                 raise Refusal(Reason.BUSY, "group 0 has too much to commit", retry_after_ms=100)
+            case Refused(full=True):
+                raise disk_full(0)
             case Refused():
                 raise self._elsewhere()
             case _:

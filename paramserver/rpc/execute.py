@@ -19,7 +19,7 @@ from paramserver.rpc.calls import Calls, Context
 from paramserver.rpc.groups import Groups, propose
 from paramserver.shard import commands, results
 from paramserver.v1 import paramserver_pb2 as pb
-from paramserver.wire.errors import ERROR_METADATA_KEY, Reason, Refusal, invalid
+from paramserver.wire.errors import ERROR_METADATA_KEY, Reason, Refusal, disk_full, invalid
 
 SERVICE = "paramserver.v1.Internal"
 EXECUTE = f"/{SERVICE}/Execute"
@@ -87,6 +87,8 @@ class InternalService:
                 return results.encode_result(outcome.result)
             case Refused(busy=True):
                 raise Refusal(Reason.BUSY, f"group {group} has too much to commit", retry_after_ms=100)
+            case Refused(full=True):
+                raise disk_full(group)
             case Refused():
                 raise self._groups.elsewhere(group)
             case _:

@@ -21,7 +21,7 @@ from paramserver.shard.state import Shard, ShardInfo
 from paramserver.shard.streams import PushStream, StreamState
 from paramserver.shard.sums import Complete, OpenSum, Rejected
 from paramserver.wire.codecs import check_size
-from paramserver.wire.errors import Reason, Refusal, invalid
+from paramserver.wire.errors import Reason, Refusal, disk_full, invalid
 from paramserver.wire.frames import BlockFrame, BlockStatus, PushFrame, PushKind
 from paramserver.wire.layout import Flat
 
@@ -33,6 +33,7 @@ class Surroundings(Protocol):
     """What a gathering asks of the leader."""
 
     effects: Effects
+    group: int
 
     @property
     def term(self) -> int: ...
@@ -260,6 +261,9 @@ class Gathering:
         if round_.alive and isinstance(outcome, Refused):
             if outcome.busy:
                 self._retry.append((round_, complete))
+            elif outcome.full:
+                self._around.count("pushes_refused_disk_full")
+                self.end_all(disk_full(self._around.group))
             else:
                 self.end_all(self._around.not_leader())
         self._around.effects.flush()

@@ -20,7 +20,7 @@ from paramserver.shard.streams import InitialStream, StreamState
 from paramserver.shard.sums import Complete
 from paramserver.wire.checksum import crc32c
 from paramserver.wire.codecs import check_size, decode
-from paramserver.wire.errors import Reason, Refusal, invalid
+from paramserver.wire.errors import Reason, Refusal, disk_full, invalid
 from paramserver.wire.frames import BlockFrame, BlockStatus, PushFrame, PushKind
 from paramserver.wire.spec import NonFinite
 
@@ -97,6 +97,8 @@ class Initialization:
                 self._end(stream, self._not_stored(outcome.result))
             elif isinstance(outcome, Refused) and outcome.busy:
                 self._end(stream, Refusal(Reason.BUSY, "the log is full at the moment", retry_after_ms=100))
+            elif isinstance(outcome, Refused) and outcome.full:
+                self._end(stream, disk_full(self._around.group))
             else:
                 self._end(stream, self._around.not_leader())
         self._around.effects.flush()

@@ -23,6 +23,9 @@ TEXT_CHARACTERS_MAX = 400
 """A text of an error is cut there: it may quote what a client sent, and trailing metadata is limited to some KiB."""
 
 
+DISK_FULL_RETRY_MS = 1000
+
+
 class WireError(Exception):
     """Root of the tree."""
 
@@ -262,4 +265,15 @@ def refuse_problems(problems: Iterable[Problem]) -> None:
         field=first.field,
         expected=first.expected,
         received=first.received,
+    )
+
+
+def disk_full(group: int) -> Refusal:
+    """What every write gets from a leader whose disk is full (RULES W5); nothing was appended."""
+    return Refusal(
+        Reason.DISK_FULL,
+        f"the disk of group {group}'s leader is full: it takes no writes until there is space",
+        hint="free space on that node; writes go on by themselves",
+        group=group,
+        retry_after_ms=DISK_FULL_RETRY_MS,
     )

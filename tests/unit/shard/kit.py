@@ -130,6 +130,7 @@ class Log:
         self.pending: list[tuple[Entry, Callable[[Outcome], None]]] = []
         self.outcomes: dict[int, Callable[[Outcome], None]] = {}
         self.busy = False
+        self.full = False
 
     def add(self, *commands: Command) -> None:
         for command in commands:
@@ -138,6 +139,9 @@ class Log:
     def propose(self, payload: Any, crc: int, done: Callable[[Outcome], None]) -> None:
         if self.busy:
             done(Refused(1, 1, busy=True))
+            return
+        if self.full:
+            done(Refused(1, 1, full=True))
             return
         self.pending.append((Entry(1, 0, EntryKind.NORMAL, payload, crc), done))
 

@@ -259,6 +259,24 @@ def test_a_full_log_delays_a_command_and_does_not_lose_it() -> None:
     assert rank.replies.seen == [(0, 1, "APPLIED"), (1, 1, "APPLIED")]
 
 
+def test_a_full_disk_refuses_pushes_with_a_time_to_retry_and_takes_them_again() -> None:
+    """RULES W5: nothing was appended, so the rank may push the same blocks again."""
+    node, spec = started(ranks=1)
+    rank = Rank(node, spec)
+    node.log.full = True
+    rank.push(0, 0)
+    node.settle()
+    refusal = rank.replies.refusal
+    assert refusal is not None
+    assert (refusal.reason, refusal.code, refusal.retryable) == (Reason.DISK_FULL, "RESOURCE_EXHAUSTED", True)
+    assert refusal.retry_after_ms > 0
+    node.log.full = False
+    again = Rank(node, spec)
+    again.push(0, 0, 1)
+    node.settle()
+    assert again.replies.seen == [(0, 1, "APPLIED"), (1, 1, "APPLIED")]
+
+
 def test_an_offer_after_the_end_is_dropped_and_admitted() -> None:
     node, spec = started()
     rank = Rank(node, spec)

@@ -141,4 +141,7 @@ def test_what_does_not_decode_stops_the_group_and_not_the_node(tmp_path: Path) -
     writer.write(stream(trained(sgd(0.1)))[:-3])
     meta = writer.commit()
     host = MachineHost(group=GROUP, machine=ShardMachine(GROUP), configuration=configuration, node=1, incarnation=1)
-    assert "snapshot" in host.restore(store, meta)
+    unreadable = host.restore(store, meta)
+    assert unreadable is not None
+    assert "snapshot" in unreadable.problem
+    assert not unreadable.damaged, "its file is sound: nothing is to be forgotten for that"
