@@ -12,11 +12,13 @@ from collections.abc import Callable
 from typing import Protocol
 
 from consensus.core.interface import GroupId, NodeId
-from consensus.runtime.interface import Committed, Outcome, Refused
+from consensus.runtime.interface import Committed, Outcome, ReadOutcome, Refused
 from consensus.simulation.cluster import Cluster
+from consensus.simulation.errors import Violated
 from consensus.simulation.history import History, Line
-from consensus.simulation.ledger import Op, Place, encode
+from consensus.simulation.ledger import Ledger, Op, Place, encode
 from consensus.simulation.linearizability import Operation
+from consensus.simulation.node import SimulatedNode
 from consensus.simulation.profile import between
 from consensus.simulation.schedule import MS
 from consensus.storage.checksum import crc32c
@@ -25,7 +27,7 @@ TIMEOUT_MS = (100, 600)
 PAUSE_MS = (5, 40)
 """After a refusal."""
 THINK_MS = (0, 20)
-OPS = (Op.LINE, Op.LINE, Op.WRITE, Op.ADD)
+OPS = (Op.LINE, Op.LINE, Op.WRITE, Op.ADD, Op.READ, Op.READ)
 
 
 class Office(Protocol):
@@ -95,11 +97,14 @@ class Client:
         if self.done:
             self._resting = True
             return
-        self._sequence += 1
         self._op = self._random.choice(OPS)
-        self._value = self._random.randrange(1, 1 << 40)
-        filler = self._random.randbytes(self._random.choice((0, 20, 200, 3000)))
-        self._command = encode(self.number, self._sequence, filler, self._op, self._value)
+        if self._op is Op.READ:
+            self._command = b"a read"
+        else:
+            self._sequence += 1
+            self._value = self._random.randrange(1, 1 << 40)
+            filler = self._random.randbytes(self._random.choice((0, 20, 200, 3000)))
+            self._command = encode(self.number, self._sequence, filler, self._op, self._value)
         self._asked_us = self._office.cluster.scheduler.now_us
         self._ask()
 
@@ -110,6 +115,8 @@ class Client:
         target = self._target or self._random.choice(self._office.nodes_of(self.group))
         self._target = 0
         what = self._op.name.lower()
+        if self._op is Op.READ:
+            self._asked_us = cluster.scheduler.now_us
         cluster.trace.add(self.name, f"asks n{target} of group {self.group} for {what} {self._sequence}")
         self._travel(lambda: self._arrive(target, attempt))
         self._later(between(self._random, TIMEOUT_MS), lambda: self._again(attempt, "no answer"))
@@ -128,17 +135,52 @@ class Client:
         client, sequence, command = self.number, self._sequence, self._command
         if attempt != self._attempt or not command:
             return
+        if self._op is Op.READ:
+            node.later(0, f"takes a read of {self.name}", lambda: self._read_at(node, attempt))
+            return
+
+        def answer(outcome: Outcome) -> None:
+            self._travel(lambda: self._answered(attempt, client, sequence, outcome))
 
         def propose() -> None:
             handle = node.handles.get(self.group)
             if handle is not None:
                 handle.propose(
-                    command,
-                    crc32c(command),
-                    lambda outcome: self._travel(lambda: self._answered(attempt, client, sequence, outcome)),
+                    command, crc32c(command), self._office.cluster.requests.begin(target, "proposal", answer)
                 )
 
         node.later(0, f"takes {sequence} of {self.name}", propose)
+
+    def _read_at(self, node: SimulatedNode, attempt: int) -> None:
+        """Ask this replica; what it answers with is its state at the moment when it says that it may."""
+        handle, client, asked_us = node.handles.get(self.group), self.number, self._asked_us
+        if handle is None:
+            return
+        committed = self._office.cluster.committed(self.group)
+
+        def may_answer(outcome: ReadOutcome) -> None:
+            if isinstance(outcome, Refused):
+                self._travel(lambda: self._refused(attempt, outcome))
+                return
+            machine = node.machines[self.group].inner
+            if outcome.index < committed or outcome.age_ms < 0:
+                raise Violated(
+                    f"group {self.group}, node {node.node}: a read that was asked for when {committed} entries were "
+                    f"committed may be answered at {outcome}"
+                )
+            if isinstance(machine, Ledger):
+                value = (machine.register, machine.counter)
+                self._travel(lambda: self._heard(attempt, client, asked_us, value))
+
+        handle.read_index(self._office.cluster.requests.begin(node.node, "read", may_answer))
+
+    def _heard(self, attempt: int, client: int, asked_us: int, value: tuple[int, int]) -> None:
+        cluster = self._office.cluster
+        cluster.trace.add(self.name, f"reads {value} of group {self.group}")
+        # Late answers say as much as others.
+        self._history.read(*value, asked_us, cluster.scheduler.now_us, f"client {client}")
+        if attempt == self._attempt and client == self.number:
+            self._finished()
 
     def _answered(self, attempt: int, client: int, sequence: int, outcome: Outcome) -> None:
         if client != self.number:
@@ -147,8 +189,14 @@ class Client:
             # Late answers count too: they are promises.
             self._promised(sequence, outcome.result)
             return
+        if isinstance(outcome, Refused):
+            self._refused(attempt, outcome)
+        elif attempt == self._attempt:
+            self._again(attempt, type(outcome).__name__)
+
+    def _refused(self, attempt: int, outcome: Refused) -> None:
         if attempt == self._attempt:
-            if isinstance(outcome, Refused) and outcome.leader and self._random.randrange(4):
+            if outcome.leader and self._random.randrange(4):
                 self._target = self._office.node_of(self.group, outcome.leader)
             self._again(attempt, type(outcome).__name__)
 
@@ -157,9 +205,12 @@ class Client:
         cluster.trace.add(self.name, f"hears: {sequence} stands at {place.position} of group {self.group}")
         now_us = cluster.scheduler.now_us
         self._history.promised(Line(self.number, sequence, place.position, self._asked_us, now_us))
-        if sequence != self._sequence or not self._command:
+        if sequence != self._sequence or not self._command or self._op is Op.READ:
             return
         self._record(now_us, place.value)
+        self._finished()
+
+    def _finished(self) -> None:
         self._attempt += 1
         self._command = b""
         if self._left is not None:
@@ -168,9 +219,15 @@ class Client:
 
     def _record(self, answered_us: int | None, value: int) -> None:
         if self._op is Op.WRITE:
-            self._history.write(Operation("write", self._value, None, self._asked_us, answered_us, self.name))
+            done = Operation("write", self._value, None, self._asked_us, answered_us, self.name)
         elif self._op is Op.ADD:
-            self._history.add(Operation("add", self._value, value, self._asked_us, answered_us, self.name))
+            done = Operation("add", self._value, value, self._asked_us, answered_us, self.name)
+        else:
+            return
+        if answered_us is None:
+            self._history.unknown(self.number, self._sequence, done)
+        else:
+            self._history.change(done)
 
     def _again(self, attempt: int, why: str) -> None:
         if attempt != self._attempt:

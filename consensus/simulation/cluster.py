@@ -29,6 +29,7 @@ from consensus.simulation.node import GroupSpec, SimulatedNode, Surroundings
 from consensus.simulation.profile import Profile
 from consensus.simulation.quorums import minority_at_most
 from consensus.simulation.report import Report
+from consensus.simulation.requests import Requests
 from consensus.simulation.schedule import MS, Scheduler, stream
 from consensus.simulation.speech import Speech
 from consensus.simulation.strikes import Strikes
@@ -144,6 +145,7 @@ class Cluster:
         self.counts: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         """Faults that came, by kind."""
+        self.requests = Requests()
         self._homes = {spec.group: dict(spec.nodes) for spec in groups}
         self._configurations: dict[GroupId, list[Configuration]] = {spec.group: [spec.configuration] for spec in groups}
         """All that were ever in force anywhere."""
@@ -191,6 +193,7 @@ class Cluster:
 
     def stopped(self, node: SimulatedNode, reason: str) -> None:
         self._count(node)
+        self.requests.node_gone(node.node)
         self.application.stopped(node.node)
         if node.node in self._whole:
             raise Violated(f"node {node.node} ended although nothing was wrong with it: {reason}")
@@ -232,6 +235,10 @@ class Cluster:
         """What the disk of a replica holds, whether it runs or not; None while it counts for nothing."""
         node = self.nodes[self._homes[group][replica]]
         return node.durable.get(group) if group not in node.impaired else None
+
+    def committed(self, group: GroupId) -> int:
+        """The highest index that any replica was seen to know committed."""
+        return self._lives.committed(group)
 
     def may_damage(self, node: NodeId) -> bool:
         """Whether a minority at most of every group would be damaged, if this node's disk were, too."""
@@ -282,7 +289,7 @@ class Cluster:
             acknowledged=self.application.acknowledged(),
             operations_checked=self.application.operations_checked(),
             faults=dict(self.faults),
-            counts=dict(self.counts),
+            counts=dict(self.counts + self.requests.answered),
         )
 
     def _begin(self) -> None:
@@ -326,8 +333,6 @@ class Cluster:
         self._strikes.end()
         self.network.heal_among(nodes)
         self._whole = frozenset(nodes)
-        for node in self.nodes.values():
-            node.disk_lag_us = 0
         for number in sorted(nodes):
             self.nodes[number].heal()
         self.application.heal()
@@ -355,7 +360,7 @@ class Cluster:
     # --- the end ----------------------------------------------------------------------------------------------------
 
     def _finished(self) -> bool:
-        return self.application.done() and all(self._converged(spec) for spec in self.groups)
+        return self.application.done() and not self._waits()
 
     def _converged(self, spec: GroupSpec) -> bool:
         nodes = self.comparable(spec.group)
@@ -374,12 +379,12 @@ class Cluster:
         nodes = [self.nodes[node] for node in self._homes[group].values()]
         return [node for node in nodes if not (group in node.impaired and node.beyond_repair(group))]
 
+    def _waits(self) -> list[str]:
+        waits = [f"replicas of group {spec.group} to become equal" for spec in self.groups if not self._converged(spec)]
+        return waits or self.requests.open()
+
     def _waits_for(self) -> str:
-        waits = [] if self.application.done() else [self.application.waits_for()]
-        for spec in self.groups:
-            if not self._converged(spec):
-                waits.append(f"replicas of group {spec.group} to become equal")
-        return "; ".join(waits)
+        return "; ".join(([] if self.application.done() else [self.application.waits_for()]) + self._waits())
 
     def _check_equal(self) -> None:
         for spec in self.groups:

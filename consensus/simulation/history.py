@@ -7,12 +7,12 @@ for stands before it; the histories are linearizable. Must not know: clients, re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from consensus.core.interface import GroupId
 from consensus.simulation.errors import Violated
 from consensus.simulation.ledger import Ledger
-from consensus.simulation.linearizability import Answer, Counter, Operation, Register, check
+from consensus.simulation.linearizability import FOREVER, Answer, Counter, Operation, Register, check
 
 SHOWN = 25
 """Operations of a history that are shown before and with the one that nothing explains."""
@@ -39,6 +39,8 @@ class History:
         self._lines: dict[tuple[int, int], Line] = {}
         self._register: list[Operation] = []
         self._counter: list[Operation] = []
+        self._unknown: list[tuple[int, int, Operation]] = []
+        """(client, sequence, operation) of those who crashed before they heard of an outcome."""
 
     @property
     def acknowledged(self) -> int:
@@ -56,11 +58,13 @@ class History:
             raise Violated(f"group {self.group}: {line} was promised another position before: {known}")
         return known is line
 
-    def write(self, operation: Operation) -> None:
-        self._register.append(operation)
+    def change(self, operation: Operation) -> None:
+        """A write of the register, or an addition to the counter, with its answer."""
+        (self._register if operation.action == "write" else self._counter).append(operation)
 
-    def add(self, operation: Operation) -> None:
-        self._counter.append(operation)
+    def unknown(self, client: int, sequence: int, operation: Operation) -> None:
+        """The client will never know, nor ask again."""
+        self._unknown.append((client, sequence, operation))
 
     def read(self, register: int, counter: int, asked_us: int, answered_us: int, who: str) -> None:
         """One read of both, which are judged apart."""
@@ -79,8 +83,19 @@ class History:
             if found != (line.client, line.sequence):
                 raise Violated(f"group {self.group}: {line} was acknowledged, but {found} stands there")
         self._check_order()
+        self._resolve(ledger)
         self._check_history("register", self._register, Register())
         self._check_history("counter", self._counter, Counter())
+
+    def _resolve(self, ledger: Ledger) -> None:
+        """Whether what crashed clients asked for was done at last, the state tells: histories that leave it open take
+        the checker very long."""
+        for client, sequence, operation in self._unknown:
+            last, _, answered = ledger.last.get(client, (0, 0, 0))
+            if last == sequence:
+                result = answered if operation.action == "add" else None
+                self.change(replace(operation, result=result, answered_us=FOREVER))
+        self._unknown.clear()
 
     def _check_order(self) -> None:
         """What was acknowledged before another line was asked for stands before it."""

@@ -30,6 +30,8 @@ class Op(IntEnum):
     """The register takes the value."""
     ADD = 2
     """The value is added to the counter; answered with the sum."""
+    READ = 3
+    """Never a command: a read of register and counter, by read index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +65,12 @@ class Ledger:
         """(client, sequence) of each line."""
         self._chain: list[bytes] = []
         """Digest over each line's content and all before."""
-        self._last: dict[int, tuple[int, int, int]] = {}
+        self.last: dict[int, tuple[int, int, int]] = {}
         """client -> (sequence, position, answered value) of its last command."""
 
     def apply(self, entry: Entry) -> Place | OutOfOrder:
         client, sequence, op, value = _COMMAND.unpack_from(entry.payload)
-        last, position, answered = self._last.get(client, (0, -1, 0))
+        last, position, answered = self.last.get(client, (0, -1, 0))
         if sequence == last:
             return Place(position, True, answered)
         if sequence != last + 1:
@@ -82,7 +84,7 @@ class Ledger:
         digest.update(entry.payload)
         self.lines.append((client, sequence))
         self._chain.append(digest.digest())
-        self._last[client] = (sequence, position, answered)
+        self.last[client] = (sequence, position, answered)
         return Place(position, False, answered)
 
     def digest(self) -> bytes:
@@ -90,7 +92,7 @@ class Ledger:
         return self._chain[-1] if self._chain else EMPTY
 
     def snapshot(self) -> Iterator[Payload]:
-        lines, digests, last = tuple(self.lines), tuple(self._chain), tuple(self._last.items())
+        lines, digests, last = tuple(self.lines), tuple(self._chain), tuple(self.last.items())
         head = _HEAD.pack(len(lines), len(last), self.register, self.counter)
 
         def chunks() -> Iterator[Payload]:
@@ -108,7 +110,7 @@ class Ledger:
         middle = _HEAD.size + clients * _LAST.size
         if len(content) != middle + lines * _LINE.size:
             raise ValueError(f"a ledger of {lines} lines and {clients} clients in {len(content)} bytes")
-        self._last = {
+        self.last = {
             client: (sequence, position, answered)
             for client, sequence, position, answered in _LAST.iter_unpack(content[_HEAD.size : middle])
         }
@@ -118,4 +120,4 @@ class Ledger:
             self._chain.append(digest)
 
     def size_bytes(self) -> int:
-        return _HEAD.size + len(self._last) * _LAST.size + len(self.lines) * _LINE.size
+        return _HEAD.size + len(self.last) * _LAST.size + len(self.lines) * _LINE.size

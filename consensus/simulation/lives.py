@@ -103,6 +103,9 @@ class Lives:
         """Terms that had a leader."""
         self.commits_checked = 0
 
+    def committed(self, group: GroupId) -> int:
+        return self._committed.get(group, 0)
+
     def look(self, group: GroupId, replica: Replica) -> None:
         marks = replica.marks()
         key = (group, replica.replica)
