@@ -13,7 +13,7 @@ different objects are checked apart, which is sound (linearizability is local). 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol, TypeAlias
@@ -140,21 +140,36 @@ class _Search:
     def _answered(self, configurations: set[Configuration], number: int) -> set[Configuration]:
         """Every configuration in which the operation has taken effect, with the answer that was given."""
         found: set[Configuration] = set()
-        seen = _Seen(frozenset(each for each in self._pending if self._operations[each].answered_us is None))
-        # Those with fewer operations come first, so that what they make needless is never looked at.
-        level = {each for each in configurations if seen.add(each)}
+        reads = frozenset(each for each in self._pending if self._operations[each].action == "read")
+        seen = _Seen(frozenset(each for each in self._pending if self._operations[each].answered_us is None), reads)
+        changes = [each for each in self._pending if each not in reads]
+        # Those with fewer changes come first, so that what they make needless is never looked at.
+        level = {each for each in map(self._with_reads(reads), configurations) if seen.add(each)}
         while level:
             following: set[Configuration] = set()
             for state, effective in level:
                 if number in effective:
                     found.add((state, effective - {number}))
                     continue
-                for each in self._pending:
+                for each in changes:
                     after = None if each in effective else self._effect(state, each)
-                    if after is not None and seen.add((after[0], effective | {each})):
-                        following.add((after[0], effective | {each}))
+                    if after is None:
+                        continue
+                    reached = self._with_reads(reads)((after[0], effective | {each}))
+                    if seen.add(reached):
+                        following.add(reached)
             level = following
         return found
+
+    def _with_reads(self, reads: frozenset[int]) -> Callable[[Configuration], Configuration]:
+        """A read that answers what the state is now takes effect now: it changes nothing, and need not come later."""
+
+        def close(configuration: Configuration) -> Configuration:
+            state, effective = configuration
+            now = [each for each in reads - effective if self._effect(state, each) is not None]
+            return (state, effective.union(now)) if now else configuration
+
+        return close
 
     def _effect(self, state: State, number: int) -> tuple[State] | None:
         """The state after the operation took effect; None when it would have answered something else."""
@@ -169,19 +184,22 @@ class _Search:
 
 
 class _Seen:
-    """Configurations that need no second look. Of two that differ only in unknown operations, one's being among the
-    other's, the one with fewer can do all that the other can: what took no effect yet may still do so, or never."""
+    """Configurations that need no second look. Of two that differ only in unknown operations and reads, one that did
+    fewer of those and more of these can do all that the other can: what is unknown may still take effect later, or
+    never, and a read that is done asks for nothing more."""
 
-    def __init__(self, unknown: frozenset[int]) -> None:
+    def __init__(self, unknown: frozenset[int], reads: frozenset[int]) -> None:
         self._unknown = unknown
-        self._used: dict[tuple[State, frozenset[int]], list[frozenset[int]]] = {}
+        self._reads = reads
+        self._both = unknown | reads
+        self._kept: dict[tuple[State, frozenset[int]], list[tuple[frozenset[int], frozenset[int]]]] = {}
 
     def add(self, configuration: Configuration) -> bool:
         """False: it is known, or needless."""
         state, effective = configuration
-        kept = self._used.setdefault((state, effective - self._unknown), [])
-        used = effective & self._unknown
-        if any(fewer <= used for fewer in kept):
+        kept = self._kept.setdefault((state, effective - self._both), [])
+        used, done = effective & self._unknown, effective & self._reads
+        if any(fewer <= used and more >= done for fewer, more in kept):
             return False
-        kept.append(used)
+        kept.append((used, done))
         return True

@@ -165,7 +165,9 @@ class Lives:
             return
         self.commits_checked += 1
         holders = [
-            voter for voter in {*configuration.voters, *configuration.outgoing} if self._holds(group, voter, entry)
+            voter
+            for voter in {*configuration.voters, *configuration.outgoing}
+            if self._holds(group, voter, entry, status)
         ]
         if not is_quorum(configuration, holders):
             raise Violated(
@@ -173,9 +175,12 @@ class Lives:
                 f"{entry.term} committed, which only {sorted(holders)} of {members(configuration)} hold durably"
             )
 
-    def _holds(self, group: GroupId, voter: ReplicaId, entry: Entry) -> bool:
+    def _holds(self, group: GroupId, voter: ReplicaId, entry: Entry, status: Status) -> bool:
         durable = self._durable(group, voter)
-        return durable is not None and durable.holds(entry.index, entry.term)
+        if durable is None:
+            # It was damaged since it told the leader, and has no vote until it holds the entry again (RULES W7).
+            return status.match.get(voter, 0) >= entry.index
+        return durable.holds(entry.index, entry.term)
 
     def _check_configuration(
         self, group: GroupId, replica: Replica, status: Status, configuration: Configuration

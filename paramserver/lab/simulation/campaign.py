@@ -1,6 +1,7 @@
 """Many seeds, one after the other or over several processes, and what they came to.
 
-Owns which seed simulates what (every fourth trains, the others are clients of ledgers), the sum of the reports, and the
+Owns which seed simulates what (every eighth trains, every eighth is the whole system, the others are clients of
+ledgers), the sum of the reports, and the
 way of a failing seed to a smaller case. Invariants: a seed's report is the same wherever and in whatever order it runs;
 an interrupted campaign has the sum of what was done. Must not know: command lines.
 """
@@ -19,32 +20,35 @@ from functools import partial
 import consensus.simulation.case as ledgers
 import consensus.simulation.run as ledger_runs
 import paramserver.lab.simulation.run as training
+import paramserver.lab.simulation.system as system
 from consensus.simulation.case import Case
 from consensus.simulation.report import Report
 from consensus.simulation.shrink import Shrunk, shrink
 
-LEDGER, TRAINING = "ledger", "training"
-KINDS = (LEDGER, TRAINING)
-TRAINING_EVERY = 4
+LEDGER, TRAINING, SYSTEM = "ledger", "training", "system"
+KINDS = (LEDGER, TRAINING, SYSTEM)
+OF_EIGHT = (LEDGER, LEDGER, LEDGER, TRAINING, LEDGER, LEDGER, LEDGER, SYSTEM)
 
 
 def kind_of(seed: int, wanted: str = "") -> str:
     """What a seed simulates, unless one kind is wanted for all."""
-    return wanted or (TRAINING if seed % TRAINING_EVERY == TRAINING_EVERY - 1 else LEDGER)
+    return wanted or OF_EIGHT[seed % len(OF_EIGHT)]
 
 
 def draw_case(seed: int, *, kind: str = "", nodes: int | None = None) -> Case:
-    draw = ledgers.draw_case if kind_of(seed, kind) == LEDGER else training.draw_case
-    return draw(seed, nodes=nodes)
+    draw = {LEDGER: ledgers.draw_case, TRAINING: training.draw_case, SYSTEM: system.draw_system_case}
+    return draw[kind_of(seed, kind)](seed, nodes=nodes)
 
 
 def run_case(case: Case, *, kind: str = "") -> Report:
-    return ledger_runs.run_case(case) if kind_of(case.seed, kind) == LEDGER else training.run_case(case)
+    run = {LEDGER: ledger_runs.run_case, TRAINING: training.run_case, SYSTEM: system.run_system_case}
+    return run[kind_of(case.seed, kind)](case)
 
 
 def run_one(seed: int, *, kind: str = "", nodes: int | None = None) -> Report:
     """Without the noise that servers make in the log when a replica does not run."""
-    logging.getLogger("consensus").setLevel(logging.CRITICAL)
+    for name in ("consensus", "paramserver"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return run_case(draw_case(seed, kind=kind, nodes=nodes), kind=kind)
 
 
