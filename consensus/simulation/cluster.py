@@ -289,7 +289,7 @@ class Cluster:
             acknowledged=self.application.acknowledged(),
             operations_checked=self.application.operations_checked(),
             faults=dict(self.faults),
-            counts=dict(self.counts + self.requests.answered),
+            counts={**self.counts, **self.requests.answered},
         )
 
     def _begin(self) -> None:
