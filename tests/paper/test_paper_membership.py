@@ -239,10 +239,25 @@ def test_dissertation_4_2_2_a_leader_that_is_removed_leads_until_that_is_committ
     assert of(AppendRequest, host.propose(b"x"))
 
 
-def test_dissertation_4_2_2_a_server_that_is_not_in_its_own_latest_configuration_starts_no_election() -> None:
-    """While the removal is not committed it follows; it could not win with the new members' votes by itself."""
+def test_dissertation_4_2_2_a_server_that_is_not_in_its_own_latest_configuration_still_starts_elections() -> None:
+    """ "It might still be needed until the C_new entry is committed." Here the leader of the joint configuration, 1, is
+    the only one that holds C_new: 2 can't win without its vote, and does not get it."""
+    joint, new = Configuration((2,), outgoing=(1, 2), next_replica=3), Configuration((2,), next_replica=3)
+    hosts = [follower(1, replica=replica, configuration=Configuration((1, 2))) for replica in (1, 2)]
+    cluster = Cluster(*hosts)
+    for host in hosts:
+        host.append(configuration_entry(1, 2, joint), after=(1, 1), sender=3 - host.replica)
+    hosts[0].append(configuration_entry(1, 3, new), after=(1, 2), sender=2)
+    assert not asks(hosts[0], 2, term=1, pre=True)
+    cluster.run(3000)
+    assert [host.replica for host in cluster.leaders()] == [2]
+    assert hosts[1].core.status().commit_index >= 3
+    assert hosts[0].core.status().removed
+
+
+def test_dissertation_4_2_2_it_starts_none_once_that_is_committed() -> None:
     host = follower(1, replica=2)
-    host.append(configuration_entry(1, 2, OLD), configuration_entry(1, 3, NEW), after=(1, 1))
+    host.append(configuration_entry(1, 2, OLD), configuration_entry(1, 3, NEW), after=(1, 1), commit=3)
     host.persist()
     host.sent.clear()
     host.tick(5000)

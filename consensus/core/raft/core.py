@@ -115,7 +115,12 @@ class RaftCore:
             self._state, self._durability, self._commit, self._round_begins, lambda: self._reconfiguration.committed()
         )
         self._election = Election(
-            self._state, self._durability, random, self._role_changed, lambda: self._quiescence.sure()
+            self._state,
+            self._durability,
+            random,
+            self._role_changed,
+            lambda: self._quiescence.sure(),
+            lambda: membership.may_lead(commit_index=self._commit.index),
         )
         disconnected = self._election.disconnected
         self._transfer = Transfer(self._state, self._durability, self._commit, self._replication, disconnected)

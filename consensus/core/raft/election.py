@@ -29,6 +29,7 @@ class Election:
         "_elapsed_ms",
         "_granted",
         "_lost",
+        "_may_lead",
         "_on_role",
         "_random",
         "_refused",
@@ -45,14 +46,18 @@ class Election:
         random: Randomness,
         on_role: Callable[[], None],
         sure_to_lead: Callable[[], bool],
+        may_lead: Callable[[], bool],
     ) -> None:
         """`on_role` is called after each change of role or term, when the state already holds the new ones;
-        `sure_to_lead` tells whether a leader has reason to believe that it still is one."""
+        `sure_to_lead` tells whether a leader has reason to believe that it still is one, `may_lead` whether the group
+        may need this replica as one. Whose votes are needed is another question: those of the configuration in
+        force."""
         self._state = state
         self._durability = durability
         self._random = random
         self._on_role = on_role
         self._sure_to_lead = sure_to_lead
+        self._may_lead = may_lead
         self._transferred = False
         """The candidacy is by order of the leader (dissertation section 3.10)."""
         self._granted: set[ReplicaId] = set()
@@ -164,7 +169,7 @@ class Election:
         """A replica whose disk stands still could not lead, nor make its own vote durable (HAZARDS 16)."""
         state = self._state
         able = not state.storage_stalled and not state.removed and self._remembers()
-        return able and state.membership.votes() and state.term < TERM_MAX - 2
+        return able and self._may_lead() and state.term < TERM_MAX - 2
 
     def _remembers(self) -> bool:
         """A replica that may have forgotten entries could help to elect a leader that lacks them (RULES W7)."""

@@ -113,7 +113,21 @@ class Membership:
         """This replica was removed, says its own log."""
         return self.me not in self.members and self.standing(self.me, commit_index=commit_index) is Standing.REMOVED
 
+    def may_lead(self, *, commit_index: int) -> bool:
+        """It votes, or votes but for a configuration that is not known to be committed. Of these, somebody who is to
+        leave may be the only one left whose log holds that configuration: then nobody else can win, and commit it
+        (dissertation section 4.2.2)."""
+        if self.votes():
+            return True
+        for index, configuration in reversed(self._history):
+            if self.me in configuration.voters or self.me in configuration.outgoing:
+                return True
+            if index <= commit_index:
+                break
+        return False
+
     def votes(self) -> bool:
+        """In the configuration in force."""
         return self.me in self.voters
 
     def place(self, *, without: ReplicaId = 0) -> int:

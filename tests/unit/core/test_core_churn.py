@@ -119,6 +119,9 @@ class Churn(Chaos):
             self.random.shuffle(voters)
         elif kind == "drop" and learners:
             learners.pop()
+        whole = {one.replica for one in self.hosts.values() if not one.disk.forgetful}
+        if not agree(Configuration(tuple(voters)), whole):
+            return  # damage would be no minority's any more, which no group survives
         try:
             host.core.propose_membership(MembershipChange(tuple(voters), tuple(learners)))
         except MembershipRefused:

@@ -11,6 +11,7 @@ from consensus.core.interface import (
     AppendResponse,
     CampaignNow,
     Configuration,
+    HardState,
     Heartbeat,
     HeartbeatResponse,
     Home,
@@ -22,7 +23,19 @@ from consensus.core.interface import (
 )
 from consensus.core.raft import RaftConfig
 from consensus.core.raft.core import LIVES_MAX
-from tests.unit.core.harness import THREE, Cluster, Host, configuration_entry, entry, follower, leader, meta, of, offer
+from tests.unit.core.harness import (
+    THREE,
+    Cluster,
+    Disk,
+    Host,
+    configuration_entry,
+    entry,
+    follower,
+    leader,
+    meta,
+    of,
+    offer,
+)
 
 LEARNING = Configuration((1, 2, 3), learners=(4,), next_replica=5)
 
@@ -534,13 +547,22 @@ def test_a_replica_stops_when_its_own_log_says_so() -> None:
 
 
 def test_a_replica_removed_in_an_earlier_life_stays_so() -> None:
+    without = configuration_entry(1, 2, Configuration((1, 2), next_replica=4))
+    host = Host(3, disk=Disk(HardState(1, 0, 2), [entry(1, 1), without]))
+    assert host.core.status().removed
+    assert of(VoteRequest, host.tick(5000)) == []
+
+
+def test_a_replica_that_is_not_known_to_be_removed_asks_and_is_told() -> None:
     host = follower(1, replica=3)
-    host.append(configuration_entry(1, 2, Configuration((1, 2), next_replica=4)), after=(1, 1), commit=2)
+    host.append(configuration_entry(1, 2, Configuration((1, 2), next_replica=4)), after=(1, 1))
     host.persist()
-    host.start()
-    host.drain()
-    if not host.core.status().removed:  # the hint of the commit index may lag
-        assert of(VoteRequest, host.tick(5000)) == []
+    host.sent.clear()
+    host.tick(5000)
+    assert {(one.to, one.pre) for one in of(VoteRequest, host.sent)} == {(1, True), (2, True)}
+    assert host.term == 1
+    host.step(host.message(Removed, sender=1, index=2))
+    assert host.core.status().removed
 
 
 def test_a_replica_that_is_not_a_member_yet_waits() -> None:
