@@ -13,6 +13,16 @@ from typing import TypeAlias
 from google.protobuf.message import DecodeError
 
 from consensus.core.interface import Payload
+from paramserver.catalogue import protos
+from paramserver.catalogue.placement import (
+    LeftoverDeleted,
+    MoveAdvanced,
+    MoveEnded,
+    NodeRemoved,
+    PlacementCommand,
+    Reshape,
+    Stage,
+)
 from paramserver.catalogue.state import Node, SessionId
 from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.errors import Refusal
@@ -93,9 +103,9 @@ class ExpireLease:
     initialization: bool = False
 
 
-ClientCommand: TypeAlias = CreateModel | ClaimInitialization | ModelOpened | ClaimRank | ReleaseRank
+ClientCommand: TypeAlias = CreateModel | ClaimInitialization | ModelOpened | ClaimRank | ReleaseRank | Reshape
 """Deduplicated by (session, sequence)."""
-Command: TypeAlias = ClientCommand | OpenSession | RegisterNode | ShardCreated | ExpireLease
+Command: TypeAlias = ClientCommand | OpenSession | RegisterNode | ShardCreated | ExpireLease | PlacementCommand
 """Without a session: idempotent by itself."""
 
 
@@ -136,6 +146,18 @@ def encode(envelope: Envelope) -> bytes:
             message.expire_lease.CopyFrom(
                 pb.ExpireLease(model=model, rank=rank, lease_epoch=lease_epoch, initialization=initialization)
             )
+        case Reshape() as reshape:
+            message.reshape.CopyFrom(protos.from_reshape(reshape))
+        case MoveAdvanced(move, stage):
+            message.move_advanced.CopyFrom(pb.MoveAdvanced(move=move, stage=stage))
+        case MoveEnded(move, group, members, done):
+            message.move_ended.CopyFrom(
+                pb.MoveEnded(move=move, members=protos.from_members(group, members), done=done)
+            )
+        case LeftoverDeleted(group, replica):
+            message.leftover_deleted.CopyFrom(pb.LeftoverDeleted(group=group, replica=replica))
+        case NodeRemoved(number, uuid):
+            message.node_removed.CopyFrom(pb.NodeRemoved(node=number, node_uuid=uuid))
     return PREFIX + message.SerializeToString(deterministic=True)
 
 
@@ -180,5 +202,17 @@ def _command(message: pb.CatalogueCommand) -> Command:
         case "expire_lease":
             lease = message.expire_lease
             return ExpireLease(lease.model, lease.rank, lease.lease_epoch, lease.initialization)
+        case "reshape":
+            return protos.to_reshape(message.reshape)
+        case "move_advanced":
+            return MoveAdvanced(message.move_advanced.move, Stage(message.move_advanced.stage))
+        case "move_ended":
+            ended = message.move_ended
+            group, members = protos.to_members(ended.members)
+            return MoveEnded(ended.move, group, members, ended.done)
+        case "leftover_deleted":
+            return LeftoverDeleted(message.leftover_deleted.group, message.leftover_deleted.replica)
+        case "node_removed":
+            return NodeRemoved(message.node_removed.node, message.node_removed.node_uuid)
         case _:
             raise BadCommand("an unknown kind of command")

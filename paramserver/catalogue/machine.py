@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from consensus.core.interface import Entry, GroupId, NodeId, Payload
 from paramserver.catalogue import snapshots
+from paramserver.catalogue.bootstrap import CATALOGUE_GROUP
 from paramserver.catalogue.commands import (
     BadCommand,
     ClaimInitialization,
@@ -30,6 +31,17 @@ from paramserver.catalogue.commands import (
     ReleaseRank,
     ShardCreated,
     decode,
+)
+from paramserver.catalogue.placement import (
+    LeftoverDeleted,
+    MoveAdvanced,
+    MoveEnded,
+    NodeRemoved,
+    Placement,
+    Reshape,
+    advance,
+    register,
+    reshape,
 )
 from paramserver.catalogue.sessions import Answer, Session, Sessions, refusal
 from paramserver.catalogue.state import (
@@ -70,9 +82,18 @@ class CatalogueMachine:
         self._specs_bytes = 0
         self.models: Mapping[ModelId, Model] = {}
         """Replaced, never changed in place."""
-        self.nodes: Mapping[NodeId, Node] = {}
+        self.placement = Placement()
 
     # --- reading, from any thread
+
+    @property
+    def nodes(self) -> Mapping[NodeId, Node]:
+        return self.placement.nodes
+
+    @property
+    def groups(self) -> tuple[GroupId, ...]:
+        """All there are, this one first."""
+        return (CATALOGUE_GROUP, *self._data_groups)
 
     def session(self, session: SessionId) -> Session | None:
         return self._sessions.get(session)
@@ -94,7 +115,7 @@ class CatalogueMachine:
         return snapshots.write(
             next_model=self._next_model,
             next_session=self._sessions.next_session,
-            nodes=list(self.nodes.values()),
+            placement=self.placement,
             sessions=list(self._sessions),
             models=list(self.models.values()),
         )
@@ -108,7 +129,7 @@ class CatalogueMachine:
         self._sessions = sessions
         self._next_model = contents.next_model
         self._specs_bytes = sum(_spec_bytes(model) for model in contents.models)
-        self.nodes = {node.node: node for node in contents.nodes}
+        self.placement = contents.placement
         self.models = {model.model: model for model in contents.models}
 
     def size_bytes(self) -> int:
@@ -137,8 +158,11 @@ class CatalogueMachine:
             case OpenSession():
                 return self._open_session(command)
             case RegisterNode(node):
-                self.nodes = {**self.nodes, node.node: node}
+                self.placement = register(self.placement, node)
                 return Answer(ok=True)
+            case MoveAdvanced() | MoveEnded() | LeftoverDeleted() | NodeRemoved():
+                self.placement, answer = advance(self.placement, command)
+                return answer
             case ShardCreated():
                 return self._shard_created(command)
             case ExpireLease():
@@ -160,6 +184,9 @@ class CatalogueMachine:
                 return self._claim_rank(command, session)
             case ReleaseRank():
                 return self._release(command, session)
+            case Reshape():
+                self.placement, answer = reshape(self.placement, command, self.groups)
+                return answer
 
     # --- sessions
 

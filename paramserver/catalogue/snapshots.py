@@ -10,15 +10,18 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from consensus.core.interface import Payload
+from consensus.core.interface import GroupId, Payload
 from consensus.storage.errors import UnknownFormat
 from paramserver.catalogue import protos
+from paramserver.catalogue.placement import Leftover, Members, Move, Placement
 from paramserver.catalogue.sessions import Answer, Session
 from paramserver.catalogue.state import InitializationLease, Model, Node
 from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.protos import spec_from_proto, view_from_proto
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
+"""Format 1 knows no moves, and nothing of members."""
 CHUNK_BYTES = 256 << 10
 RECORD_BYTES_MAX = 8 << 20
 _LENGTH = struct.Struct("<I")
@@ -28,7 +31,7 @@ _LENGTH = struct.Struct("<I")
 class Contents:
     next_model: int
     next_session: int
-    nodes: Sequence[Node]
+    placement: Placement
     sessions: Sequence[Session]
     models: Sequence[Model]
 
@@ -37,17 +40,31 @@ def write(
     *,
     next_model: int,
     next_session: int,
-    nodes: Iterable[Node],
+    placement: Placement,
     sessions: Iterable[Session],
     models: Iterable[Model],
 ) -> Iterator[Payload]:
     """Chunks of at most a record more than CHUNK_BYTES."""
 
     def records() -> Iterator[pb.CatalogueRecord]:
-        header = pb.CatalogueHeader(format=FORMAT, next_model=next_model, next_session=next_session)
+        header = pb.CatalogueHeader(
+            format=FORMAT,
+            next_model=next_model,
+            next_session=next_session,
+            next_move=placement.next_move,
+            directory=placement.directory,
+        )
         yield pb.CatalogueRecord(header=header)
-        for node in nodes:
+        for node in placement.nodes.values():
             yield pb.CatalogueRecord(node=protos.from_node(node))
+        for move in placement.moves.values():
+            yield pb.CatalogueRecord(move=protos.from_move(move))
+        for leftover in placement.leftovers:
+            yield pb.CatalogueRecord(leftover=protos.from_leftover(leftover))
+        for group, replica in placement.next_replica.items():
+            yield pb.CatalogueRecord(next_replica=pb.NextReplica(group=group, replica=replica))
+        for group, members in placement.groups.items():
+            yield pb.CatalogueRecord(members=protos.from_members(group, members))
         for session in sessions:
             yield pb.CatalogueRecord(session=_from_session(session))
         for model in models:
@@ -71,11 +88,15 @@ def read(chunks: Iterable[Payload]) -> Contents:
     if first is None or first.WhichOneof("kind") != "header":
         raise UnknownFormat("a catalogue's snapshot begins with a header")
     header = first.header
-    if header.format != FORMAT:
-        raise UnknownFormat(f"a catalogue's snapshot of format {header.format}; this build reads {FORMAT}")
+    if header.format not in READABLE:
+        raise UnknownFormat(f"a catalogue's snapshot of format {header.format}; this build reads {READABLE}")
     nodes: list[Node] = []
     sessions: list[Session] = []
     models: list[Model] = []
+    moves: list[Move] = []
+    leftovers: list[Leftover] = []
+    next_replica: dict[GroupId, int] = {}
+    groups: dict[GroupId, Members] = {}
     for record in records:
         match record.WhichOneof("kind"):
             case "node":
@@ -84,10 +105,32 @@ def read(chunks: Iterable[Payload]) -> Contents:
                 sessions.append(_to_session(record.session))
             case "model":
                 models.append(_to_model(record.model))
+            case "move":
+                moves.append(protos.to_move(record.move))
+            case "leftover":
+                leftovers.append(protos.to_leftover(record.leftover))
+            case "next_replica":
+                next_replica[record.next_replica.group] = record.next_replica.replica
+            case "members":
+                group, members = protos.to_members(record.members)
+                groups[group] = members
             case kind:
                 raise UnknownFormat(f"an unexpected record in a catalogue's snapshot: {kind}")
+    placement = Placement(
+        nodes={node.node: node for node in nodes},
+        moves={move.move: move for move in moves},
+        leftovers=tuple(leftovers),
+        groups=groups,
+        next_replica=next_replica,
+        next_move=header.next_move or 1,
+        directory=header.directory or 1,
+    )
     return Contents(
-        next_model=header.next_model, next_session=header.next_session, nodes=nodes, sessions=sessions, models=models
+        next_model=header.next_model,
+        next_session=header.next_session,
+        placement=placement,
+        sessions=sessions,
+        models=models,
     )
 
 

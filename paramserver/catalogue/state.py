@@ -8,6 +8,7 @@ protobuf, clocks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import TypeAlias
 
 from consensus.core.interface import GroupId, NodeId
@@ -24,13 +25,28 @@ FIRST_GENERATION = 1
 FIRST_PLACEMENT_EPOCH = 1
 
 
+class NodeState(IntEnum):
+    """What may be placed on a node."""
+
+    ACTIVE = 1
+    NO_LEADERS = 2
+    """Keeps its replicas; leads nothing where another can."""
+    DRAINING = 3
+    """Gets no replica, leads nothing where another can; what it holds moves away."""
+    REMOVED = 4
+    """Its folder never takes part again. The number may come back with another folder."""
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A member of the cluster. `node_uuid`: 16 bytes, of its data folder."""
+    """A member of the cluster. `node_uuid`: 16 bytes, of its data folder. `then_remove`: removed by itself when it is
+    drained."""
 
     node: NodeId
     address: str
     node_uuid: bytes
+    state: NodeState = NodeState.ACTIVE
+    then_remove: bool = False
 
 
 @dataclass(frozen=True, slots=True)

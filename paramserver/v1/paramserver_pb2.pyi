@@ -89,6 +89,56 @@ CODEC_UNSPECIFIED: Codec.ValueType  # 0
 FP32: Codec.ValueType  # 1
 global___Codec = Codec
 
+class _NodeState:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _NodeStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_NodeState.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    NODE_STATE_UNSPECIFIED: _NodeState.ValueType  # 0
+    NODE_ACTIVE: _NodeState.ValueType  # 1
+    NODE_NO_LEADERS: _NodeState.ValueType  # 2
+    """keeps its replicas, leads nothing where another can"""
+    NODE_DRAINING: _NodeState.ValueType  # 3
+    """gets no replica; those it holds move away"""
+    NODE_REMOVED: _NodeState.ValueType  # 4
+
+class NodeState(_NodeState, metaclass=_NodeStateEnumTypeWrapper): ...
+
+NODE_STATE_UNSPECIFIED: NodeState.ValueType  # 0
+NODE_ACTIVE: NodeState.ValueType  # 1
+NODE_NO_LEADERS: NodeState.ValueType  # 2
+"""keeps its replicas, leads nothing where another can"""
+NODE_DRAINING: NodeState.ValueType  # 3
+"""gets no replica; those it holds move away"""
+NODE_REMOVED: NodeState.ValueType  # 4
+global___NodeState = NodeState
+
+class _MemberRole:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _MemberRoleEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_MemberRole.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    MEMBER_ROLE_UNSPECIFIED: _MemberRole.ValueType  # 0
+    VOTER: _MemberRole.ValueType  # 1
+    LEARNER: _MemberRole.ValueType  # 2
+    OUTGOING: _MemberRole.ValueType  # 3
+    """of a joint configuration: votes until it is left, and is no member then"""
+    INCOMING: _MemberRole.ValueType  # 4
+    """of a joint configuration: voter in the new one only"""
+
+class MemberRole(_MemberRole, metaclass=_MemberRoleEnumTypeWrapper): ...
+
+MEMBER_ROLE_UNSPECIFIED: MemberRole.ValueType  # 0
+VOTER: MemberRole.ValueType  # 1
+LEARNER: MemberRole.ValueType  # 2
+OUTGOING: MemberRole.ValueType  # 3
+"""of a joint configuration: votes until it is left, and is no member then"""
+INCOMING: MemberRole.ValueType  # 4
+"""of a joint configuration: voter in the new one only"""
+global___MemberRole = MemberRole
+
 class _PushKind:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -480,17 +530,25 @@ class NodeDescription(google.protobuf.message.Message):
     NODE_FIELD_NUMBER: builtins.int
     ADDRESS_FIELD_NUMBER: builtins.int
     NODE_UUID_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    THEN_REMOVE_FIELD_NUMBER: builtins.int
     node: builtins.int
     address: builtins.str
     node_uuid: builtins.bytes
+    state: global___NodeState.ValueType
+    """unspecified: active"""
+    then_remove: builtins.bool
+    """draining: removed when it holds nothing"""
     def __init__(
         self,
         *,
         node: builtins.int = ...,
         address: builtins.str = ...,
         node_uuid: builtins.bytes = ...,
+        state: global___NodeState.ValueType = ...,
+        then_remove: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "node", b"node", "node_uuid", b"node_uuid"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "node", b"node", "node_uuid", b"node_uuid", "state", b"state", "then_remove", b"then_remove"]) -> None: ...
 
 global___NodeDescription = NodeDescription
 
@@ -500,15 +558,27 @@ class GroupMember(google.protobuf.message.Message):
 
     REPLICA_FIELD_NUMBER: builtins.int
     NODE_FIELD_NUMBER: builtins.int
+    ROLE_FIELD_NUMBER: builtins.int
+    MATCH_INDEX_FIELD_NUMBER: builtins.int
+    NODE_UUID_FIELD_NUMBER: builtins.int
     replica: builtins.int
     node: builtins.int
+    role: global___MemberRole.ValueType
+    """unspecified: voter"""
+    match_index: builtins.int
+    """as the leader knows it; 0 elsewhere"""
+    node_uuid: builtins.bytes
+    """empty: a member of the bootstrap"""
     def __init__(
         self,
         *,
         replica: builtins.int = ...,
         node: builtins.int = ...,
+        role: global___MemberRole.ValueType = ...,
+        match_index: builtins.int = ...,
+        node_uuid: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["node", b"node", "replica", b"replica"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["match_index", b"match_index", "node", b"node", "node_uuid", b"node_uuid", "replica", b"replica", "role", b"role"]) -> None: ...
 
 global___GroupMember = GroupMember
 
@@ -546,9 +616,12 @@ class ClusterDescription(google.protobuf.message.Message):
     NODE_FIELD_NUMBER: builtins.int
     NODES_FIELD_NUMBER: builtins.int
     GROUPS_FIELD_NUMBER: builtins.int
+    DIRECTORY_FIELD_NUMBER: builtins.int
     cluster: builtins.bytes
     node: builtins.int
     """who answers"""
+    directory: builtins.int
+    """version of what this node knows of nodes and members; a higher one supersedes it"""
     @property
     def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___NodeDescription]: ...
     @property
@@ -560,8 +633,9 @@ class ClusterDescription(google.protobuf.message.Message):
         node: builtins.int = ...,
         nodes: collections.abc.Iterable[global___NodeDescription] | None = ...,
         groups: collections.abc.Iterable[global___GroupDescription] | None = ...,
+        directory: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cluster", b"cluster", "groups", b"groups", "node", b"node", "nodes", b"nodes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cluster", b"cluster", "directory", b"directory", "groups", b"groups", "node", b"node", "nodes", b"nodes"]) -> None: ...
 
 global___ClusterDescription = ClusterDescription
 
@@ -998,6 +1072,7 @@ class BlockHeader(google.protobuf.message.Message):
     CRC_FIELD_NUMBER: builtins.int
     VIEW_FIELD_NUMBER: builtins.int
     TERM_FIELD_NUMBER: builtins.int
+    AGE_MS_FIELD_NUMBER: builtins.int
     block: builtins.int
     step: builtins.int
     version: builtins.int
@@ -1006,6 +1081,8 @@ class BlockHeader(google.protobuf.message.Message):
     crc: builtins.int
     view: builtins.int
     term: builtins.int
+    age_ms: builtins.int
+    """pulls with linearizable or bounded_ms: at most this old when the block was read"""
     def __init__(
         self,
         *,
@@ -1017,8 +1094,9 @@ class BlockHeader(google.protobuf.message.Message):
         crc: builtins.int = ...,
         view: builtins.int = ...,
         term: builtins.int = ...,
+        age_ms: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["block", b"block", "codec", b"codec", "crc", b"crc", "status", b"status", "step", b"step", "term", b"term", "version", b"version", "view", b"view"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["age_ms", b"age_ms", "block", b"block", "codec", b"codec", "crc", b"crc", "status", b"status", "step", b"step", "term", b"term", "version", b"version", "view", b"view"]) -> None: ...
 
 global___BlockHeader = BlockHeader
 
@@ -1054,6 +1132,8 @@ class PullRequest(google.protobuf.message.Message):
     BLOCKS_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     MIN_VERSION_FIELD_NUMBER: builtins.int
+    LINEARIZABLE_FIELD_NUMBER: builtins.int
+    BOUNDED_MS_FIELD_NUMBER: builtins.int
     cluster: builtins.bytes
     group: builtins.int
     model: builtins.int
@@ -1061,6 +1141,10 @@ class PullRequest(google.protobuf.message.Message):
     placement_epoch: builtins.int
     version: builtins.int
     min_version: builtins.int
+    linearizable: builtins.bool
+    """with min_version: everything acknowledged before this call is in it (RULES R2)"""
+    bounded_ms: builtins.int
+    """with min_version: state at most this old (RULES R3); 0: any"""
     @property
     def blocks(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """sorted, without repeats; empty: all of this group"""
@@ -1076,9 +1160,11 @@ class PullRequest(google.protobuf.message.Message):
         blocks: collections.abc.Iterable[builtins.int] | None = ...,
         version: builtins.int = ...,
         min_version: builtins.int = ...,
+        linearizable: builtins.bool = ...,
+        bounded_ms: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["min_version", b"min_version", "version", b"version", "want", b"want"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "cluster", b"cluster", "generation", b"generation", "group", b"group", "min_version", b"min_version", "model", b"model", "placement_epoch", b"placement_epoch", "version", b"version", "want", b"want"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "bounded_ms", b"bounded_ms", "cluster", b"cluster", "generation", b"generation", "group", b"group", "linearizable", b"linearizable", "min_version", b"min_version", "model", b"model", "placement_epoch", b"placement_epoch", "version", b"version", "want", b"want"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["want", b"want"]) -> typing.Literal["version", "min_version"] | None: ...
 
 global___PullRequest = PullRequest
@@ -1105,16 +1191,20 @@ global___AnnouncementsRequest = AnnouncementsRequest
 
 @typing.final
 class Announcement(google.protobuf.message.Message):
+    """group and term, or else `directory`: nodes or members changed, and DescribeCluster here tells of them."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     GROUP_FIELD_NUMBER: builtins.int
     TERM_FIELD_NUMBER: builtins.int
     NODE_FIELD_NUMBER: builtins.int
     ADDRESS_FIELD_NUMBER: builtins.int
+    DIRECTORY_FIELD_NUMBER: builtins.int
     group: builtins.int
     term: builtins.int
     node: builtins.int
     address: builtins.str
+    directory: builtins.int
     def __init__(
         self,
         *,
@@ -1122,8 +1212,9 @@ class Announcement(google.protobuf.message.Message):
         term: builtins.int = ...,
         node: builtins.int = ...,
         address: builtins.str = ...,
+        directory: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "group", b"group", "node", b"node", "term", b"term"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "directory", b"directory", "group", b"group", "node", b"node", "term", b"term"]) -> None: ...
 
 global___Announcement = Announcement
 
@@ -1166,19 +1257,237 @@ class ExecuteResponse(google.protobuf.message.Message):
 global___ExecuteResponse = ExecuteResponse
 
 @typing.final
+class GroupMembers(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: builtins.int
+    INDEX_FIELD_NUMBER: builtins.int
+    CONFIGURATION_FIELD_NUMBER: builtins.int
+    group: builtins.int
+    index: builtins.int
+    """where the configuration stands in the group's log"""
+    configuration: builtins.bytes
+    """consensus/core/configuration.py"""
+    def __init__(
+        self,
+        *,
+        group: builtins.int = ...,
+        index: builtins.int = ...,
+        configuration: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["configuration", b"configuration", "group", b"group", "index", b"index"]) -> None: ...
+
+global___GroupMembers = GroupMembers
+
+@typing.final
+class Directory(google.protobuf.message.Message):
+    """What every node knows of the others, as group 0 decided it; a higher version supersedes a lower one whole."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: builtins.int
+    NODES_FIELD_NUMBER: builtins.int
+    GROUPS_FIELD_NUMBER: builtins.int
+    version: builtins.int
+    @property
+    def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___NodeDescription]: ...
+    @property
+    def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GroupMembers]:
+        """those whose members are not the bootstrap's any more"""
+
+    def __init__(
+        self,
+        *,
+        version: builtins.int = ...,
+        nodes: collections.abc.Iterable[global___NodeDescription] | None = ...,
+        groups: collections.abc.Iterable[global___GroupMembers] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["groups", b"groups", "nodes", b"nodes", "version", b"version"]) -> None: ...
+
+global___Directory = Directory
+
+@typing.final
+class CreateReplica(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: builtins.int
+    REPLICA_FIELD_NUMBER: builtins.int
+    CONFIGURATION_FIELD_NUMBER: builtins.int
+    group: builtins.int
+    replica: builtins.int
+    configuration: builtins.bytes
+    def __init__(
+        self,
+        *,
+        group: builtins.int = ...,
+        replica: builtins.int = ...,
+        configuration: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["configuration", b"configuration", "group", b"group", "replica", b"replica"]) -> None: ...
+
+global___CreateReplica = CreateReplica
+
+@typing.final
+class DeleteReplica(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: builtins.int
+    REPLICA_FIELD_NUMBER: builtins.int
+    group: builtins.int
+    replica: builtins.int
+    def __init__(
+        self,
+        *,
+        group: builtins.int = ...,
+        replica: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["group", b"group", "replica", b"replica"]) -> None: ...
+
+global___DeleteReplica = DeleteReplica
+
+@typing.final
+class ChangeMembers(google.protobuf.message.Message):
+    """at the group's leader"""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: builtins.int
+    EXPECTED_INDEX_FIELD_NUMBER: builtins.int
+    VOTERS_FIELD_NUMBER: builtins.int
+    LEARNERS_FIELD_NUMBER: builtins.int
+    NEW_REPLICA_FIELD_NUMBER: builtins.int
+    NODE_FIELD_NUMBER: builtins.int
+    NODE_UUID_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
+    group: builtins.int
+    expected_index: builtins.int
+    """of the configuration in force; another one: refused"""
+    new_replica: builtins.int
+    """a member that the group did not have yet, and where it lives; 0: none"""
+    node: builtins.int
+    node_uuid: builtins.bytes
+    address: builtins.str
+    @property
+    def voters(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    @property
+    def learners(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        group: builtins.int = ...,
+        expected_index: builtins.int = ...,
+        voters: collections.abc.Iterable[builtins.int] | None = ...,
+        learners: collections.abc.Iterable[builtins.int] | None = ...,
+        new_replica: builtins.int = ...,
+        node: builtins.int = ...,
+        node_uuid: builtins.bytes = ...,
+        address: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "expected_index", b"expected_index", "group", b"group", "learners", b"learners", "new_replica", b"new_replica", "node", b"node", "node_uuid", b"node_uuid", "voters", b"voters"]) -> None: ...
+
+global___ChangeMembers = ChangeMembers
+
+@typing.final
+class TransferLeadership(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: builtins.int
+    REPLICA_FIELD_NUMBER: builtins.int
+    group: builtins.int
+    replica: builtins.int
+    def __init__(
+        self,
+        *,
+        group: builtins.int = ...,
+        replica: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["group", b"group", "replica", b"replica"]) -> None: ...
+
+global___TransferLeadership = TransferLeadership
+
+@typing.final
+class OrderRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CLUSTER_FIELD_NUMBER: builtins.int
+    NODE_FIELD_NUMBER: builtins.int
+    NODE_UUID_FIELD_NUMBER: builtins.int
+    TERM_FIELD_NUMBER: builtins.int
+    DIRECTORY_FIELD_NUMBER: builtins.int
+    CREATE_FIELD_NUMBER: builtins.int
+    DELETE_FIELD_NUMBER: builtins.int
+    CHANGE_FIELD_NUMBER: builtins.int
+    TRANSFER_FIELD_NUMBER: builtins.int
+    cluster: builtins.bytes
+    node: builtins.int
+    node_uuid: builtins.bytes
+    """the folder that the order is for; another one refuses"""
+    term: builtins.int
+    """of group 0's leader; a lower one than seen before is refused"""
+    @property
+    def directory(self) -> global___Directory: ...
+    @property
+    def create(self) -> global___CreateReplica: ...
+    @property
+    def delete(self) -> global___DeleteReplica: ...
+    @property
+    def change(self) -> global___ChangeMembers: ...
+    @property
+    def transfer(self) -> global___TransferLeadership: ...
+    def __init__(
+        self,
+        *,
+        cluster: builtins.bytes = ...,
+        node: builtins.int = ...,
+        node_uuid: builtins.bytes = ...,
+        term: builtins.int = ...,
+        directory: global___Directory | None = ...,
+        create: global___CreateReplica | None = ...,
+        delete: global___DeleteReplica | None = ...,
+        change: global___ChangeMembers | None = ...,
+        transfer: global___TransferLeadership | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["change", b"change", "create", b"create", "delete", b"delete", "directory", b"directory", "kind", b"kind", "transfer", b"transfer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["change", b"change", "cluster", b"cluster", "create", b"create", "delete", b"delete", "directory", b"directory", "kind", b"kind", "node", b"node", "node_uuid", b"node_uuid", "term", b"term", "transfer", b"transfer"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["directory", "create", "delete", "change", "transfer"] | None: ...
+
+global___OrderRequest = OrderRequest
+
+@typing.final
+class OrderResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LEADER_NODE_FIELD_NUMBER: builtins.int
+    TERM_FIELD_NUMBER: builtins.int
+    leader_node: builtins.int
+    term: builtins.int
+    def __init__(
+        self,
+        *,
+        leader_node: builtins.int = ...,
+        term: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["leader_node", b"leader_node", "term", b"term"]) -> None: ...
+
+global___OrderResponse = OrderResponse
+
+@typing.final
 class StatusRequest(google.protobuf.message.Message):
     """---- status"""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     BLOCKS_FIELD_NUMBER: builtins.int
+    BRIEF_FIELD_NUMBER: builtins.int
     blocks: builtins.bool
+    brief: builtins.bool
     def __init__(
         self,
         *,
         blocks: builtins.bool = ...,
+        brief: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["blocks", b"blocks"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "brief", b"brief"]) -> None: ...
 
 global___StatusRequest = StatusRequest
 
@@ -1223,6 +1532,20 @@ class GroupState(google.protobuf.message.Message):
     PROBLEM_FIELD_NUMBER: builtins.int
     STATE_BYTES_FIELD_NUMBER: builtins.int
     BLOCKS_FIELD_NUMBER: builtins.int
+    FIRST_INDEX_FIELD_NUMBER: builtins.int
+    LAST_TERM_FIELD_NUMBER: builtins.int
+    MEMBERS_FIELD_NUMBER: builtins.int
+    CONFIGURATION_INDEX_FIELD_NUMBER: builtins.int
+    JOINT_FIELD_NUMBER: builtins.int
+    NEXT_REPLICA_FIELD_NUMBER: builtins.int
+    LEADER_REPLICA_FIELD_NUMBER: builtins.int
+    TRANSFEREE_FIELD_NUMBER: builtins.int
+    QUIESCED_FIELD_NUMBER: builtins.int
+    FORGETFUL_FIELD_NUMBER: builtins.int
+    STORAGE_STALLED_FIELD_NUMBER: builtins.int
+    REMOVED_FIELD_NUMBER: builtins.int
+    SERVING_FIELD_NUMBER: builtins.int
+    CONFIGURATION_FIELD_NUMBER: builtins.int
     group: builtins.int
     replica: builtins.int
     role: builtins.str
@@ -1236,8 +1559,28 @@ class GroupState(google.protobuf.message.Message):
     problem: builtins.str
     """why this replica does not run, or an alarm; empty when well"""
     state_bytes: builtins.int
+    first_index: builtins.int
+    last_term: builtins.int
+    configuration_index: builtins.int
+    joint: builtins.bool
+    next_replica: builtins.int
+    leader_replica: builtins.int
+    transferee: builtins.int
+    """leadership is being handed to it"""
+    quiesced: builtins.bool
+    forgetful: builtins.bool
+    storage_stalled: builtins.bool
+    removed: builtins.bool
+    serving: builtins.bool
+    """leads, and its no-op is applied"""
+    configuration: builtins.bytes
+    """consensus/core/configuration.py"""
     @property
     def blocks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___BlockState]: ...
+    @property
+    def members(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GroupMember]:
+        """of the configuration in force here, committed or not"""
+
     def __init__(
         self,
         *,
@@ -1254,8 +1597,22 @@ class GroupState(google.protobuf.message.Message):
         problem: builtins.str = ...,
         state_bytes: builtins.int = ...,
         blocks: collections.abc.Iterable[global___BlockState] | None = ...,
+        first_index: builtins.int = ...,
+        last_term: builtins.int = ...,
+        members: collections.abc.Iterable[global___GroupMember] | None = ...,
+        configuration_index: builtins.int = ...,
+        joint: builtins.bool = ...,
+        next_replica: builtins.int = ...,
+        leader_replica: builtins.int = ...,
+        transferee: builtins.int = ...,
+        quiesced: builtins.bool = ...,
+        forgetful: builtins.bool = ...,
+        storage_stalled: builtins.bool = ...,
+        removed: builtins.bool = ...,
+        serving: builtins.bool = ...,
+        configuration: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["applied_index", b"applied_index", "blocks", b"blocks", "commit_index", b"commit_index", "flushed_index", b"flushed_index", "group", b"group", "last_index", b"last_index", "leader_node", b"leader_node", "problem", b"problem", "replica", b"replica", "role", b"role", "snapshot_index", b"snapshot_index", "state_bytes", b"state_bytes", "term", b"term"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["applied_index", b"applied_index", "blocks", b"blocks", "commit_index", b"commit_index", "configuration", b"configuration", "configuration_index", b"configuration_index", "first_index", b"first_index", "flushed_index", b"flushed_index", "forgetful", b"forgetful", "group", b"group", "joint", b"joint", "last_index", b"last_index", "last_term", b"last_term", "leader_node", b"leader_node", "leader_replica", b"leader_replica", "members", b"members", "next_replica", b"next_replica", "problem", b"problem", "quiesced", b"quiesced", "removed", b"removed", "replica", b"replica", "role", b"role", "serving", b"serving", "snapshot_index", b"snapshot_index", "state_bytes", b"state_bytes", "storage_stalled", b"storage_stalled", "term", b"term", "transferee", b"transferee"]) -> None: ...
 
 global___GroupState = GroupState
 
@@ -1345,6 +1702,9 @@ class NodeStatus(google.protobuf.message.Message):
     COUNTERS_FIELD_NUMBER: builtins.int
     GAUGES_FIELD_NUMBER: builtins.int
     DURABILITY_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    DISK_FULL_FIELD_NUMBER: builtins.int
+    DIRECTORY_FIELD_NUMBER: builtins.int
     node: builtins.int
     address: builtins.str
     cluster: builtins.bytes
@@ -1352,6 +1712,11 @@ class NodeStatus(google.protobuf.message.Message):
     incarnation: builtins.int
     version: builtins.str
     durability: builtins.str
+    state: builtins.str
+    """serving, or waiting: not admitted yet"""
+    disk_full: builtins.bool
+    directory: builtins.int
+    """version of what it knows of nodes and members"""
     @property
     def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GroupState]: ...
     @property
@@ -1379,10 +1744,348 @@ class NodeStatus(google.protobuf.message.Message):
         counters: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
         gauges: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
         durability: builtins.str = ...,
+        state: builtins.str = ...,
+        disk_full: builtins.bool = ...,
+        directory: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "alarms", b"alarms", "cluster", b"cluster", "counters", b"counters", "durability", b"durability", "gauges", b"gauges", "groups", b"groups", "incarnation", b"incarnation", "models", b"models", "node", b"node", "node_uuid", b"node_uuid", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "alarms", b"alarms", "cluster", b"cluster", "counters", b"counters", "directory", b"directory", "disk_full", b"disk_full", "durability", b"durability", "gauges", b"gauges", "groups", b"groups", "incarnation", b"incarnation", "models", b"models", "node", b"node", "node_uuid", b"node_uuid", "state", b"state", "version", b"version"]) -> None: ...
 
 global___NodeStatus = NodeStatus
+
+@typing.final
+class MembersRequest(google.protobuf.message.Message):
+    """---- changing nodes, members, leaders"""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___MembersRequest = MembersRequest
+
+@typing.final
+class MoveDescription(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MOVE_FIELD_NUMBER: builtins.int
+    GROUP_FIELD_NUMBER: builtins.int
+    REPLICA_FIELD_NUMBER: builtins.int
+    TO_NODE_FIELD_NUMBER: builtins.int
+    OLD_REPLICA_FIELD_NUMBER: builtins.int
+    FROM_NODE_FIELD_NUMBER: builtins.int
+    STAGE_FIELD_NUMBER: builtins.int
+    CANCELLED_FIELD_NUMBER: builtins.int
+    WHY_FIELD_NUMBER: builtins.int
+    TROUBLE_FIELD_NUMBER: builtins.int
+    move: builtins.int
+    group: builtins.int
+    replica: builtins.int
+    to_node: builtins.int
+    old_replica: builtins.int
+    from_node: builtins.int
+    stage: builtins.str
+    cancelled: builtins.bool
+    why: builtins.str
+    trouble: builtins.str
+    """why its last attempt failed"""
+    def __init__(
+        self,
+        *,
+        move: builtins.int = ...,
+        group: builtins.int = ...,
+        replica: builtins.int = ...,
+        to_node: builtins.int = ...,
+        old_replica: builtins.int = ...,
+        from_node: builtins.int = ...,
+        stage: builtins.str = ...,
+        cancelled: builtins.bool = ...,
+        why: builtins.str = ...,
+        trouble: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cancelled", b"cancelled", "from_node", b"from_node", "group", b"group", "move", b"move", "old_replica", b"old_replica", "replica", b"replica", "stage", b"stage", "to_node", b"to_node", "trouble", b"trouble", "why", b"why"]) -> None: ...
+
+global___MoveDescription = MoveDescription
+
+@typing.final
+class LeftoverDescription(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: builtins.int
+    REPLICA_FIELD_NUMBER: builtins.int
+    NODE_FIELD_NUMBER: builtins.int
+    TROUBLE_FIELD_NUMBER: builtins.int
+    group: builtins.int
+    replica: builtins.int
+    node: builtins.int
+    trouble: builtins.str
+    def __init__(
+        self,
+        *,
+        group: builtins.int = ...,
+        replica: builtins.int = ...,
+        node: builtins.int = ...,
+        trouble: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["group", b"group", "node", b"node", "replica", b"replica", "trouble", b"trouble"]) -> None: ...
+
+global___LeftoverDescription = LeftoverDescription
+
+@typing.final
+class MembersDescription(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DIRECTORY_FIELD_NUMBER: builtins.int
+    NODES_FIELD_NUMBER: builtins.int
+    UP_FIELD_NUMBER: builtins.int
+    GROUPS_FIELD_NUMBER: builtins.int
+    MOVES_FIELD_NUMBER: builtins.int
+    LEFTOVERS_FIELD_NUMBER: builtins.int
+    BEHIND_FIELD_NUMBER: builtins.int
+    directory: builtins.int
+    @property
+    def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___NodeDescription]: ...
+    @property
+    def up(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """nodes that answered just now"""
+
+    @property
+    def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GroupDescription]: ...
+    @property
+    def moves(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___MoveDescription]: ...
+    @property
+    def leftovers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___LeftoverDescription]:
+        """replicas that are no members any more and wait to be deleted"""
+
+    @property
+    def behind(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """nodes that have not confirmed this directory yet"""
+
+    def __init__(
+        self,
+        *,
+        directory: builtins.int = ...,
+        nodes: collections.abc.Iterable[global___NodeDescription] | None = ...,
+        up: collections.abc.Iterable[builtins.int] | None = ...,
+        groups: collections.abc.Iterable[global___GroupDescription] | None = ...,
+        moves: collections.abc.Iterable[global___MoveDescription] | None = ...,
+        leftovers: collections.abc.Iterable[global___LeftoverDescription] | None = ...,
+        behind: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["behind", b"behind", "directory", b"directory", "groups", b"groups", "leftovers", b"leftovers", "moves", b"moves", "nodes", b"nodes", "up", b"up"]) -> None: ...
+
+global___MembersDescription = MembersDescription
+
+@typing.final
+class AddNode(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
+    node: builtins.int
+    address: builtins.str
+    def __init__(
+        self,
+        *,
+        node: builtins.int = ...,
+        address: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "node", b"node"]) -> None: ...
+
+global___AddNode = AddNode
+
+@typing.final
+class RemoveNode(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: builtins.int
+    node: builtins.int
+    def __init__(
+        self,
+        *,
+        node: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["node", b"node"]) -> None: ...
+
+global___RemoveNode = RemoveNode
+
+@typing.final
+class ReplaceNode(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: builtins.int
+    BY_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
+    node: builtins.int
+    by: builtins.int
+    address: builtins.str
+    def __init__(
+        self,
+        *,
+        node: builtins.int = ...,
+        by: builtins.int = ...,
+        address: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "by", b"by", "node", b"node"]) -> None: ...
+
+global___ReplaceNode = ReplaceNode
+
+@typing.final
+class DrainNode(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: builtins.int
+    LEADERS_ONLY_FIELD_NUMBER: builtins.int
+    UNDO_FIELD_NUMBER: builtins.int
+    node: builtins.int
+    leaders_only: builtins.bool
+    undo: builtins.bool
+    def __init__(
+        self,
+        *,
+        node: builtins.int = ...,
+        leaders_only: builtins.bool = ...,
+        undo: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["leaders_only", b"leaders_only", "node", b"node", "undo", b"undo"]) -> None: ...
+
+global___DrainNode = DrainNode
+
+@typing.final
+class MoveReplica(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: builtins.int
+    FROM_NODE_FIELD_NUMBER: builtins.int
+    TO_NODE_FIELD_NUMBER: builtins.int
+    group: builtins.int
+    from_node: builtins.int
+    to_node: builtins.int
+    def __init__(
+        self,
+        *,
+        group: builtins.int = ...,
+        from_node: builtins.int = ...,
+        to_node: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["from_node", b"from_node", "group", b"group", "to_node", b"to_node"]) -> None: ...
+
+global___MoveReplica = MoveReplica
+
+@typing.final
+class CancelMove(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: builtins.int
+    group: builtins.int
+    def __init__(
+        self,
+        *,
+        group: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["group", b"group"]) -> None: ...
+
+global___CancelMove = CancelMove
+
+@typing.final
+class TransferTo(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: builtins.int
+    TO_NODE_FIELD_NUMBER: builtins.int
+    group: builtins.int
+    to_node: builtins.int
+    def __init__(
+        self,
+        *,
+        group: builtins.int = ...,
+        to_node: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["group", b"group", "to_node", b"to_node"]) -> None: ...
+
+global___TransferTo = TransferTo
+
+@typing.final
+class ReshapeRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: builtins.int
+    SEQUENCE_FIELD_NUMBER: builtins.int
+    SECRET_FIELD_NUMBER: builtins.int
+    DRY_RUN_FIELD_NUMBER: builtins.int
+    ADD_FIELD_NUMBER: builtins.int
+    REMOVE_FIELD_NUMBER: builtins.int
+    REPLACE_FIELD_NUMBER: builtins.int
+    DRAIN_FIELD_NUMBER: builtins.int
+    MOVE_FIELD_NUMBER: builtins.int
+    CANCEL_FIELD_NUMBER: builtins.int
+    TRANSFER_FIELD_NUMBER: builtins.int
+    session: builtins.int
+    sequence: builtins.int
+    """with the session: once, however often it is sent (RULES A4)"""
+    secret: builtins.bytes
+    dry_run: builtins.bool
+    """say what would be done; needs no session"""
+    @property
+    def add(self) -> global___AddNode: ...
+    @property
+    def remove(self) -> global___RemoveNode: ...
+    @property
+    def replace(self) -> global___ReplaceNode: ...
+    @property
+    def drain(self) -> global___DrainNode: ...
+    @property
+    def move(self) -> global___MoveReplica: ...
+    @property
+    def cancel(self) -> global___CancelMove: ...
+    @property
+    def transfer(self) -> global___TransferTo: ...
+    def __init__(
+        self,
+        *,
+        session: builtins.int = ...,
+        sequence: builtins.int = ...,
+        secret: builtins.bytes = ...,
+        dry_run: builtins.bool = ...,
+        add: global___AddNode | None = ...,
+        remove: global___RemoveNode | None = ...,
+        replace: global___ReplaceNode | None = ...,
+        drain: global___DrainNode | None = ...,
+        move: global___MoveReplica | None = ...,
+        cancel: global___CancelMove | None = ...,
+        transfer: global___TransferTo | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["add", b"add", "cancel", b"cancel", "drain", b"drain", "kind", b"kind", "move", b"move", "remove", b"remove", "replace", b"replace", "transfer", b"transfer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["add", b"add", "cancel", b"cancel", "drain", b"drain", "dry_run", b"dry_run", "kind", b"kind", "move", b"move", "remove", b"remove", "replace", b"replace", "secret", b"secret", "sequence", b"sequence", "session", b"session", "transfer", b"transfer"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["add", "remove", "replace", "drain", "move", "cancel", "transfer"] | None: ...
+
+global___ReshapeRequest = ReshapeRequest
+
+@typing.final
+class ReshapeResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: builtins.int
+    ARITHMETIC_FIELD_NUMBER: builtins.int
+    MOVES_FIELD_NUMBER: builtins.int
+    @property
+    def steps(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def arithmetic(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def moves(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """begun; they go on by themselves, whoever leads group 0"""
+
+    def __init__(
+        self,
+        *,
+        steps: collections.abc.Iterable[builtins.str] | None = ...,
+        arithmetic: collections.abc.Iterable[builtins.str] | None = ...,
+        moves: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["arithmetic", b"arithmetic", "moves", b"moves", "steps", b"steps"]) -> None: ...
+
+global___ReshapeResponse = ReshapeResponse
 
 @typing.final
 class CreateShard(google.protobuf.message.Message):
@@ -1544,6 +2247,145 @@ class RegisterNode(google.protobuf.message.Message):
 global___RegisterNode = RegisterNode
 
 @typing.final
+class WantedMove(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: builtins.int
+    TO_NODE_FIELD_NUMBER: builtins.int
+    OLD_REPLICA_FIELD_NUMBER: builtins.int
+    FROM_NODE_FIELD_NUMBER: builtins.int
+    FROM_UUID_FIELD_NUMBER: builtins.int
+    REPLICA_MIN_FIELD_NUMBER: builtins.int
+    group: builtins.int
+    to_node: builtins.int
+    old_replica: builtins.int
+    from_node: builtins.int
+    from_uuid: builtins.bytes
+    replica_min: builtins.int
+    """the new id is at least this: the group's own log says what was used"""
+    def __init__(
+        self,
+        *,
+        group: builtins.int = ...,
+        to_node: builtins.int = ...,
+        old_replica: builtins.int = ...,
+        from_node: builtins.int = ...,
+        from_uuid: builtins.bytes = ...,
+        replica_min: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["from_node", b"from_node", "from_uuid", b"from_uuid", "group", b"group", "old_replica", b"old_replica", "replica_min", b"replica_min", "to_node", b"to_node"]) -> None: ...
+
+global___WantedMove = WantedMove
+
+@typing.final
+class ReshapeCommand(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WHY_FIELD_NUMBER: builtins.int
+    NODES_FIELD_NUMBER: builtins.int
+    MOVES_FIELD_NUMBER: builtins.int
+    CANCEL_FIELD_NUMBER: builtins.int
+    why: builtins.str
+    @property
+    def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___NodeDescription]:
+        """as they are from now on"""
+
+    @property
+    def moves(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___WantedMove]: ...
+    @property
+    def cancel(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """groups"""
+
+    def __init__(
+        self,
+        *,
+        why: builtins.str = ...,
+        nodes: collections.abc.Iterable[global___NodeDescription] | None = ...,
+        moves: collections.abc.Iterable[global___WantedMove] | None = ...,
+        cancel: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cancel", b"cancel", "moves", b"moves", "nodes", b"nodes", "why", b"why"]) -> None: ...
+
+global___ReshapeCommand = ReshapeCommand
+
+@typing.final
+class MoveAdvanced(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MOVE_FIELD_NUMBER: builtins.int
+    STAGE_FIELD_NUMBER: builtins.int
+    move: builtins.int
+    stage: builtins.int
+    def __init__(
+        self,
+        *,
+        move: builtins.int = ...,
+        stage: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["move", b"move", "stage", b"stage"]) -> None: ...
+
+global___MoveAdvanced = MoveAdvanced
+
+@typing.final
+class MoveEnded(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MOVE_FIELD_NUMBER: builtins.int
+    MEMBERS_FIELD_NUMBER: builtins.int
+    DONE_FIELD_NUMBER: builtins.int
+    move: builtins.int
+    done: builtins.bool
+    @property
+    def members(self) -> global___GroupMembers: ...
+    def __init__(
+        self,
+        *,
+        move: builtins.int = ...,
+        members: global___GroupMembers | None = ...,
+        done: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["members", b"members"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["done", b"done", "members", b"members", "move", b"move"]) -> None: ...
+
+global___MoveEnded = MoveEnded
+
+@typing.final
+class LeftoverDeleted(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: builtins.int
+    REPLICA_FIELD_NUMBER: builtins.int
+    group: builtins.int
+    replica: builtins.int
+    def __init__(
+        self,
+        *,
+        group: builtins.int = ...,
+        replica: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["group", b"group", "replica", b"replica"]) -> None: ...
+
+global___LeftoverDeleted = LeftoverDeleted
+
+@typing.final
+class NodeRemoved(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: builtins.int
+    NODE_UUID_FIELD_NUMBER: builtins.int
+    node: builtins.int
+    node_uuid: builtins.bytes
+    def __init__(
+        self,
+        *,
+        node: builtins.int = ...,
+        node_uuid: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["node", b"node", "node_uuid", b"node_uuid"]) -> None: ...
+
+global___NodeRemoved = NodeRemoved
+
+@typing.final
 class ExpireLease(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1625,6 +2467,11 @@ class CatalogueCommand(google.protobuf.message.Message):
     CLAIM_RANK_FIELD_NUMBER: builtins.int
     RELEASE_RANK_FIELD_NUMBER: builtins.int
     EXPIRE_LEASE_FIELD_NUMBER: builtins.int
+    RESHAPE_FIELD_NUMBER: builtins.int
+    MOVE_ADVANCED_FIELD_NUMBER: builtins.int
+    MOVE_ENDED_FIELD_NUMBER: builtins.int
+    LEFTOVER_DELETED_FIELD_NUMBER: builtins.int
+    NODE_REMOVED_FIELD_NUMBER: builtins.int
     session: builtins.int
     sequence: builtins.int
     secret_digest: builtins.bytes
@@ -1646,6 +2493,16 @@ class CatalogueCommand(google.protobuf.message.Message):
     def release_rank(self) -> global___ReleaseRankRequest: ...
     @property
     def expire_lease(self) -> global___ExpireLease: ...
+    @property
+    def reshape(self) -> global___ReshapeCommand: ...
+    @property
+    def move_advanced(self) -> global___MoveAdvanced: ...
+    @property
+    def move_ended(self) -> global___MoveEnded: ...
+    @property
+    def leftover_deleted(self) -> global___LeftoverDeleted: ...
+    @property
+    def node_removed(self) -> global___NodeRemoved: ...
     def __init__(
         self,
         *,
@@ -1661,10 +2518,15 @@ class CatalogueCommand(google.protobuf.message.Message):
         claim_rank: global___ClaimRankRequest | None = ...,
         release_rank: global___ReleaseRankRequest | None = ...,
         expire_lease: global___ExpireLease | None = ...,
+        reshape: global___ReshapeCommand | None = ...,
+        move_advanced: global___MoveAdvanced | None = ...,
+        move_ended: global___MoveEnded | None = ...,
+        leftover_deleted: global___LeftoverDeleted | None = ...,
+        node_removed: global___NodeRemoved | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["claim_initialization", b"claim_initialization", "claim_rank", b"claim_rank", "create_model", b"create_model", "expire_lease", b"expire_lease", "kind", b"kind", "model_opened", b"model_opened", "open_session", b"open_session", "register_node", b"register_node", "release_rank", b"release_rank", "shard_created", b"shard_created"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["claim_initialization", b"claim_initialization", "claim_rank", b"claim_rank", "create_model", b"create_model", "expire_lease", b"expire_lease", "kind", b"kind", "model_opened", b"model_opened", "open_session", b"open_session", "register_node", b"register_node", "release_rank", b"release_rank", "secret_digest", b"secret_digest", "sequence", b"sequence", "session", b"session", "shard_created", b"shard_created"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register_node", "open_session", "create_model", "shard_created", "claim_initialization", "model_opened", "claim_rank", "release_rank", "expire_lease"] | None: ...
+    def HasField(self, field_name: typing.Literal["claim_initialization", b"claim_initialization", "claim_rank", b"claim_rank", "create_model", b"create_model", "expire_lease", b"expire_lease", "kind", b"kind", "leftover_deleted", b"leftover_deleted", "model_opened", b"model_opened", "move_advanced", b"move_advanced", "move_ended", b"move_ended", "node_removed", b"node_removed", "open_session", b"open_session", "register_node", b"register_node", "release_rank", b"release_rank", "reshape", b"reshape", "shard_created", b"shard_created"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["claim_initialization", b"claim_initialization", "claim_rank", b"claim_rank", "create_model", b"create_model", "expire_lease", b"expire_lease", "kind", b"kind", "leftover_deleted", b"leftover_deleted", "model_opened", b"model_opened", "move_advanced", b"move_advanced", "move_ended", b"move_ended", "node_removed", b"node_removed", "open_session", b"open_session", "register_node", b"register_node", "release_rank", b"release_rank", "reshape", b"reshape", "secret_digest", b"secret_digest", "sequence", b"sequence", "session", b"session", "shard_created", b"shard_created"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register_node", "open_session", "create_model", "shard_created", "claim_initialization", "model_opened", "claim_rank", "release_rank", "expire_lease", "reshape", "move_advanced", "move_ended", "leftover_deleted", "node_removed"] | None: ...
 
 global___CatalogueCommand = CatalogueCommand
 
@@ -1713,19 +2575,115 @@ class CatalogueHeader(google.protobuf.message.Message):
     FORMAT_FIELD_NUMBER: builtins.int
     NEXT_MODEL_FIELD_NUMBER: builtins.int
     NEXT_SESSION_FIELD_NUMBER: builtins.int
+    NEXT_MOVE_FIELD_NUMBER: builtins.int
+    DIRECTORY_FIELD_NUMBER: builtins.int
     format: builtins.int
     next_model: builtins.int
     next_session: builtins.int
+    next_move: builtins.int
+    directory: builtins.int
     def __init__(
         self,
         *,
         format: builtins.int = ...,
         next_model: builtins.int = ...,
         next_session: builtins.int = ...,
+        next_move: builtins.int = ...,
+        directory: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["format", b"format", "next_model", b"next_model", "next_session", b"next_session"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["directory", b"directory", "format", b"format", "next_model", b"next_model", "next_move", b"next_move", "next_session", b"next_session"]) -> None: ...
 
 global___CatalogueHeader = CatalogueHeader
+
+@typing.final
+class MoveRecord(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MOVE_FIELD_NUMBER: builtins.int
+    GROUP_FIELD_NUMBER: builtins.int
+    REPLICA_FIELD_NUMBER: builtins.int
+    TO_NODE_FIELD_NUMBER: builtins.int
+    TO_UUID_FIELD_NUMBER: builtins.int
+    TO_ADDRESS_FIELD_NUMBER: builtins.int
+    OLD_REPLICA_FIELD_NUMBER: builtins.int
+    FROM_NODE_FIELD_NUMBER: builtins.int
+    FROM_UUID_FIELD_NUMBER: builtins.int
+    STAGE_FIELD_NUMBER: builtins.int
+    CANCELLED_FIELD_NUMBER: builtins.int
+    WHY_FIELD_NUMBER: builtins.int
+    move: builtins.int
+    group: builtins.int
+    replica: builtins.int
+    to_node: builtins.int
+    to_uuid: builtins.bytes
+    to_address: builtins.str
+    old_replica: builtins.int
+    from_node: builtins.int
+    from_uuid: builtins.bytes
+    stage: builtins.int
+    cancelled: builtins.bool
+    why: builtins.str
+    def __init__(
+        self,
+        *,
+        move: builtins.int = ...,
+        group: builtins.int = ...,
+        replica: builtins.int = ...,
+        to_node: builtins.int = ...,
+        to_uuid: builtins.bytes = ...,
+        to_address: builtins.str = ...,
+        old_replica: builtins.int = ...,
+        from_node: builtins.int = ...,
+        from_uuid: builtins.bytes = ...,
+        stage: builtins.int = ...,
+        cancelled: builtins.bool = ...,
+        why: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cancelled", b"cancelled", "from_node", b"from_node", "from_uuid", b"from_uuid", "group", b"group", "move", b"move", "old_replica", b"old_replica", "replica", b"replica", "stage", b"stage", "to_address", b"to_address", "to_node", b"to_node", "to_uuid", b"to_uuid", "why", b"why"]) -> None: ...
+
+global___MoveRecord = MoveRecord
+
+@typing.final
+class LeftoverRecord(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: builtins.int
+    REPLICA_FIELD_NUMBER: builtins.int
+    NODE_FIELD_NUMBER: builtins.int
+    NODE_UUID_FIELD_NUMBER: builtins.int
+    group: builtins.int
+    replica: builtins.int
+    node: builtins.int
+    node_uuid: builtins.bytes
+    def __init__(
+        self,
+        *,
+        group: builtins.int = ...,
+        replica: builtins.int = ...,
+        node: builtins.int = ...,
+        node_uuid: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["group", b"group", "node", b"node", "node_uuid", b"node_uuid", "replica", b"replica"]) -> None: ...
+
+global___LeftoverRecord = LeftoverRecord
+
+@typing.final
+class NextReplica(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: builtins.int
+    REPLICA_FIELD_NUMBER: builtins.int
+    group: builtins.int
+    replica: builtins.int
+    def __init__(
+        self,
+        *,
+        group: builtins.int = ...,
+        replica: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["group", b"group", "replica", b"replica"]) -> None: ...
+
+global___NextReplica = NextReplica
 
 @typing.final
 class SessionAnswer(google.protobuf.message.Message):
@@ -1814,6 +2772,10 @@ class CatalogueRecord(google.protobuf.message.Message):
     NODE_FIELD_NUMBER: builtins.int
     SESSION_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
+    MOVE_FIELD_NUMBER: builtins.int
+    LEFTOVER_FIELD_NUMBER: builtins.int
+    NEXT_REPLICA_FIELD_NUMBER: builtins.int
+    MEMBERS_FIELD_NUMBER: builtins.int
     @property
     def header(self) -> global___CatalogueHeader: ...
     @property
@@ -1824,6 +2786,14 @@ class CatalogueRecord(google.protobuf.message.Message):
 
     @property
     def model(self) -> global___ModelRecord: ...
+    @property
+    def move(self) -> global___MoveRecord: ...
+    @property
+    def leftover(self) -> global___LeftoverRecord: ...
+    @property
+    def next_replica(self) -> global___NextReplica: ...
+    @property
+    def members(self) -> global___GroupMembers: ...
     def __init__(
         self,
         *,
@@ -1831,9 +2801,13 @@ class CatalogueRecord(google.protobuf.message.Message):
         node: global___NodeDescription | None = ...,
         session: global___SessionRecord | None = ...,
         model: global___ModelRecord | None = ...,
+        move: global___MoveRecord | None = ...,
+        leftover: global___LeftoverRecord | None = ...,
+        next_replica: global___NextReplica | None = ...,
+        members: global___GroupMembers | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["header", b"header", "kind", b"kind", "model", b"model", "node", b"node", "session", b"session"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["header", b"header", "kind", b"kind", "model", b"model", "node", b"node", "session", b"session"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["header", "node", "session", "model"] | None: ...
+    def HasField(self, field_name: typing.Literal["header", b"header", "kind", b"kind", "leftover", b"leftover", "members", b"members", "model", b"model", "move", b"move", "next_replica", b"next_replica", "node", b"node", "session", b"session"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["header", b"header", "kind", b"kind", "leftover", b"leftover", "members", b"members", "model", b"model", "move", b"move", "next_replica", b"next_replica", "node", b"node", "session", b"session"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["header", "node", "session", "model", "move", "leftover", "next_replica", "members"] | None: ...
 
 global___CatalogueRecord = CatalogueRecord

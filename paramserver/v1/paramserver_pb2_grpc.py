@@ -544,13 +544,38 @@ class AdminStub(object):
                 request_serializer=paramserver_dot_v1_dot_paramserver__pb2.StatusRequest.SerializeToString,
                 response_deserializer=paramserver_dot_v1_dot_paramserver__pb2.NodeStatus.FromString,
                 )
+        self.Members = channel.unary_unary(
+                '/paramserver.v1.Admin/Members',
+                request_serializer=paramserver_dot_v1_dot_paramserver__pb2.MembersRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_paramserver__pb2.MembersDescription.FromString,
+                )
+        self.Reshape = channel.unary_unary(
+                '/paramserver.v1.Admin/Reshape',
+                request_serializer=paramserver_dot_v1_dot_paramserver__pb2.ReshapeRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_paramserver__pb2.ReshapeResponse.FromString,
+                )
 
 
 class AdminServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Status(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """any node, of itself
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Members(self, request, context):
+        """group 0's leader; others answer NOT_LEADER with a hint
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reshape(self, request, context):
+        """group 0's leader: change nodes, members of groups, leaders
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -562,6 +587,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=paramserver_dot_v1_dot_paramserver__pb2.StatusRequest.FromString,
                     response_serializer=paramserver_dot_v1_dot_paramserver__pb2.NodeStatus.SerializeToString,
+            ),
+            'Members': grpc.unary_unary_rpc_method_handler(
+                    servicer.Members,
+                    request_deserializer=paramserver_dot_v1_dot_paramserver__pb2.MembersRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_paramserver__pb2.MembersDescription.SerializeToString,
+            ),
+            'Reshape': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reshape,
+                    request_deserializer=paramserver_dot_v1_dot_paramserver__pb2.ReshapeRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_paramserver__pb2.ReshapeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -590,9 +625,43 @@ class Admin(object):
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
+    @staticmethod
+    def Members(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/paramserver.v1.Admin/Members',
+            paramserver_dot_v1_dot_paramserver__pb2.MembersRequest.SerializeToString,
+            paramserver_dot_v1_dot_paramserver__pb2.MembersDescription.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Reshape(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/paramserver.v1.Admin/Reshape',
+            paramserver_dot_v1_dot_paramserver__pb2.ReshapeRequest.SerializeToString,
+            paramserver_dot_v1_dot_paramserver__pb2.ReshapeResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
 
 class InternalStub(object):
-    """Between servers: group 0's leader drives data groups by idempotent commands (RULES I3).
+    """Between servers: group 0's leader drives data groups by idempotent commands and nodes by orders (RULES I1, I3).
     """
 
     def __init__(self, channel):
@@ -606,13 +675,24 @@ class InternalStub(object):
                 request_serializer=paramserver_dot_v1_dot_paramserver__pb2.ExecuteRequest.SerializeToString,
                 response_deserializer=paramserver_dot_v1_dot_paramserver__pb2.ExecuteResponse.FromString,
                 )
+        self.Order = channel.unary_unary(
+                '/paramserver.v1.Internal/Order',
+                request_serializer=paramserver_dot_v1_dot_paramserver__pb2.OrderRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_paramserver__pb2.OrderResponse.FromString,
+                )
 
 
 class InternalServicer(object):
-    """Between servers: group 0's leader drives data groups by idempotent commands (RULES I3).
+    """Between servers: group 0's leader drives data groups by idempotent commands and nodes by orders (RULES I1, I3).
     """
 
     def Execute(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Order(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -626,6 +706,11 @@ def add_InternalServicer_to_server(servicer, server):
                     request_deserializer=paramserver_dot_v1_dot_paramserver__pb2.ExecuteRequest.FromString,
                     response_serializer=paramserver_dot_v1_dot_paramserver__pb2.ExecuteResponse.SerializeToString,
             ),
+            'Order': grpc.unary_unary_rpc_method_handler(
+                    servicer.Order,
+                    request_deserializer=paramserver_dot_v1_dot_paramserver__pb2.OrderRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_paramserver__pb2.OrderResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'paramserver.v1.Internal', rpc_method_handlers)
@@ -634,7 +719,7 @@ def add_InternalServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Internal(object):
-    """Between servers: group 0's leader drives data groups by idempotent commands (RULES I3).
+    """Between servers: group 0's leader drives data groups by idempotent commands and nodes by orders (RULES I1, I3).
     """
 
     @staticmethod
@@ -651,5 +736,22 @@ class Internal(object):
         return grpc.experimental.unary_unary(request, target, '/paramserver.v1.Internal/Execute',
             paramserver_dot_v1_dot_paramserver__pb2.ExecuteRequest.SerializeToString,
             paramserver_dot_v1_dot_paramserver__pb2.ExecuteResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Order(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/paramserver.v1.Internal/Order',
+            paramserver_dot_v1_dot_paramserver__pb2.OrderRequest.SerializeToString,
+            paramserver_dot_v1_dot_paramserver__pb2.OrderResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

@@ -295,12 +295,38 @@ class AdminStub:
         paramserver.v1.paramserver_pb2.StatusRequest,
         paramserver.v1.paramserver_pb2.NodeStatus,
     ]
+    """any node, of itself"""
+
+    Members: grpc.UnaryUnaryMultiCallable[
+        paramserver.v1.paramserver_pb2.MembersRequest,
+        paramserver.v1.paramserver_pb2.MembersDescription,
+    ]
+    """group 0's leader; others answer NOT_LEADER with a hint"""
+
+    Reshape: grpc.UnaryUnaryMultiCallable[
+        paramserver.v1.paramserver_pb2.ReshapeRequest,
+        paramserver.v1.paramserver_pb2.ReshapeResponse,
+    ]
+    """group 0's leader: change nodes, members of groups, leaders"""
 
 class AdminAsyncStub:
     Status: grpc.aio.UnaryUnaryMultiCallable[
         paramserver.v1.paramserver_pb2.StatusRequest,
         paramserver.v1.paramserver_pb2.NodeStatus,
     ]
+    """any node, of itself"""
+
+    Members: grpc.aio.UnaryUnaryMultiCallable[
+        paramserver.v1.paramserver_pb2.MembersRequest,
+        paramserver.v1.paramserver_pb2.MembersDescription,
+    ]
+    """group 0's leader; others answer NOT_LEADER with a hint"""
+
+    Reshape: grpc.aio.UnaryUnaryMultiCallable[
+        paramserver.v1.paramserver_pb2.ReshapeRequest,
+        paramserver.v1.paramserver_pb2.ReshapeResponse,
+    ]
+    """group 0's leader: change nodes, members of groups, leaders"""
 
 class AdminServicer(metaclass=abc.ABCMeta):
     @abc.abstractmethod
@@ -308,12 +334,29 @@ class AdminServicer(metaclass=abc.ABCMeta):
         self,
         request: paramserver.v1.paramserver_pb2.StatusRequest,
         context: _ServicerContext,
-    ) -> typing.Union[paramserver.v1.paramserver_pb2.NodeStatus, collections.abc.Awaitable[paramserver.v1.paramserver_pb2.NodeStatus]]: ...
+    ) -> typing.Union[paramserver.v1.paramserver_pb2.NodeStatus, collections.abc.Awaitable[paramserver.v1.paramserver_pb2.NodeStatus]]:
+        """any node, of itself"""
+
+    @abc.abstractmethod
+    def Members(
+        self,
+        request: paramserver.v1.paramserver_pb2.MembersRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[paramserver.v1.paramserver_pb2.MembersDescription, collections.abc.Awaitable[paramserver.v1.paramserver_pb2.MembersDescription]]:
+        """group 0's leader; others answer NOT_LEADER with a hint"""
+
+    @abc.abstractmethod
+    def Reshape(
+        self,
+        request: paramserver.v1.paramserver_pb2.ReshapeRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[paramserver.v1.paramserver_pb2.ReshapeResponse, collections.abc.Awaitable[paramserver.v1.paramserver_pb2.ReshapeResponse]]:
+        """group 0's leader: change nodes, members of groups, leaders"""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
 
 class InternalStub:
-    """Between servers: group 0's leader drives data groups by idempotent commands (RULES I3)."""
+    """Between servers: group 0's leader drives data groups by idempotent commands and nodes by orders (RULES I1, I3)."""
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
     Execute: grpc.UnaryUnaryMultiCallable[
@@ -321,16 +364,26 @@ class InternalStub:
         paramserver.v1.paramserver_pb2.ExecuteResponse,
     ]
 
+    Order: grpc.UnaryUnaryMultiCallable[
+        paramserver.v1.paramserver_pb2.OrderRequest,
+        paramserver.v1.paramserver_pb2.OrderResponse,
+    ]
+
 class InternalAsyncStub:
-    """Between servers: group 0's leader drives data groups by idempotent commands (RULES I3)."""
+    """Between servers: group 0's leader drives data groups by idempotent commands and nodes by orders (RULES I1, I3)."""
 
     Execute: grpc.aio.UnaryUnaryMultiCallable[
         paramserver.v1.paramserver_pb2.ExecuteRequest,
         paramserver.v1.paramserver_pb2.ExecuteResponse,
     ]
 
+    Order: grpc.aio.UnaryUnaryMultiCallable[
+        paramserver.v1.paramserver_pb2.OrderRequest,
+        paramserver.v1.paramserver_pb2.OrderResponse,
+    ]
+
 class InternalServicer(metaclass=abc.ABCMeta):
-    """Between servers: group 0's leader drives data groups by idempotent commands (RULES I3)."""
+    """Between servers: group 0's leader drives data groups by idempotent commands and nodes by orders (RULES I1, I3)."""
 
     @abc.abstractmethod
     def Execute(
@@ -338,5 +391,12 @@ class InternalServicer(metaclass=abc.ABCMeta):
         request: paramserver.v1.paramserver_pb2.ExecuteRequest,
         context: _ServicerContext,
     ) -> typing.Union[paramserver.v1.paramserver_pb2.ExecuteResponse, collections.abc.Awaitable[paramserver.v1.paramserver_pb2.ExecuteResponse]]: ...
+
+    @abc.abstractmethod
+    def Order(
+        self,
+        request: paramserver.v1.paramserver_pb2.OrderRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[paramserver.v1.paramserver_pb2.OrderResponse, collections.abc.Awaitable[paramserver.v1.paramserver_pb2.OrderResponse]]: ...
 
 def add_InternalServicer_to_server(servicer: InternalServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -48,6 +48,9 @@ class Reason(StrEnum):
     STALE_LEASE = "STALE_LEASE"
     STALE_EPOCH = "STALE_EPOCH"
     SUPERSEDED = "SUPERSEDED"
+    # nodes and members of groups
+    QUORUM = "QUORUM"
+    CONFLICT = "CONFLICT"
     # steps
     FAR_AHEAD = "FAR_AHEAD"
     OUT_OF_ORDER = "OUT_OF_ORDER"
@@ -82,6 +85,8 @@ CODES: dict[Reason, str] = {
     Reason.STALE_LEASE: "FAILED_PRECONDITION",
     Reason.STALE_EPOCH: "FAILED_PRECONDITION",
     Reason.SUPERSEDED: "ABORTED",
+    Reason.QUORUM: "FAILED_PRECONDITION",
+    Reason.CONFLICT: "FAILED_PRECONDITION",
     Reason.FAR_AHEAD: "FAILED_PRECONDITION",
     Reason.OUT_OF_ORDER: "INVALID_ARGUMENT",
     Reason.NON_FINITE: "INVALID_ARGUMENT",
