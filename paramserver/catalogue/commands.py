@@ -151,9 +151,7 @@ def encode(envelope: Envelope) -> bytes:
         case MoveAdvanced(move, stage):
             message.move_advanced.CopyFrom(pb.MoveAdvanced(move=move, stage=stage))
         case MoveEnded(move, group, members, done):
-            message.move_ended.CopyFrom(
-                pb.MoveEnded(move=move, members=protos.from_members(group, members), done=done)
-            )
+            message.move_ended.CopyFrom(pb.MoveEnded(move=move, members=protos.from_members(group, members), done=done))
         case LeftoverDeleted(group, replica):
             message.leftover_deleted.CopyFrom(pb.LeftoverDeleted(group=group, replica=replica))
         case NodeRemoved(number, uuid):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from consensus.core.interface import GroupId, NodeId, ReplicaId
 from consensus.runtime.interface import Applied, Committed, Outcome, Refused
 from paramserver.catalogue import commands
+from paramserver.catalogue.administration import Administration, Wish
 from paramserver.catalogue.commands import (
     ClaimInitialization,
     ClaimRank,
@@ -32,6 +33,10 @@ from paramserver.catalogue.commands import (
 from paramserver.catalogue.drive import Drives, Execute, OpenShard
 from paramserver.catalogue.leases import LEASE_MS, LeaseClock, LeaseKey
 from paramserver.catalogue.machine import CatalogueMachine
+from paramserver.catalogue.moving import Mover
+from paramserver.catalogue.pictures import Hands, Survey
+from paramserver.catalogue.placement import Reshape
+from paramserver.catalogue.planning import Plan
 from paramserver.catalogue.sessions import Answer, Session
 from paramserver.catalogue.state import Model, ModelId, Node, SessionId
 from paramserver.wire.errors import Reason, Refusal, disk_full, invalid, refuse_problems
@@ -76,10 +81,19 @@ class InitializationClaim:
     lease_ends_ms: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Reshaped:
+    """What a wish came to. `moves` go on by themselves."""
+
+    plan: Plan
+    moves: tuple[int, ...] = ()
+
+
 @dataclass(slots=True)
 class Tenure:
     term: int
     drives: Drives
+    administration: Administration | None
     tasks: list[asyncio.Task[None]]
 
 
@@ -100,13 +114,18 @@ class CatalogueLeader:
         nodes: Callable[[], Mapping[NodeId, Node]],
         now_ms: Callable[[], int],
         lease_ms: int = LEASE_MS,
+        hands: Callable[[int], Hands] | None = None,
+        cluster: bytes = b"",
     ) -> None:
+        """`hands(term)`: how nodes are reached in one tenure; without it the cluster's shape stays as it is."""
         self._machine = machine
         self._propose = propose
         self._execute = execute
         self._elsewhere = elsewhere
         self._nodes = nodes
         self._now_ms = now_ms
+        self._hands = hands
+        self._cluster = cluster
         self._leases = LeaseClock(lease_ms)
         self._tenure: Tenure | None = None
 
@@ -120,14 +139,19 @@ class CatalogueLeader:
             asyncio.create_task(self._expire_leases(), name="leases of group 0"),
             asyncio.create_task(self._register_nodes(), name="nodes of group 0"),
         ]
-        self._tenure = Tenure(term, drives, tasks)
+        administration = self._administration(self._hands(term)) if self._hands is not None else None
+        self._tenure = Tenure(term, drives, administration, tasks)
         drives.poke_all()
+        if administration is not None:
+            administration.mover.poke()
 
     def deposed(self, term: int) -> None:
         tenure, self._tenure = self._tenure, None
         self._leases.deposed()
         if tenure is not None:
             tenure.drives.end()
+            if tenure.administration is not None:
+                tenure.administration.mover.end()
             for task in tenure.tasks:
                 task.cancel()
 
@@ -267,14 +291,56 @@ class CatalogueLeader:
         self._leading()
         await self._commit_for(caller, ReleaseRank(model, rank, lease_epoch))
 
+    async def survey(self) -> Survey:
+        return await self._administering().survey()
+
+    @property
+    def mover(self) -> Mover:
+        """What is being moved, and how it goes. Raises `Refusal` where this node does not lead."""
+        return self._administering().mover
+
+    async def reshape(self, caller: Caller, wish: Wish, *, dry_run: bool) -> Reshaped:
+        """Nodes, members of groups, leaders: as `administration` says. A dry run needs no session."""
+        administration = self._administering()
+        if not dry_run:
+            before = self._authenticate(caller).answered(caller.sequence)
+            if before is not None and before.ok:
+                # Sent again: it is under way, and a plan made now would say that it can't be.
+                return Reshaped(Plan(steps=("recorded before",)), (before.value,) if before.value else ())
+        plan = await administration.plan(wish)
+        if dry_run:
+            return Reshaped(plan)
+
+        async def commit(reshape: Reshape) -> Answer:
+            return await self._commit_for(caller, reshape)
+
+        return Reshaped(plan, tuple(await administration.carry_out(plan, commit)))
+
     @property
     def lease_ms(self) -> int:
         return self._leases.lease_ms
 
     def troubles(self) -> list[str]:
-        return self._tenure.drives.troubles() if self._tenure is not None else []
+        tenure = self._tenure
+        if tenure is None:
+            return []
+        moving = tenure.administration.mover.troubles() if tenure.administration is not None else []
+        return tenure.drives.troubles() + moving
 
     # --- parts
+
+    def _administration(self, hands: Hands) -> Administration:
+        async def commit(command: Command) -> Answer:
+            return await self._commit(Envelope(command))
+
+        mover = Mover(lambda: self._machine.placement, lambda: self._machine.groups, hands, commit)
+        return Administration(self._machine, hands, mover, self._cluster)
+
+    def _administering(self) -> Administration:
+        administration = self._leading().administration
+        if administration is None:
+            raise Refusal(Reason.NOT_READY, "this server cannot reach other nodes")
+        return administration
 
     def _leading(self) -> Tenure:
         if self._tenure is None:
@@ -375,8 +441,10 @@ class CatalogueLeader:
     async def _register_nodes(self) -> None:
         """The record of who belongs to the cluster, where what this node knows is newer."""
         for node in self._nodes().values():
-            if self._machine.nodes.get(node.node) != node:
+            if node.node not in self._machine.nodes:
                 await self._quietly(RegisterNode(node))
+        if self._tenure is not None and self._tenure.administration is not None:
+            self._tenure.administration.mover.poke()
 
     async def _quietly(self, command: Command) -> bool:
         """Commit what a later leader or a later round does again anyway."""

@@ -1,10 +1,10 @@
 """Which nodes there are, and replicas on their way from one to another: values, and what the log's commands make of
 them.
 
-Owns the part of group 0's state that `members` of groups are driven by (RULES I3): it is intent. Who is a member is what
-the group's own log says; what stands here of that is what was last heard of it, so that nodes without a replica know
-whom to ask. Invariants: a replica id is given out once, and is above every id that the group's log has used (I1); a
-folder that was removed or replaced never becomes a member again; one move a group at a time; a stage only rises;
+Owns the part of group 0's state that members of groups are driven by (RULES I3): it is intent. Who is a member is
+what the group's own log says; what stands here of that is what was last heard of it, so that nodes without a replica
+know whom to ask. Invariants: a replica id is given out once, and is above every id that the group's log has used (I1);
+a folder that was removed or replaced never becomes a member again; one move a group at a time; a stage only rises;
 `directory` rises with every change of nodes or members. Deterministic, values immutable. Must not know: how a move is
 carried out.
 """
@@ -95,7 +95,8 @@ class Members:
 
 @dataclass(frozen=True, slots=True)
 class Reshape:
-    """What a person asked for, in one piece: `nodes` as they are from now on, moves to begin, groups whose move ends."""
+    """What a person asked for, in one piece: `nodes` as they are from now on, moves to begin, groups whose move ends
+    early."""
 
     why: str
     nodes: tuple[Node, ...] = ()
@@ -294,7 +295,9 @@ def _node_problem(placement: Placement, nodes: Mapping[NodeId, Node], node: Node
     if known is None or known.state is not NodeState.REMOVED or known == node:
         return None
     if known.node_uuid == node.node_uuid:
-        return refusal(Reason.CONFLICT, f"node {node.node} was removed; it may come back with an empty data folder only")
+        return refusal(
+            Reason.CONFLICT, f"node {node.node} was removed; it may come back with an empty data folder only"
+        )
     return None
 
 
