@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from consensus.core.interface import GroupId, NodeId, ReplicaId
 from consensus.runtime.interface import Applied, Committed, Outcome, Refused
 from paramserver.catalogue import commands
-from paramserver.catalogue.administration import Administration, Wish
+from paramserver.catalogue.administration import Administration, DrainNode, TransferTo, Wish
 from paramserver.catalogue.commands import (
     ClaimInitialization,
     ClaimRank,
@@ -304,7 +304,8 @@ class CatalogueLeader:
         administration = self._administering()
         if not dry_run:
             before = self._authenticate(caller).answered(caller.sequence)
-            if before is not None and before.ok:
+            hands_over = isinstance(wish, TransferTo) or (isinstance(wish, DrainNode) and wish.leaders_only)
+            if before is not None and before.ok and not hands_over:
                 # Sent again: it is under way, and a plan made now would say that it can't be.
                 return Reshaped(Plan(steps=("recorded before",)), (before.value,) if before.value else ())
         plan = await administration.plan(wish)

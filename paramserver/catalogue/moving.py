@@ -126,7 +126,7 @@ class Mover:
                     self._troubles.pop(key, None)
                     failures = 0
                     if over:
-                        return
+                        break
                     await asyncio.sleep(POLL_MS / 1000)
                     continue
                 except Refusal as refusal:
@@ -142,7 +142,7 @@ class Mover:
         finally:
             del self._tasks[key]
             self._troubles.pop(key, None)
-            self.poke()
+        self.poke()
 
     # --- one move
 
