@@ -12,11 +12,14 @@ from typing import Any
 
 import grpc
 
+from consensus.core.configuration import encode_configuration, next_replica_of
+from consensus.core.interface import Status
 from paramserver.catalogue.machine import CatalogueMachine
 from paramserver.catalogue.protos import from_lease, from_shard
 from paramserver.catalogue.state import Model
 from paramserver.rpc.calls import Calls, Context
-from paramserver.rpc.groups import Groups, Hosted
+from paramserver.rpc.groups import Groups, Hosted, home_of
+from paramserver.rpc.reshape import ReshapeService
 from paramserver.shard.machine import ShardMachine
 from paramserver.v1 import paramserver_pb2 as pb
 
@@ -48,6 +51,9 @@ class AdminService:
         alarms: Callable[[], Iterable[str]],
         counters: Callable[[], Mapping[str, int]],
         gauges: Callable[[], Mapping[str, float]],
+        state: Callable[[], str] = lambda: "serving",
+        disk_full: Callable[[], bool] = lambda: False,
+        reshape: ReshapeService | None = None,
     ) -> None:
         self._identity = identity
         self._groups = groups
@@ -55,11 +61,18 @@ class AdminService:
         self._alarms = alarms
         self._counters = counters
         self._gauges = gauges
+        self._state = state
+        self._disk_full = disk_full
+        self._reshape = reshape
 
     def handlers(self, calls: Calls) -> grpc.GenericRpcHandler:
-        return grpc.method_handlers_generic_handler(SERVICE, {"Status": calls.unary(pb.StatusRequest, self._status)})
+        methods = {"Status": calls.unary(pb.StatusRequest, self.status)}
+        if self._reshape is not None:
+            methods["Members"] = calls.unary(pb.MembersRequest, self._reshape.members)
+            methods["Reshape"] = calls.unary(pb.ReshapeRequest, self._reshape.reshape)
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
 
-    async def _status(self, request: pb.StatusRequest, context: Context) -> pb.NodeStatus:
+    async def status(self, request: pb.StatusRequest, context: Context = None) -> pb.NodeStatus:
         alarms = list(self._alarms())
         left = BLOCKS_MAX if request.blocks else 0
         groups = []
@@ -70,6 +83,7 @@ class AdminService:
         if request.blocks and left == 0:
             alarms.append(f"not all blocks are told: the answer holds {BLOCKS_MAX}, its bound")
         me = self._identity
+        models = self._catalogue.models.values() if self._catalogue is not None and not request.brief else ()
         return pb.NodeStatus(
             node=me.node,
             address=me.address,
@@ -79,10 +93,13 @@ class AdminService:
             version=me.version,
             durability=me.durability,
             groups=groups,
-            models=[_model(model) for model in (self._catalogue.models.values() if self._catalogue else ())],
+            models=[_model(model) for model in models],
             alarms=alarms,
-            counters=self._counters(),
-            gauges=self._gauges(),
+            counters={} if request.brief else self._counters(),
+            gauges={} if request.brief else self._gauges(),
+            state=self._state(),
+            disk_full=self._disk_full(),
+            directory=self._groups.directory,
         )
 
     def _group(self, hosted: Hosted, blocks_max: int) -> pb.GroupState:
@@ -100,9 +117,45 @@ class AdminService:
             state.last_index = core.last_index
             state.snapshot_index = core.snapshot_index
             state.flushed_index = core.flushed_index
+            _tell_more(state, core)
         if blocks_max and isinstance(hosted.machine, ShardMachine):
             state.blocks.extend(_blocks(hosted.machine, blocks_max))
         return state
+
+
+def _tell_more(state: pb.GroupState, core: Status) -> None:
+    """Members, marks, and what is under way."""
+    state.first_index = core.first_index
+    state.last_term = core.last_term
+    state.leader_replica = core.leader
+    state.serving = core.ready_to_serve
+    state.transferee = core.transferee
+    state.quiesced = core.quiesced
+    state.forgetful = core.forgetful
+    state.storage_stalled = core.storage_stalled
+    state.removed = core.removed
+    configuration = core.configuration
+    if configuration is None:
+        return
+    state.configuration_index = core.configuration_index
+    state.joint = bool(configuration.outgoing)
+    state.next_replica = next_replica_of(configuration)
+    state.configuration = encode_configuration(configuration)
+    incoming = set(configuration.voters) - set(configuration.outgoing) if configuration.outgoing else set()
+    roles = {voter: pb.INCOMING if voter in incoming else pb.VOTER for voter in configuration.voters}
+    roles.update(dict.fromkeys(set(configuration.outgoing) - set(configuration.voters), pb.OUTGOING))
+    roles.update(dict.fromkeys(configuration.learners, pb.LEARNER))
+    uuids = {home.replica: home.uuid for home in configuration.homes}
+    for replica, role in roles.items():
+        state.members.add(
+            replica=replica,
+            node=home_of(configuration, replica),
+            role=role,
+            match_index=core.last_index if replica == state.replica else core.match.get(replica, 0),
+            node_uuid=uuids.get(replica, b""),
+        )
+    if state.replica in configuration.learners and state.role == "follower":
+        state.role = "learner"
 
 
 def _blocks(machine: ShardMachine, blocks_max: int) -> Iterable[pb.BlockState]:

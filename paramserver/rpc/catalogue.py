@@ -53,20 +53,23 @@ class CatalogueService:
 
     async def _describe_cluster(self, _: pb.DescribeClusterRequest, context: Context) -> pb.ClusterDescription:
         """Answered by any node, from what it knows."""
-        registered = self._machine.nodes if self._machine is not None else {}
+        registered = dict(self._groups.nodes)
+        if self._machine is not None:
+            registered.update(self._machine.nodes)
         nodes = [
             registered.get(node, Node(node, address, b"")) for node, address in sorted(self._groups.addresses.items())
         ]
         groups = []
-        for group, configuration in sorted(self._groups.layout.items()):
+        for group in sorted(self._groups.layout):
             leader, term = self._groups.leader(group)
-            members = [pb.GroupMember(replica=replica, node=replica) for replica in configuration.voters]
+            members = [pb.GroupMember(replica=replica, node=node) for replica, node in self._groups.places(group)]
             groups.append(pb.GroupDescription(group=group, members=members, leader_node=leader, term=term))
         return pb.ClusterDescription(
             cluster=self._cluster,
             node=self._groups.node,
             nodes=[protos.from_node(node) for node in nodes],
             groups=groups,
+            directory=self._groups.directory,
         )
 
     async def _open_session(self, request: pb.OpenSessionRequest, context: Context) -> pb.OpenSessionResponse:

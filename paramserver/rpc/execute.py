@@ -7,6 +7,8 @@ deadline; what comes back was committed and applied by the group's leader. Must 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
 
 import grpc
 import grpc.aio
@@ -28,6 +30,7 @@ ATTEMPT_TIMEOUT_MS = 2_000
 COMMAND_BYTES_MAX = 2 << 20
 REDIRECTS_MAX = 8
 """Nodes asked for one command before the caller backs off."""
+CHANNELS_MAX = 256
 CHANNEL_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -57,15 +60,47 @@ def encode(command: drive.ShardCommand) -> bytes:
             return commands.encode_set_view(commands.SetView(model=model_id, generation=generation, view=view))
 
 
+Order: TypeAlias = Callable[[pb.OrderRequest, Context], Awaitable[pb.OrderResponse]]
+
+
+class Channels:
+    """One to each address that was asked for; at the bound the one unused for longest is closed."""
+
+    def __init__(self) -> None:
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def to(self, address: str) -> grpc.aio.Channel:
+        channel = self._channels.pop(address, None)
+        if channel is None:
+            channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+            if len(self._channels) >= CHANNELS_MAX:
+                task = asyncio.create_task(self._channels.pop(next(iter(self._channels))).close(grace=None))
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+        self._channels[address] = channel
+        return channel
+
+    async def close(self) -> None:
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
+            await channel.close()
+
+
 class InternalService:
     """Answers other nodes of the cluster."""
 
-    def __init__(self, groups: Groups, cluster: bytes) -> None:
+    def __init__(self, groups: Groups, cluster: bytes, orders: Order | None = None) -> None:
+        """Without `orders` it takes none."""
         self._groups = groups
         self._cluster = cluster
+        self._orders = orders
 
     def handlers(self, calls: Calls) -> grpc.GenericRpcHandler:
-        return grpc.method_handlers_generic_handler(SERVICE, {"Execute": calls.unary(pb.ExecuteRequest, self._execute)})
+        methods = {"Execute": calls.unary(pb.ExecuteRequest, self._execute)}
+        if self._orders is not None:
+            methods["Order"] = calls.unary(pb.OrderRequest, self._orders)
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     async def _execute(self, request: pb.ExecuteRequest, context: Context) -> pb.ExecuteResponse:
         if request.cluster != self._cluster:
@@ -102,8 +137,7 @@ class Executor:
         self._groups = groups
         self._local = local
         self._cluster = cluster
-        self._channels: dict[NodeId, grpc.aio.Channel] = {}
-        self._node_of = {address: node for node, address in groups.addresses.items()}
+        self._channels = Channels()
 
     async def __call__(self, group: GroupId, command: drive.ShardCommand) -> drive.ShardReply:
         raw = encode(command)
@@ -119,15 +153,14 @@ class Executor:
                 return await self._ask(node, group, raw)
             except Refusal as refusal:
                 last = refusal
-                leader = self._node_of.get(refusal.leader_address, 0)
+                leader = self._groups.node_at(refusal.leader_address)
                 if leader:
                     self._groups.announced(group, refusal.term, leader)
                     waiting.insert(0, leader)
         raise last
 
     async def close(self) -> None:
-        for channel in self._channels.values():
-            await channel.close()
+        await self._channels.close()
 
     async def _ask(self, node: NodeId, group: GroupId, raw: bytes) -> drive.ShardReply:
         if node == self._groups.node:
@@ -141,7 +174,10 @@ class Executor:
 
     async def _remote(self, node: NodeId, request: pb.ExecuteRequest, timeout_s: float) -> pb.ExecuteResponse:
         """Another node's answer. Raises `Refusal`."""
-        call = self._channel(node).unary_unary(
+        address = self._groups.addresses.get(node, "")
+        if not address:
+            raise Refusal(Reason.NOT_READY, f"no address is known of node {node}")
+        call = self._channels.to(address).unary_unary(
             EXECUTE, request_serializer=_serialize, response_deserializer=pb.ExecuteResponse.FromString
         )
         try:
@@ -149,11 +185,6 @@ class Executor:
         except grpc.aio.AioRpcError as error:
             raise refusal_of(error) from None
         return response
-
-    def _channel(self, node: NodeId) -> grpc.aio.Channel:
-        if node not in self._channels:
-            self._channels[node] = grpc.aio.insecure_channel(self._groups.addresses[node], options=CHANNEL_OPTIONS)
-        return self._channels[node]
 
 
 def _serialize(message: pb.ExecuteRequest) -> bytes:
