@@ -27,7 +27,10 @@ class NodeConfig:
     node: int
     """This server's number in `members`."""
     members: Mapping[int, str] = field(default_factory=dict)
-    """Node -> host:port, the same list on every node: the cluster's id derives from it (RULES I2)."""
+    """Node -> host:port, the same list on every node: the cluster's id derives from it (RULES I2). It stays what the
+    cluster was begun with, whoever comes and goes later."""
+    join: str = ""
+    """host:port where this server is reached, which was not there at the beginning: it waits until it is admitted."""
     data_dir: str = ""
     """This node's folder. Made when it is missing; one of another node or cluster is refused."""
     token: str = ""
@@ -49,7 +52,7 @@ class NodeConfig:
     @property
     def address(self) -> str:
         """Where other nodes and workers reach this one."""
-        return self.members.get(self.node, "")
+        return self.join or self.members.get(self.node, "")
 
     @property
     def bind(self) -> str:
@@ -96,9 +99,12 @@ class NodeConfig:
         problems = []
         if not 1 <= self.node <= NODE_MAX:
             problems.append(f"node is {self.node}; expected 1 to {NODE_MAX}")
-        elif self.members and self.node not in self.members:
+        elif self.members and self.node not in self.members and not self.join:
             known = ", ".join(str(node) for node in sorted(self.members))
-            problems.append(f"node {self.node} is not in members; they are {known}")
+            problems.append(
+                f"node {self.node} is not in members; they are {known}; a server that comes later names its own "
+                "address with join"
+            )
         if not self.members:
             problems.append("members is missing: 1=host:port,2=host:port,..., the same list on every node")
         elif len(self.members) > NODES_MAX:
@@ -114,11 +120,16 @@ class NodeConfig:
         named = [(f"address of node {node}", address) for node, address in sorted(self.members.items())]
         if self.listen:
             named.append(("listen", self.listen))
+        if self.join:
+            named.append(("join", self.join))
         for what, address in named:
             if split_address(address) is None:
                 problems.append(f"{what} is {address!r}; expected host:port with a port from 1 to 65535")
         if len(set(self.members.values())) != len(self.members):
             problems.append("members: two nodes have the same address")
+        taken = [node for node, address in self.members.items() if address == self.join and node != self.node]
+        if taken:
+            problems.append(f"join is {self.join}, which is the address of node {taken[0]} in members")
         host = split_address(self.bind)
         if host is not None and not is_loopback(host[0]) and not self.allow_remote:
             problems.append(

@@ -36,6 +36,7 @@ class NodeIdentity:
         uuid: bytes,
         peers: dict[NodeId, bytes],
         activated: bool,
+        joined: bool = False,
     ) -> None:
         self._filesystem = filesystem
         self._directory = directory
@@ -44,6 +45,7 @@ class NodeIdentity:
         self.uuid = uuid
         self._peers = dict(peers)
         self._activated = activated
+        self._joined = joined
 
     @property
     def peers(self) -> dict[NodeId, bytes]:
@@ -54,6 +56,12 @@ class NodeIdentity:
     def activated(self) -> bool:
         """Every member has confirmed once that it holds this folder's uuid."""
         return self._activated
+
+    @property
+    def joined(self) -> bool:
+        """The folder came after the bootstrap: it holds no replica that the member list names, whatever its node's
+        number, only those that group 0 ordered (RULES I1)."""
+        return self._joined
 
     def identity(self) -> Identity:
         """What `Wal.open` takes."""
@@ -81,6 +89,17 @@ class NodeIdentity:
             self._activated = True
             self._save()
 
+    def join(self) -> None:
+        """Durably, and before anybody can admit this folder. Raises `IdentityMismatch` for one that took part in the
+        bootstrap."""
+        if self._activated and not self._joined:
+            raise IdentityMismatch(
+                f"data folder {self._directory!r} has taken part since the bootstrap; start it without --join"
+            )
+        if not self._joined:
+            self._joined = True
+            self._save()
+
     def _save(self) -> None:
         content = {
             "format": FORMAT_VERSION,
@@ -89,6 +108,7 @@ class NodeIdentity:
             "uuid": self.uuid.hex(),
             "peers": {str(node): uuid.hex() for node, uuid in sorted(self._peers.items())},
             "activated": self._activated,
+            "joined": self._joined,
         }
         line = json.dumps(content, sort_keys=True).encode() + b"\n"
         path, temporary = f"{self._directory}/{_FILE}", f"{self._directory}/{_FILE}.temporary"
@@ -154,6 +174,7 @@ def _loaded(filesystem: FileSystem, directory: str, cluster: bytes, node: NodeId
         uuid=bytes.fromhex(content["uuid"]),
         peers={int(peer): bytes.fromhex(uuid) for peer, uuid in content["peers"].items()},
         activated=bool(content["activated"]),
+        joined=bool(content.get("joined", False)),
     )
 
 

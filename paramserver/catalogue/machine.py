@@ -84,6 +84,14 @@ class CatalogueMachine:
         """Replaced, never changed in place."""
         self.placement = Placement()
 
+    def reset(self) -> None:
+        """As new: a replica of group 0 begins here, or ended."""
+        self._sessions = Sessions()
+        self._next_model = 1
+        self._specs_bytes = 0
+        self.models = {}
+        self.placement = Placement()
+
     # --- reading, from any thread
 
     @property

@@ -20,6 +20,11 @@ EPILOG = """\
 example, in three terminals (N = 1, 2, 3):
   paramserver server --node N --data-dir data/N \\
     --members 1=127.0.0.1:7001,2=127.0.0.1:7002,3=127.0.0.1:7003
+
+a fourth, later; the member list stays what the cluster was begun with:
+  paramserver server --node 4 --join 127.0.0.1:7004 --data-dir data/4 \\
+    --members 1=127.0.0.1:7001,2=127.0.0.1:7002,3=127.0.0.1:7003
+  paramserver node add 4=127.0.0.1:7004 --servers 127.0.0.1:7001
 """
 _MS = 3_600_000
 _BYTES = 2**40
@@ -27,6 +32,8 @@ FLAGS = (
     Flag("--node", "this server's number in --members", flags.integer(1, 65535), metavar="N", required=True),
     Flag("--members", "all servers, the same list on each", flags.members, metavar="1=HOST:PORT,...", required=True),
     Flag("--data-dir", "this node's folder, made when missing", flags.text_value, metavar="DIR", required=True),
+    Flag("--join", "this server's address, if it comes after the cluster was begun (or with an empty folder): it waits "
+         "until `paramserver node add` or `replace` admits it", flags.endpoint, metavar="HOST:PORT"),
     Flag("--token", "sets clusters with the same members apart", flags.text_value, metavar="TEXT"),
     Flag("--listen", "address to bind, if not the one in --members", flags.endpoint, metavar="HOST:PORT"),
     Flag("--allow-remote", "bind an address that is not loopback: nothing is encrypted or authenticated yet"),

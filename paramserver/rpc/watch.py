@@ -35,10 +35,16 @@ class Leads:
 class Subscriber:
     def __init__(self) -> None:
         self.pending: dict[GroupId, Leads] = {}
+        self.directory = 0
+        """The version to tell of; 0: it was told."""
         self.wake = asyncio.Event()
 
     def put(self, leads: Leads) -> None:
         self.pending[leads.group] = leads
+        self.wake.set()
+
+    def put_directory(self, version: int) -> None:
+        self.directory = version
         self.wake.set()
 
 
@@ -47,6 +53,7 @@ class Board:
 
     def __init__(self) -> None:
         self._leads: dict[GroupId, Leads] = {}
+        self._directory = 0
         self._subscribers: dict[Subscriber, None] = {}
         """In the order in which they came."""
 
@@ -59,12 +66,21 @@ class Board:
     def deposed(self, group: GroupId) -> None:
         self._leads.pop(group, None)
 
+    def directory(self, version: int) -> None:
+        """Nodes or members changed: whoever watches asks for them again."""
+        if version > self._directory:
+            self._directory = version
+            for subscriber in self._subscribers:
+                subscriber.put_directory(version)
+
     def subscribe(self) -> Subscriber:
         if len(self._subscribers) >= SUBSCRIBERS_MAX:
             raise Refusal(Reason.BUSY, f"{SUBSCRIBERS_MAX} clients watch this node, its bound", retry_after_ms=1000)
         subscriber = Subscriber()
         for leads in self._leads.values():
             subscriber.put(leads)
+        if self._directory:
+            subscriber.put_directory(self._directory)
         self._subscribers[subscriber] = None
         return subscriber
 
@@ -129,6 +145,10 @@ class WatchService:
                 await subscriber.wake.wait()
                 subscriber.wake.clear()
                 pending, subscriber.pending = subscriber.pending, {}
+                directory, subscriber.directory = subscriber.directory, 0
+                if directory:
+                    news = pb.Announcement(node=self._node, address=self._address, directory=directory)
+                    await context.write(news.SerializeToString())
                 for leads in pending.values():
                     announcement = pb.Announcement(
                         group=leads.group, term=leads.term, node=self._node, address=self._address

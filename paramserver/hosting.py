@@ -1,0 +1,228 @@
+"""The replicas on this node, and the nodes around it, as orders of group 0 change them (`rpc.orders.Host`).
+
+Owns what is hosted: at the start the bootstrap's replicas that were not deleted since, and those that orders made; then
+what orders make and delete. Invariants: a folder that came after the bootstrap hosts nothing that the member list names
+(RULES I1, I2); what a directory says is on disk before it is acted on, and an older one changes nothing. Must not know:
+gRPC, why something is ordered, what a replica holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypeAlias
+
+from consensus.core.interface import Configuration, GroupId, NodeId, ReplicaId
+from consensus.runtime import NodeRuntime
+from consensus.runtime.interface import GroupListener, Refused, StateMachine
+from paramserver.catalogue import protos
+from paramserver.catalogue.placement import Members
+from paramserver.catalogue.state import Node, NodeState
+from paramserver.rpc.groups import Groups, Hosted
+from paramserver.rpc.orders import REPLICA_TIMEOUT_MS, outcome_of
+from paramserver.v1 import paramserver_pb2 as pb
+from paramserver.wire.errors import Reason, Refusal
+
+log = logging.getLogger("paramserver")
+
+Room: TypeAlias = Callable[[GroupId, ReplicaId], tuple[StateMachine, GroupListener]]
+"""A new, empty state machine for a replica, and who listens to its group."""
+
+
+class Peers(Protocol):
+    """The transport, as far as nodes come and go."""
+
+    async def admit(self, node: NodeId, address: str, uuid: bytes) -> None:
+        """From now on that node is there, under that folder and no other; durable when it returns."""
+
+    async def dismiss(self, node: NodeId) -> None: ...
+
+
+class Folder(Protocol):
+    """`consensus.storage.identity.NodeIdentity`, as far as it is used here."""
+
+    @property
+    def uuid(self) -> bytes: ...
+
+    @property
+    def joined(self) -> bool: ...
+
+    @property
+    def activated(self) -> bool: ...
+
+    def activate(self) -> None: ...
+
+
+class Hosting:
+    """`save`: makes a directory durable (touches the disk). `vacated(group)`: the replica is gone; its room is empty.
+    `changed(version)`: nodes or members are others than before."""
+
+    def __init__(
+        self,
+        *,
+        groups: Groups,
+        runtime: NodeRuntime,
+        peers: Peers,
+        folder: Folder,
+        room: Room,
+        save: Callable[[pb.Directory], None],
+        vacated: Callable[[GroupId], None],
+        changed: Callable[[int], None],
+    ) -> None:
+        self._groups = groups
+        self._runtime = runtime
+        self._peers = peers
+        self._folder = folder
+        self._room = room
+        self._save = save
+        self._vacated = vacated
+        self._changed = changed
+        self._turn = asyncio.Lock()
+        self._admitting: set[asyncio.Task[None]] = set()
+        self.admitted = asyncio.Event()
+        """Group 0 has told this node that it belongs to the cluster, now or in an earlier life."""
+        self.removed = False
+        """Group 0 has told this node that its folder takes part no more."""
+        if folder.activated:
+            self.admitted.set()
+
+    # --- the start
+
+    async def remember(self, directory: pb.Directory) -> None:
+        """What was told in an earlier life."""
+        nodes, members = _parts(directory)
+        self._groups.told(directory.version, nodes, members)
+        await self._reach(nodes)
+
+    def begin(self) -> None:
+        """Host what this folder holds, or is the first to hold."""
+        for group, creation in self._runtime.creations.items():
+            self._add(group, creation.replica, creation.configuration)
+        if self._folder.joined:
+            return
+        node = self._groups.node
+        for group, configuration in self._groups.layout.items():
+            here = node in configuration.voters and group not in self._groups.hosted
+            if here and not self._runtime.deleted(group, node):
+                self._add(group, node, configuration)
+
+    def _add(self, group: GroupId, replica: ReplicaId, configuration: Configuration) -> None:
+        machine, listener = self._room(group, replica)
+        handle = self._runtime.add_group(
+            group=group,
+            replica=replica,
+            configuration=configuration,
+            nodes={},
+            machine=machine,
+            listener=listener,
+            on_configuration=lambda now, committed: self._follow(now),
+        )
+        self._groups.hosted[group] = Hosted(group, replica, handle, machine)
+        if handle.problem:
+            log.error("group %d does not run here: %s", group, handle.problem.removeprefix(f"group {group}: "))
+
+    # --- rpc.orders.Host
+
+    async def directory(self, version: int, nodes: tuple[Node, ...], members: dict[GroupId, Members]) -> None:
+        async with self._turn:
+            if version < self._groups.directory:
+                return
+            me = next((node for node in nodes if node.node == self._groups.node), None)
+            if me is None or me.node_uuid != self._folder.uuid:
+                raise Refusal(Reason.CONFLICT, f"the directory does not know node {self._groups.node} with its folder")
+            told = pb.Directory(
+                version=version,
+                nodes=[protos.from_node(node) for node in nodes],
+                groups=[protos.from_members(group, one) for group, one in members.items()],
+            )
+            if version > self._groups.directory:
+                await asyncio.to_thread(self._save, told)
+            self._groups.told(version, nodes, members)
+            await self._reach(nodes)
+            self._note_removal(me)
+            if not self._folder.activated and not self.removed:
+                await asyncio.to_thread(self._folder.activate)
+            if not self.removed:
+                self.admitted.set()
+            self._changed(version)
+
+    async def create(self, group: GroupId, replica: ReplicaId, configuration: Configuration) -> None:
+        hosted = self._groups.hosted.get(group)
+        if hosted is not None:
+            if hosted.replica == replica:
+                return
+            raise Refusal(
+                Reason.NOT_READY, f"replica {hosted.replica} of group {group} is here, and has to go first", group=group
+            )
+        self._follow(configuration)
+        machine, listener = self._room(group, replica)
+
+        def ask(done: Callable[[Any], None]) -> None:
+            self._runtime.create_replica(
+                group=group,
+                replica=replica,
+                configuration=configuration,
+                machine=machine,
+                listener=listener,
+                done=done,
+                on_configuration=lambda now, committed: self._follow(now),
+            )
+
+        outcome = await outcome_of(ask, REPLICA_TIMEOUT_MS)
+        if isinstance(outcome, Refused):
+            self._vacated(group)
+            raise Refusal(Reason.NOT_READY if outcome.busy else Reason.CONFLICT, outcome.reason, group=group)
+        self._groups.hosted[group] = Hosted(group, replica, self._runtime.groups[group], machine)
+        log.info("group %d: replica %d is made here, by order of group 0", group, replica)
+
+    async def delete(self, group: GroupId, replica: ReplicaId) -> None:
+        hosted = self._groups.hosted.get(group)
+        here = hosted is not None and hosted.replica == replica
+        if here:
+            del self._groups.hosted[group]
+        outcome = await outcome_of(
+            lambda done: self._runtime.delete_replica(group, replica, done), REPLICA_TIMEOUT_MS
+        )
+        if isinstance(outcome, Refused):
+            raise Refusal(Reason.NOT_READY, outcome.reason or "not now", group=group)
+        if here:
+            self._vacated(group)
+            log.info("group %d: replica %d is deleted here, by order of group 0", group, replica)
+
+    # --- nodes
+
+    async def _reach(self, nodes: Iterable[Node]) -> None:
+        for node in nodes:
+            if node.node == self._groups.node:
+                continue
+            if node.state is NodeState.REMOVED:
+                await self._peers.dismiss(node.node)
+            else:
+                await self._peers.admit(node.node, node.address, node.node_uuid)
+
+    def _follow(self, configuration: Configuration) -> None:
+        """A configuration brings the homes of members that group 0 may not have told this node of yet (RULES I2)."""
+        for home in configuration.homes:
+            known = self._groups.nodes.get(home.node)
+            if known is None and home.uuid and home.address and home.node != self._groups.node:
+                self._groups.addresses.setdefault(home.node, home.address)
+                task = asyncio.ensure_future(self._admit(home.node, home.address, home.uuid))
+                self._admitting.add(task)
+                task.add_done_callback(self._admitting.discard)
+
+    async def _admit(self, node: NodeId, address: str, uuid: bytes) -> None:
+        async with self._turn:
+            if node not in self._groups.nodes:  # nor told meanwhile
+                await self._peers.admit(node, address, uuid)
+
+    def _note_removal(self, me: Node) -> None:
+        removed = me.state is NodeState.REMOVED
+        if removed and not self.removed:
+            log.error("this node was removed from the cluster; it takes part no more: stop it")
+        self.removed = removed
+
+
+def _parts(directory: pb.Directory) -> tuple[tuple[Node, ...], dict[GroupId, Members]]:
+    nodes = tuple(protos.to_node(node) for node in directory.nodes)
+    return nodes, dict(protos.to_members(group) for group in directory.groups)
