@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import grpc.aio
 
-from consensus.core.interface import GroupId, NodeId, ReplicaId
+from consensus.core.interface import GroupId, NodeId, ReplicaId, Role
 from consensus.runtime import GroupHandle, NodeRuntime
 from consensus.runtime.interface import GroupListener, Outcome, StateMachine
 from consensus.runtime.threads import MonotonicClock, ThreadLanes, ThreadLogWriter, Ticker, end_process
@@ -31,13 +31,16 @@ from consensus.storage.identity import NodeIdentity, load_or_create
 from consensus.storage.interface import Recovery
 from consensus.storage.snapshots import SnapshotFiles
 from consensus.storage.wal import Wal
-from consensus.transport.errors import IntroductionRefused
+from consensus.transport.errors import FolderReplaced, IntroductionRefused
 from consensus.transport.grpc import GrpcOptions, GrpcTransport, server_options
 from paramserver.catalogue.bootstrap import CATALOGUE_GROUP, cluster_id, data_groups, layout
 from paramserver.catalogue.leader import CatalogueLeader
 from paramserver.catalogue.machine import CatalogueMachine
 from paramserver.catalogue.state import Node as Member
 from paramserver.config import NodeConfig
+from paramserver.directory import load as load_directory
+from paramserver.directory import save as save_directory
+from paramserver.hosting import Hosting
 from paramserver.observe.counters import Counters
 from paramserver.observe.lag import LoopLag
 from paramserver.optim.known_answers import check_arithmetic, known_answers
@@ -46,8 +49,11 @@ from paramserver.rpc.calls import Calls
 from paramserver.rpc.catalogue import CatalogueService
 from paramserver.rpc.data import DataService
 from paramserver.rpc.execute import Executor, InternalService
-from paramserver.rpc.groups import Groups, Hosted, propose
+from paramserver.rpc.groups import Groups, propose
+from paramserver.rpc.hands import WAITING, Reach, RemoteHands
+from paramserver.rpc.orders import Orders
 from paramserver.rpc.pull import Puller
+from paramserver.rpc.reshape import ReshapeService
 from paramserver.rpc.watch import Announced, Board, WatchService
 from paramserver.shard.leader import ShardLeader
 from paramserver.shard.machine import ShardMachine
@@ -69,6 +75,10 @@ STOP_GRACE_S = 0.3
 CONNECT_CHECK_MS = 5
 CONNECT_MS = 500
 """How long a starting node waits for its peers' connections before it takes part without them."""
+HAND_OVER_S = 1.0
+"""What a stopping node gives its leaderships to go to others; then it stops all the same."""
+REMIND_S = 10.0
+"""How often a node that waits to be admitted says so."""
 DURABILITY = "fsync"
 
 
@@ -169,6 +179,7 @@ class Disk:
     wal: Wal
     recovery: Recovery
     snapshots: SnapshotFiles
+    directory: pb.Directory | None
 
     @classmethod
     def open(cls, config: NodeConfig) -> Disk:
@@ -181,6 +192,9 @@ class Disk:
         try:
             cluster = cluster_id(config.members, config.token)
             identity = load_or_create(filesystem, folder, cluster, config.node)
+            if config.join:
+                identity.join()
+            directory = load_directory(filesystem, folder)
             wal, recovery = Wal.open(filesystem, f"{folder}/wal", identity.identity(), config.wal_options())
             snapshots = SnapshotFiles(filesystem, f"{folder}/snapshots")
         except BaseException:
@@ -192,7 +206,7 @@ class Disk:
             log.warning("log: discarded a torn tail of %d bytes", recovery.discarded_tail_bytes)
         if recovery.damage:
             log.error("log: %s", recovery.damage)
-        return cls(lock, identity, wal, recovery, snapshots)
+        return cls(lock, identity, wal, recovery, snapshots, directory)
 
 
 class Node:
@@ -221,7 +235,7 @@ class Node:
         self._transport = GrpcTransport(
             folder=disk.identity,
             incarnation=disk.recovery.incarnation,
-            addresses=config.members,
+            addresses={**config.members, config.node: config.address},
             options=transport_options,
             kernel_answers=known_answers(),
         )
@@ -239,10 +253,29 @@ class Node:
             fatal=end_process,
         )
         self._ticker = Ticker(self._runtime, tick_ms=options.tick_ms)
-        self._groups = Groups(node=config.node, addresses=config.members, layout=layout(config.members))
+        addresses = {**config.members, config.node: config.address}
+        self._groups = Groups(node=config.node, addresses=addresses, layout=layout(config.members))
         self._shards: dict[GroupId, ShardLeader] = {}
         self._catalogue = CatalogueMachine(data_groups(config.members))
-        self._internal = InternalService(self._groups, self._cluster)
+        self._hosting = Hosting(
+            groups=self._groups,
+            runtime=self._runtime,
+            peers=self._transport,
+            folder=disk.identity,
+            room=self._room,
+            save=lambda told: save_directory(OsFileSystem(), config.data_dir, told),
+            vacated=self._vacated,
+            changed=self._board.directory,
+        )
+        self._orders = Orders(
+            self._hosting,
+            self._groups,
+            cluster=self._cluster,
+            node_uuid=disk.identity.uuid,
+            term=lambda: self._groups.leader(CATALOGUE_GROUP)[1] if CATALOGUE_GROUP in self._groups.hosted else 0,
+        )
+        self._internal = InternalService(self._groups, self._cluster, self._orders.order)
+        self._reach = Reach()
         self._executor = Executor(self._groups, self._internal, self._cluster)
         self._catalogue_leader = CatalogueLeader(
             self._catalogue,
@@ -252,16 +285,20 @@ class Node:
             nodes=self._members,
             now_ms=self._clock.now_ms,
             lease_ms=config.lease_ms,
+            hands=self._hands,
+            cluster=self._cluster,
         )
-        self._add_groups()
-        self._register_services()
+        self._admin = self._register_services()
 
     # --- life
 
     async def start(self, stop: asyncio.Event) -> None:
         """Returns when this node serves, or when `stop` is set before. Raises `CannotStart`."""
+        if self._disk.directory is not None:
+            await self._hosting.remember(self._disk.directory)
         await self._server.start()
-        self._transport.start()
+        if not self._waiting:
+            self._transport.start()
         self._tasks.append(asyncio.create_task(self._lag.run(), name="loop lag"))
         introduced = asyncio.create_task(self._introduced())
         stopped = asyncio.create_task(stop.wait())
@@ -272,6 +309,7 @@ class Node:
             return
         introduced.result()
         await self._peers_connected()
+        self._hosting.begin()
         self._runtime.start()
         self._ticker.start()
         address = self._config.address
@@ -280,7 +318,7 @@ class Node:
     async def _peers_connected(self) -> None:
         """Give connections a moment: a first campaign that nobody hears only delays the next, and moves leadership away
         from the preferred node (C6)."""
-        peers = set(self._config.members) - {self._config.node}
+        peers = set(self._groups.addresses) - {self._config.node}
         for _ in range(CONNECT_MS // CONNECT_CHECK_MS):
             if peers <= self._transport.connected:
                 return
@@ -289,6 +327,7 @@ class Node:
     async def stop(self) -> None:
         """Everything that was acknowledged is durable already; what waits gets told, and the log is closed clean."""
         log.info("stopping")
+        await self._hand_over()
         self._runtime.stop()
         self._ticker.stop()
         for task in self._tasks:
@@ -296,6 +335,7 @@ class Node:
         await self._server.stop(STOP_GRACE_S)
         await self._transport.close()
         await self._executor.close()
+        await self._reach.close()
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self._writer.close)
         await loop.run_in_executor(None, self._lanes.close)
@@ -306,33 +346,90 @@ class Node:
             names = ", ".join(f"node {node} ({self._config.members[node]})" for node in missing)
             log.info("a new folder: all members must be up once; waiting for %s", names)
 
+        if self._waiting:
+            await self._admitted(f"paramserver node add {self._named} --servers {self._anybody()}")
+            self._transport.start()
+            return
         try:
             await self._transport.introduced(waiting)
+        except FolderReplaced as error:
+            # The others know this node with another folder. It may come back with this one, but as somebody who holds
+            # nothing: that is written down before anybody can admit it (RULES I1, I2).
+            log.error("%s", error)
+            await asyncio.to_thread(self._disk.identity.join)
+            node = self._config.node
+            await self._admitted(f"paramserver node replace {node} {self._named} --servers {self._anybody()}")
         except IntroductionRefused as error:
             raise CannotStart(str(error)) from None
 
+    async def _admitted(self, command: str) -> None:
+        """A folder that came after the bootstrap waits for group 0 (RULES I2)."""
+        while not self._hosting.admitted.is_set():
+            log.warning("waiting to be admitted to the cluster; this admits it: %s", command)
+            try:
+                async with asyncio.timeout(REMIND_S):
+                    await self._hosting.admitted.wait()
+            except TimeoutError:
+                continue
+        log.info("admitted to the cluster")
+
+    @property
+    def _waiting(self) -> bool:
+        return self._disk.identity.joined and not self._hosting.admitted.is_set()
+
+    @property
+    def _named(self) -> str:
+        return f"{self._config.node}={self._config.address}"
+
+    def _anybody(self) -> str:
+        return ",".join(address for node, address in sorted(self._config.members.items()) if node != self._config.node)
+
+    async def _hand_over(self) -> None:
+        """Leaderships go to others first, so that a planned stop costs a transfer and no election (RULES C6)."""
+        waiting: set[GroupId] = set()
+        over = asyncio.Event()
+        over.set()
+
+        def ended(group: GroupId) -> None:
+            waiting.discard(group)
+            if not waiting:
+                over.set()
+
+        for group, handle in self._runtime.groups.items():
+            core = handle.status().core
+            if core is None or core.role is not Role.LEADER or core.configuration is None:
+                continue
+            connected = self._transport.connected
+            others = [
+                voter
+                for voter in core.configuration.voters
+                if voter != handle.replica and handle.nodes.get(voter) in connected
+            ]
+            if others:
+                waiting.add(group)
+                over.clear()
+                best = max(others, key=lambda voter: core.match.get(voter, 0))
+                handle.transfer(best, lambda _, group=group: ended(group))  # type: ignore[misc]
+        try:
+            async with asyncio.timeout(HAND_OVER_S):
+                await over.wait()
+        except TimeoutError:
+            log.warning("stopping while group%s %s still led here", "s" * (len(waiting) > 1), sorted(waiting))
+
     # --- groups
 
-    def _add_groups(self) -> None:
-        for group, configuration in self._groups.layout.items():
-            if self._config.node not in configuration.voters:
-                continue
-            replica: ReplicaId = self._config.node
-            machine, listener = self._room(group, replica)
-            handle = self._runtime.add_group(
-                group=group,
-                replica=replica,
-                configuration=configuration,
-                nodes={voter: voter for voter in configuration.voters},
-                machine=machine,
-                listener=Announced(group, listener, self._board),
-            )
-            self._groups.hosted[group] = Hosted(group, replica, handle, machine)
-            if handle.problem:
-                log.error("group %d does not run here: %s", group, handle.problem.removeprefix(f"group {group}: "))
-
     def _room(self, group: GroupId, replica: ReplicaId) -> tuple[StateMachine, GroupListener]:
+        machine, listener = self._furnished(group, replica)
+        return machine, Announced(group, listener, self._board)
+
+    def _vacated(self, group: GroupId) -> None:
+        self._shards.pop(group, None)
         if group == CATALOGUE_GROUP:
+            self._catalogue.reset()
+
+    def _furnished(self, group: GroupId, replica: ReplicaId) -> tuple[StateMachine, GroupListener]:
+        if group == CATALOGUE_GROUP:
+            self._catalogue.reset()
             return self._catalogue, self._catalogue_leader
         machine = ShardMachine(group)
         leader = ShardLeader(
@@ -340,7 +437,7 @@ class Node:
             replica=replica,
             propose=lambda payload, crc, done: self._handle(group).propose(payload, crc, done),
             lanes=self._lanes,
-            address_of=lambda member: self._config.members.get(member, ""),
+            address_of=lambda member: self._address_of(group, member),
             on_alarm=lambda line: log.error("alarm: %s", line),
             on_leading=lambda term: log.info("this node leads group %d in term %d", group, term),
         )
@@ -351,21 +448,37 @@ class Node:
     def _handle(self, group: GroupId) -> GroupHandle:
         return self._runtime.groups[group]
 
+    def _address_of(self, group: GroupId, member: ReplicaId) -> str:
+        handle = self._runtime.groups.get(group)
+        node = handle.nodes.get(member, 0) if handle is not None else 0
+        return self._groups.addresses.get(node, "")
+
+    def _hands(self, term: int) -> RemoteHands:
+        return RemoteHands(
+            self._groups,
+            self._reach,
+            term=term,
+            cluster=self._cluster,
+            nodes=lambda: {**self._members(), **self._catalogue.nodes},
+            own_status=self._admin.status,
+            own_order=self._orders.order,
+        )
+
     async def _propose_to_catalogue(self, payload: bytes) -> Outcome:
         return await propose(self._handle(CATALOGUE_GROUP), payload)
 
     def _members(self) -> dict[NodeId, Member]:
         """As far as their folders are known here."""
         uuids = {**self._disk.identity.peers, self._config.node: self._disk.identity.uuid}
-        return {node: Member(node, self._config.members[node], uuid) for node, uuid in uuids.items()}
+        addresses = self._groups.addresses
+        return {node: Member(node, addresses[node], uuid) for node, uuid in uuids.items() if node in addresses}
 
     # --- services
 
-    def _register_services(self) -> None:
+    def _register_services(self) -> AdminService:
         calls = Calls(self._counters)
         config, cluster = self._config, self._cluster
-        hosts_catalogue = CATALOGUE_GROUP in self._groups.hosted
-        catalogue = self._catalogue if hosts_catalogue else None
+        catalogue = self._catalogue
         puller = Puller(self._groups, self._shards)
         data = DataService(leaders=self._shards, groups=self._groups, puller=puller, cluster=cluster)
         admin = AdminService(
@@ -383,6 +496,9 @@ class Node:
             alarms=self._alarms,
             counters=self._counters.all,
             gauges=lambda: {**self._lag.gauges(), "push_streams": data.streams, "watchers": len(self._board)},
+            state=lambda: WAITING if self._waiting else "removed" if self._hosting.removed else "serving",
+            disk_full=self._writer.full,
+            reshape=ReshapeService(self._catalogue_leader, catalogue),
         )
         self._counters.include("peers_dropped_", lambda: self._transport.dropped)
         self._counters.include("messages_dropped_", lambda: self._runtime.dropped)
@@ -399,6 +515,7 @@ class Node:
                 self._internal.handlers(calls),
             )
         )
+        return admin
 
     def _alarms(self) -> list[str]:
         lines = [alarm for leader in self._shards.values() for alarm in leader.alarms]
@@ -416,6 +533,8 @@ class Node:
                     f"group {group}'s replica on node {self._config.node} lost some of what it had on disk, and is "
                     "filled anew; until then it neither votes nor counts"
                 )
+        if self._hosting.removed:
+            lines.append(f"node {self._config.node} was removed from the cluster: stop it")
         return lines + self._catalogue_leader.troubles()
 
 
