@@ -116,7 +116,7 @@ class Hosting:
             nodes={},
             machine=machine,
             listener=listener,
-            on_configuration=lambda now, committed: self._follow(now),
+            on_configuration=self._follow,
         )
         self._groups.hosted[group] = Hosted(group, replica, handle, machine)
         if handle.problem:
@@ -155,7 +155,7 @@ class Hosting:
             raise Refusal(
                 Reason.NOT_READY, f"replica {hosted.replica} of group {group} is here, and has to go first", group=group
             )
-        self._follow(configuration)
+        self._follow(configuration, False)
         machine, listener = self._room(group, replica)
 
         def ask(done: Callable[[Any], None]) -> None:
@@ -166,7 +166,7 @@ class Hosting:
                 machine=machine,
                 listener=listener,
                 done=done,
-                on_configuration=lambda now, committed: self._follow(now),
+                on_configuration=self._follow,
             )
 
         outcome = await outcome_of(ask, REPLICA_TIMEOUT_MS)
@@ -181,9 +181,7 @@ class Hosting:
         here = hosted is not None and hosted.replica == replica
         if here:
             del self._groups.hosted[group]
-        outcome = await outcome_of(
-            lambda done: self._runtime.delete_replica(group, replica, done), REPLICA_TIMEOUT_MS
-        )
+        outcome = await outcome_of(lambda done: self._runtime.delete_replica(group, replica, done), REPLICA_TIMEOUT_MS)
         if isinstance(outcome, Refused):
             raise Refusal(Reason.NOT_READY, outcome.reason or "not now", group=group)
         if here:
@@ -201,7 +199,7 @@ class Hosting:
             else:
                 await self._peers.admit(node.node, node.address, node.node_uuid)
 
-    def _follow(self, configuration: Configuration) -> None:
+    def _follow(self, configuration: Configuration, _committed: bool) -> None:
         """A configuration brings the homes of members that group 0 may not have told this node of yet (RULES I2)."""
         for home in configuration.homes:
             known = self._groups.nodes.get(home.node)

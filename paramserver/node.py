@@ -57,6 +57,7 @@ from paramserver.rpc.reshape import ReshapeService
 from paramserver.rpc.watch import Announced, Board, WatchService
 from paramserver.shard.leader import ShardLeader
 from paramserver.shard.machine import ShardMachine
+from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.allocator import keep_memory
 
 __all__ = ["NodeConfig", "run"]
@@ -347,7 +348,7 @@ class Node:
             log.info("a new folder: all members must be up once; waiting for %s", names)
 
         if self._waiting:
-            await self._admitted(f"paramserver node add {self._named} --servers {self._anybody()}")
+            await self._admitted()
             self._transport.start()
             return
         try:
@@ -357,13 +358,16 @@ class Node:
             # nothing: that is written down before anybody can admit it (RULES I1, I2).
             log.error("%s", error)
             await asyncio.to_thread(self._disk.identity.join)
-            node = self._config.node
-            await self._admitted(f"paramserver node replace {node} {self._named} --servers {self._anybody()}")
+            await self._admitted()
         except IntroductionRefused as error:
             raise CannotStart(str(error)) from None
 
-    async def _admitted(self, command: str) -> None:
+    async def _admitted(self) -> None:
         """A folder that came after the bootstrap waits for group 0 (RULES I2)."""
+        config = self._config
+        what = f"replace {config.node}" if config.node in config.members else "add"
+        others = ",".join(address for node, address in sorted(config.members.items()) if node != config.node)
+        command = f"paramserver node {what} {config.node}={config.address} --servers {others}"
         while not self._hosting.admitted.is_set():
             log.warning("waiting to be admitted to the cluster; this admits it: %s", command)
             try:
@@ -376,13 +380,6 @@ class Node:
     @property
     def _waiting(self) -> bool:
         return self._disk.identity.joined and not self._hosting.admitted.is_set()
-
-    @property
-    def _named(self) -> str:
-        return f"{self._config.node}={self._config.address}"
-
-    def _anybody(self) -> str:
-        return ",".join(address for node, address in sorted(self._config.members.items()) if node != self._config.node)
 
     async def _hand_over(self) -> None:
         """Leaderships go to others first, so that a planned stop costs a transfer and no election (RULES C6)."""

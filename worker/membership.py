@@ -1,8 +1,9 @@
 """Which nodes and groups there are, and one light stream to every node that says who leads what (RULES C7).
 
 Owns discovery and the watch tasks. Invariants: every announcement reaches the routes as soon as it arrives; a node
-whose stream broke is asked again, jittered, for as long as the client lives; a server of another cluster is never
-listened to. Must not know: models.
+whose stream broke is asked again, jittered, for as long as it belongs to the cluster and the client lives; what a node
+says of nodes and members is taken unless something newer is known; a server of another cluster is never listened to.
+Must not know: models.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from worker.routing import Routes
 
 DESCRIBE_TIMEOUT_S = 1.0
 """One attempt to ask one server who the cluster is."""
+LEARN_ATTEMPTS = 5
 WATCH_BACKOFF = BackoffOptions(first_ms=10, most_ms=250)
 
 
@@ -29,13 +31,26 @@ class Node:
     address: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Cluster:
-    """What a server said at the start. `groups`: group -> nodes that hold a replica."""
+    """What a server said last. `groups`: group -> nodes that hold a replica. `directory`: the version of that."""
 
     identity: bytes
     nodes: dict[int, Node]
     groups: dict[int, tuple[int, ...]]
+    directory: int = 0
+
+    def learn(self, description: pb.ClusterDescription) -> bool:
+        """Take what a server says now; False where something newer is known."""
+        if description.directory < self.directory or bytes(description.cluster) != self.identity:
+            return False
+        nodes = {node.node: Node(node.node, node.address) for node in _members(description)}
+        if not nodes:
+            return False
+        self.nodes = nodes
+        self.groups = {group.group: tuple(member.node for member in group.members) for group in description.groups}
+        self.directory = description.directory
+        return True
 
     def addresses(self, group: int) -> tuple[str, ...]:
         """Of the nodes with a replica of the group; all nodes when that is not known."""
@@ -91,15 +106,18 @@ class Discovery:
 
 
 def _cluster(description: pb.ClusterDescription, routes: Routes) -> Cluster:
-    nodes = {node.node: Node(node.node, node.address) for node in description.nodes}
-    groups = {}
+    cluster = Cluster(bytes(description.cluster), {}, {})
+    cluster.learn(description)
     for group in description.groups:
-        groups[group.group] = tuple(member.node for member in group.members)
-        if group.leader_node in nodes:
-            address = nodes[group.leader_node].address
+        if group.leader_node in cluster.nodes:
+            address = cluster.nodes[group.leader_node].address
             # Hearsay, but the best there is until that node announces itself in the same or a later term.
             routes.learn(group=group.group, term=group.term, address=address, node=group.leader_node)
-    return Cluster(bytes(description.cluster), nodes, groups)
+    return cluster
+
+
+def _members(description: pb.ClusterDescription) -> list[pb.NodeDescription]:
+    return [node for node in description.nodes if node.state != pb.NODE_REMOVED]
 
 
 class Watchers:
@@ -110,11 +128,22 @@ class Watchers:
         self._cluster = cluster
         self._routes = routes
         self._name = name
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[Node, asyncio.Task[None]] = {}
+        self._others: set[asyncio.Task[None]] = set()
+        """Questions on their way, and watches that end."""
         self._broken: dict[int, str] = {}
+        self._asking = asyncio.Lock()
 
     def start(self) -> None:
-        self._tasks = [asyncio.create_task(self._watch(node)) for node in self._cluster.nodes.values()]
+        """Watch every node there is now, and none that there is no more."""
+        known = set(self._cluster.nodes.values())
+        for node in known - self._tasks.keys():
+            self._tasks[node] = asyncio.create_task(self._watch(node))
+        for node in self._tasks.keys() - known:
+            task = self._tasks.pop(node)
+            self._keep(task)
+            task.cancel()
+            self._broken.pop(node.node, None)
 
     def unreachable(self) -> dict[int, str]:
         """Node -> why, for the nodes to which no connection stands."""
@@ -125,9 +154,10 @@ class Watchers:
         }
 
     async def close(self) -> None:
-        for task in self._tasks:
+        tasks = [*self._tasks.values(), *self._others]
+        for task in tasks:
             task.cancel()
-        for task in self._tasks:
+        for task in tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
@@ -140,6 +170,9 @@ class Watchers:
                     async for news in announcements:
                         backoff.reset()
                         self._broken.pop(node.node, None)
+                        if news.directory:
+                            self._keep(asyncio.create_task(self._learn(node, news.directory)))
+                            continue
                         self._routes.learn(group=news.group, term=news.term, address=news.address, node=news.node)
                 problem = "it ended the stream"
             except Refusal as refusal:
@@ -148,3 +181,25 @@ class Watchers:
                     problem = f"it belongs to another cluster: {problem}"
             self._broken[node.node] = shown(problem)
             await asyncio.sleep(backoff.next_s())
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._others.add(task)
+        task.add_done_callback(self._others.discard)
+
+    async def _learn(self, node: Node, version: int) -> None:
+        """Nodes or members changed: the one that says so tells of them. It says so again when its stream is opened
+        anew, so that a few attempts are enough."""
+        backoff = Backoff(WATCH_BACKOFF)
+        async with self._asking:
+            for _ in range(LEARN_ATTEMPTS):
+                if version <= self._cluster.directory:
+                    return
+                request = pb.DescribeClusterRequest()
+                try:
+                    found = await self._network.call(node.address, Method.DESCRIBE_CLUSTER, request, DESCRIBE_TIMEOUT_S)
+                except Refusal:
+                    await asyncio.sleep(backoff.next_s())
+                    continue
+                if self._cluster.learn(found):
+                    self.start()
+                return

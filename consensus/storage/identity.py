@@ -77,12 +77,25 @@ class NodeIdentity:
         if known is not None or node == self.node:
             raise IdentityMismatch(
                 f"node {node} comes with data folder {uuid.hex()}, but is known with {(known or self.uuid).hex()}: "
-                "it was wiped or replaced; restore its old folder (replacing a node is not offered yet)"
+                "it was wiped or replaced"
             )
         if len(uuid) != UUID_BYTES:
             raise IdentityMismatch(f"uuid of node {node} is {len(uuid)} bytes long, not {UUID_BYTES}")
         self._peers[node] = uuid
         self._save()
+
+    def replace_peer(self, node: NodeId, uuid: bytes) -> None:
+        """Hold that uuid for the node from now on, whatever was known: whoever decides on members said so."""
+        if node == self.node or len(uuid) != UUID_BYTES:
+            raise IdentityMismatch(f"data folder {uuid.hex()} is none for node {node} as a peer of node {self.node}")
+        if self._peers.get(node) != uuid:
+            self._peers[node] = uuid
+            self._save()
+
+    def forget_peer(self, node: NodeId) -> None:
+        """It takes part no more."""
+        if self._peers.pop(node, None) is not None:
+            self._save()
 
     def activate(self) -> None:
         if not self._activated:

@@ -3,6 +3,7 @@
 TransportError
 ├── BadFrame             bytes from outside that are no frame of ours, or break a bound
 └── IntroductionRefused  another member refuses this node (another cluster, folder or arithmetic): people must act
+    └── FolderReplaced   because it knows this node's number with another folder
 """
 
 from __future__ import annotations
@@ -18,3 +19,7 @@ class BadFrame(TransportError):
 
 class IntroductionRefused(TransportError):
     """A member refuses this node; the text is one line of cause and repair. Trying again does not help."""
+
+
+class FolderReplaced(IntroductionRefused):
+    """This folder is new, and the members know this node's number with another one: it was wiped or replaced."""

@@ -66,6 +66,7 @@ class IntroduceResponse(google.protobuf.message.Message):
     NODE_UUID_FIELD_NUMBER: builtins.int
     INCARNATION_FIELD_NUMBER: builtins.int
     HOLDS_UUID_FIELD_NUMBER: builtins.int
+    OTHER_FOLDER_FIELD_NUMBER: builtins.int
     accepted: builtins.bool
     refusal: builtins.str
     """one line: cause and repair"""
@@ -73,6 +74,8 @@ class IntroduceResponse(google.protobuf.message.Message):
     incarnation: builtins.int
     holds_uuid: builtins.bool
     """the answering node holds the sender's uuid durably"""
+    other_folder: builtins.bool
+    """refused because the answering node knows the sender's number with another folder"""
     def __init__(
         self,
         *,
@@ -81,8 +84,9 @@ class IntroduceResponse(google.protobuf.message.Message):
         node_uuid: builtins.bytes = ...,
         incarnation: builtins.int = ...,
         holds_uuid: builtins.bool = ...,
+        other_folder: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "holds_uuid", b"holds_uuid", "incarnation", b"incarnation", "node_uuid", b"node_uuid", "refusal", b"refusal"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "holds_uuid", b"holds_uuid", "incarnation", b"incarnation", "node_uuid", b"node_uuid", "other_folder", b"other_folder", "refusal", b"refusal"]) -> None: ...
 
 global___IntroduceResponse = IntroduceResponse
 

@@ -32,8 +32,13 @@ FLAGS = (
     Flag("--node", "this server's number in --members", flags.integer(1, 65535), metavar="N", required=True),
     Flag("--members", "all servers, the same list on each", flags.members, metavar="1=HOST:PORT,...", required=True),
     Flag("--data-dir", "this node's folder, made when missing", flags.text_value, metavar="DIR", required=True),
-    Flag("--join", "this server's address, if it comes after the cluster was begun (or with an empty folder): it waits "
-         "until `paramserver node add` or `replace` admits it", flags.endpoint, metavar="HOST:PORT"),
+    Flag(
+        "--join",
+        "this server's address, if it comes after the cluster was begun (or with an empty folder): it waits "
+        "until `paramserver node add` or `replace` admits it",
+        flags.endpoint,
+        metavar="HOST:PORT",
+    ),
     Flag("--token", "sets clusters with the same members apart", flags.text_value, metavar="TEXT"),
     Flag("--listen", "address to bind, if not the one in --members", flags.endpoint, metavar="HOST:PORT"),
     Flag("--allow-remote", "bind an address that is not loopback: nothing is encrypted or authenticated yet"),

@@ -42,15 +42,14 @@ class Folder(Protocol):
     def remember_peer(self, node: NodeId, uuid: bytes) -> None:
         """Durably; touches the disk."""
 
-    def activate(self) -> None:
+    def replace_peer(self, node: NodeId, uuid: bytes) -> None:
+        """Durably, whatever was known before; touches the disk."""
+
+    def forget_peer(self, node: NodeId) -> None:
         """Durably; touches the disk."""
 
-
-def another_folder(node: NodeId, *, known: bytes, shown: bytes) -> str:
-    return (
-        f"node {node} comes with data folder {shown.hex()}, but is known with {known.hex()}: it was wiped or replaced; "
-        "restore its old folder (replacing a node is not offered yet)"
-    )
+    def activate(self) -> None:
+        """Durably; touches the disk."""
 
 
 class Introductions:
@@ -61,13 +60,15 @@ class Introductions:
     ) -> None:
         self._folder = folder
         self._incarnation = incarnation
-        self._members = members
+        self._members = dict(members)
         self._kernel_answers = kernel_answers
         self._saving = asyncio.Lock()
         self.confirmed: set[NodeId] = set()
         """Members that hold this folder's uuid durably."""
         self.refusals: dict[NodeId, str] = {}
         """Why a member refuses this node, or this node that member; cleared when they agree."""
+        self.other_folder = False
+        """A member knows this node's number with another folder than this one."""
         self.changed = asyncio.Event()
 
     def missing(self) -> list[NodeId]:
@@ -76,6 +77,31 @@ class Introductions:
 
     def known(self, node: NodeId) -> bytes | None:
         return self._folder.peers.get(node)
+
+    def another_folder(self, node: NodeId, *, known: bytes, shown: bytes) -> str:
+        """Why, and the command that repairs it."""
+        address, here = self._members.get(node, "host:port"), self._members.get(self._folder.node, "host:port")
+        return (
+            f"node {node} comes with data folder {shown.hex()}, but is known with {known.hex()}: it was wiped or "
+            "replaced; restore its old folder, or give its place to the new one: "
+            f"paramserver node replace {node} {node}={address} --servers {here}"
+        )
+
+    # --- members that come and go ------------------------------------------------------------------------------------
+
+    async def admit(self, node: NodeId, address: str, uuid: bytes) -> None:
+        """That node belongs to the cluster, under that folder and no other; durable when it returns."""
+        async with self._saving:
+            await asyncio.to_thread(self._folder.replace_peer, node, uuid)
+        self._members[node] = address
+        self.refusals.pop(node, None)
+
+    async def dismiss(self, node: NodeId) -> None:
+        self._members.pop(node, None)
+        self.confirmed.discard(node)
+        self.refusals.pop(node, None)
+        async with self._saving:
+            await asyncio.to_thread(self._folder.forget_peer, node)
 
     # --- asked ------------------------------------------------------------------------------------------------------
 
@@ -90,6 +116,7 @@ class Introductions:
             node_uuid=self._folder.uuid,
             incarnation=self._incarnation,
             holds_uuid=not refusal,
+            other_folder=self.known(request.node) not in (None, request.node_uuid) if refusal else False,
         )
 
     def _refusal(self, request: pb.IntroduceRequest) -> str:
@@ -129,7 +156,7 @@ class Introductions:
                     return f"node_uuid: node {node} runs on a copy of this node's folder"
                 await asyncio.to_thread(self._folder.remember_peer, node, uuid)
             elif known != uuid:
-                return another_folder(node, known=known, shown=uuid)
+                return self.another_folder(node, known=known, shown=uuid)
         return ""
 
     # --- asking -----------------------------------------------------------------------------------------------------
@@ -149,6 +176,7 @@ class Introductions:
 
     async def answered(self, node: NodeId, response: pb.IntroduceResponse) -> str:
         """A peer's answer; returns why the two can't talk, or an empty string."""
+        self.other_folder = self.other_folder or response.other_folder
         if not response.accepted or not response.holds_uuid:
             refusal = f"node {node} refuses this node: {response.refusal[:500] or 'no reason given'}"
         elif len(response.node_uuid) != UUID_BYTES:

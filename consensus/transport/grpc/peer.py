@@ -44,8 +44,8 @@ class PeerLink:
         changed: Callable[[bool], None],
     ) -> None:
         self.node = node
+        self.address = address
         self.up = False
-        self._address = address
         self._origin = origin
         self._introductions = introductions
         self._options = options
@@ -89,7 +89,7 @@ class PeerLink:
         for channel in Channel:
             # A user agent of its own keeps the two apart in whatever pools connections by arguments.
             named = [*arguments, ("grpc.primary_user_agent", f"paramserver-{channel.name.lower()}")]
-            self._channels[channel] = grpc.aio.insecure_channel(self._address, options=named)
+            self._channels[channel] = grpc.aio.insecure_channel(self.address, options=named)
 
     async def close(self) -> None:
         if self._task is not None:

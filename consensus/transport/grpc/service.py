@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from consensus.core.interface import NodeId
 from consensus.transport.codec import Origin, decode, verified
 from consensus.transport.errors import BadFrame
-from consensus.transport.grpc.introduction import Introductions, another_folder
+from consensus.transport.grpc.introduction import Introductions
 from consensus.transport.interface import Channel, Receiver
 from consensus.v1 import consensus_pb2 as pb
 
@@ -121,9 +121,9 @@ class PeerService:
 
     def _stranger(self, sender: Origin, before: Origin | None) -> str:
         """Why this sender's frames are not taken (RULES I1, I2), or an empty string."""
-        if sender == before:
-            return ""
-        if before is not None:
+        if sender == before and self._introductions.known(sender.node) == sender.node_uuid:
+            return ""  # nobody took its place meanwhile
+        if before is not None and sender != before:
             return "from_node, incarnation: expected those of the stream's first frame"
         if sender.cluster != self._cluster:
             return f"cluster: {sender.cluster.hex()}, expected {self._cluster.hex()}"
@@ -133,5 +133,5 @@ class PeerService:
         if known is None:
             return f"from_node: {sender.node}, which has not introduced itself"
         if known != sender.node_uuid:
-            return another_folder(sender.node, known=known, shown=sender.node_uuid)
+            return self._introductions.another_folder(sender.node, known=known, shown=sender.node_uuid)
         return ""

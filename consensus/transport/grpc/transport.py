@@ -15,7 +15,7 @@ import grpc.aio
 
 from consensus.core.interface import NodeId
 from consensus.transport.codec import Origin
-from consensus.transport.errors import IntroductionRefused
+from consensus.transport.errors import FolderReplaced, IntroductionRefused
 from consensus.transport.grpc.introduction import Folder, Introductions
 from consensus.transport.grpc.options import GrpcOptions
 from consensus.transport.grpc.peer import PeerLink
@@ -54,20 +54,11 @@ class GrpcTransport:
             folder, incarnation=incarnation, members=addresses, kernel_answers=kernel_answers
         )
         self._receiver: Receiver | None = None
-        origin = Origin(folder.cluster, folder.node, folder.uuid, incarnation)
-        self._links = {
-            node: PeerLink(
-                node=node,
-                address=address,
-                origin=origin,
-                introductions=self.introductions,
-                options=options,
-                dropped=self.dropped,
-                changed=self._link_changed(node),
-            )
-            for node, address in addresses.items()
-            if node != folder.node
-        }
+        self._node = folder.node
+        self._origin = Origin(folder.cluster, folder.node, folder.uuid, incarnation)
+        self._options = options
+        self._started = False
+        self._links = {node: self._link(node, address) for node, address in addresses.items() if node != folder.node}
         self._streams: Counter[NodeId] = Counter()
         """Control streams of each peer to this node."""
         self._lives: dict[NodeId, int] = {}
@@ -101,6 +92,7 @@ class GrpcTransport:
 
     def start(self) -> None:
         """Dial the peers, for ever."""
+        self._started = True
         for link in self._links.values():
             link.start()
 
@@ -111,7 +103,8 @@ class GrpcTransport:
         introductions = self.introductions
         while not introductions.activated:
             if introductions.refusals:
-                raise IntroductionRefused("; ".join(text for _, text in sorted(introductions.refusals.items())))
+                kind = FolderReplaced if introductions.other_folder else IntroductionRefused
+                raise kind("; ".join(text for _, text in sorted(introductions.refusals.items())))
             missing = introductions.missing()
             if not missing:
                 await introductions.activate()
@@ -130,6 +123,48 @@ class GrpcTransport:
     def connected(self) -> frozenset[NodeId]:
         """Peers whose control connections stand both ways."""
         return frozenset(self._connected)
+
+    # --- members that come and go -------------------------------------------------------------------------------------
+
+    async def admit(self, node: NodeId, address: str, uuid: bytes) -> None:
+        """That node belongs to the cluster, at that address, under that folder and no other: whoever decides on members
+        said so. Durable when it returns; then it is dialled, and another folder of that number is refused."""
+        if node == self._node:
+            raise ValueError(f"node {node} is this node")
+        link, known = self._links.get(node), self.introductions.known(node)
+        if link is not None and link.address == address and known == uuid:
+            return
+        await self.introductions.admit(node, address, uuid)
+        if link is not None and link.address == address and known is None:
+            return  # it was about to introduce itself
+        await self._unlink(node)
+        link = self._links[node] = self._link(node, address)
+        if self._started:
+            link.start()
+
+    async def dismiss(self, node: NodeId) -> None:
+        """That node takes part no more: it is not dialled, and refused when it calls. Durable when it returns."""
+        await self.introductions.dismiss(node)
+        await self._unlink(node)
+
+    def _link(self, node: NodeId, address: str) -> PeerLink:
+        return PeerLink(
+            node=node,
+            address=address,
+            origin=self._origin,
+            introductions=self.introductions,
+            options=self._options,
+            dropped=self.dropped,
+            changed=self._link_changed(node),
+        )
+
+    async def _unlink(self, node: NodeId) -> None:
+        link = self._links.pop(node, None)
+        # The next folder of that number counts its lives anew.
+        self._lives.pop(node, None)
+        self._judge(node)
+        if link is not None:
+            await link.close()
 
     # --- who is there -----------------------------------------------------------------------------------------------
 

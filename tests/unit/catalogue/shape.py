@@ -1,5 +1,5 @@
-"""A cluster whose nodes and groups are plain values: group 0 commits at once, and orders do what they say, unless a test
-has them fail before or after their effect."""
+"""A cluster whose nodes and groups are plain values: group 0 commits at once, and orders do what they say, unless a
+test has them fail before or after their effect."""
 
 from __future__ import annotations
 

@@ -28,6 +28,12 @@ class Folder:
     def remember_peer(self, node: NodeId, uuid: bytes) -> None:
         self.peers[node] = uuid
 
+    def replace_peer(self, node: NodeId, uuid: bytes) -> None:
+        self.peers[node] = uuid
+
+    def forget_peer(self, node: NodeId) -> None:
+        self.peers.pop(node, None)
+
     def activate(self) -> None:
         self.activated = True
 

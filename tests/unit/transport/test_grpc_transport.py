@@ -252,6 +252,64 @@ def test_strangers_are_refused_with_the_repair(stranger: Folder, kernel: bytes, 
     asyncio.run(main())
 
 
+# --- members that come and go ---------------------------------------------------------------------------------------
+
+
+def uuid(node: int) -> bytes:
+    return bytes([node]) * 16
+
+
+def test_a_node_that_is_admitted_later_is_dialled_and_heard() -> None:
+    async def main() -> None:
+        members = addresses(3)
+        async with ends(2) as (one, two):
+            three = End(Folder(3, activated=True), {3: members[3]})
+            await three.start()
+            try:
+                for end in (one, two):
+                    await end.transport.admit(3, members[3], uuid(3))
+                for node, end in ((1, one), (2, two)):
+                    await three.transport.admit(node, end.members[node], uuid(node))
+                await until(lambda: one.transport.connected == {2, 3} and three.transport.connected == {1, 2})
+                three.transport.send(1, Channel.CONTROL, [beat(7, to=1)])
+                one.transport.send(3, Channel.CONTROL, [beat(8, to=3)])
+                await until(lambda: one.inbox.rounds() == [7] and three.inbox.rounds() == [8])
+                assert one.folder.peers[3] == uuid(3)
+            finally:
+                await three.stop()
+
+    asyncio.run(main())
+
+
+def test_another_folder_takes_a_node_s_place_and_the_old_one_is_cut_off() -> None:
+    async def main() -> None:
+        async with ends(2) as (one, two):
+            await one.transport.admit(2, two.members[2], b"n" * 16)
+            assert (2, True) in one.inbox.connections
+            two.transport.send(1, Channel.CONTROL, [beat(1, to=1)])
+            await until(lambda: one.transport.dropped["frame_of_stranger"] > 0)
+            assert one.inbox.rounds() == []
+            await until(lambda: "paramserver node replace 2 2=" in str(two.transport.introductions.refusals.get(1)))
+            assert two.transport.introductions.other_folder
+
+    asyncio.run(main())
+
+
+def test_a_dismissed_node_is_not_dialled_and_is_refused() -> None:
+    async def main() -> None:
+        async with ends(2) as (one, two):
+            await one.transport.dismiss(2)
+            assert one.transport.connected == frozenset()
+            two.transport.send(1, Channel.CONTROL, [beat(1, to=1)])
+            await until(lambda: one.transport.dropped["frame_of_stranger"] > 0)
+            await until(lambda: "expected another member" in str(two.transport.introductions.refusals.get(1)))
+            assert one.inbox.rounds() == []
+            one.transport.send(2, Channel.CONTROL, [beat(2)])
+            assert one.transport.dropped["no_such_peer"] == 1
+
+    asyncio.run(main())
+
+
 # --- bad input on the Peer service (FAULTS, bad input 1 and 17) -----------------------------------------------------
 
 GOOD = Origin(CLUSTER, 2, bytes([2]) * 16, 1)
