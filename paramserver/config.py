@@ -42,6 +42,8 @@ class NodeConfig:
     heartbeat_ms: int = 50
     election_timeout_ms: int = 300
     """A follower that hears nothing for this long, and a random part of its spread more, campaigns."""
+    prefer_after_ms: int = 5000
+    """A leader hands its group to the first of the group's voters when that has been well for this long; 0: never."""
     lease_ms: int = LEASE_MS
     """How long a silent worker keeps its rank."""
     segment_bytes: int = 64 << 20
@@ -74,6 +76,9 @@ class NodeConfig:
             asleep_heartbeat_ms=max(self.heartbeat_ms, min(2 * self.heartbeat_ms, self.election_timeout_ms // 2)),
             tick_ms=min(usual.tick_ms, max(1, self.heartbeat_ms // 2)),
             stall_ms=max(1, self.election_timeout_ms // 2),
+            prefer_after_ms=self.prefer_after_ms,
+            storage_stall_ms=self.election_timeout_ms,
+            transfer_ms=max(usual.transfer_ms, 3 * self.election_timeout_ms),
             snapshot_log_bytes_min=self.snapshot_log_bytes_min,
         )
 

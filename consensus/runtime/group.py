@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from consensus.core.configuration import members_of, next_replica_of
-from consensus.core.errors import Busy, InvariantViolated, MembershipRefused, NotLeader, TransferRefused
+from consensus.core.errors import Busy, InvariantViolated, MembershipRefused, NotLeader
 from consensus.core.interface import (
     AppendRequest,
     AppendResponse,
@@ -37,6 +37,7 @@ from consensus.core.interface import (
     Status,
 )
 from consensus.runtime.disk import brings_commands, forgotten
+from consensus.runtime.handover import Handover
 from consensus.runtime.homes import Homes
 from consensus.runtime.interface import Applied, GroupListener, OnConfiguration, Refused, StateMachine, Transferred
 from consensus.runtime.machine import AppliedBatch, MachineHost, Unreadable
@@ -136,6 +137,7 @@ class GroupHandle:
         self._reads = Reads()
         self._memberships = Memberships()
         self._transfers = Transfers()
+        self._handover = Handover(listener)
         self._snapshot: SnapshotMeta | None = None
         """The newest snapshot whose record is durable."""
         self._installing = 0
@@ -182,8 +184,8 @@ class GroupHandle:
             except NotLeader as error:
                 done(Refused(error.leader, error.term))
                 return
-            except Busy:
-                done(Refused(self.replica, core.status().term, busy=True))
+            except Busy as error:
+                done(Refused(self.replica, core.status().term, busy=True, reason=str(error)))
                 return
             self._proposals.add(term, index, done)
             self._mark()
@@ -268,14 +270,13 @@ class GroupHandle:
                 done(Refused(self.replica, status.term, busy=True, reason="too many transfers wait"))
                 return
             if not self._transfers.target:
-                try:
-                    core.transfer(replica)
-                except NotLeader as error:
-                    done(Refused(error.leader, error.term, reason=str(error)))
+                problem = core.transfer_problem(replica)
+                if problem:
+                    leader = self.replica if status.role is Role.LEADER else status.leader
+                    done(Refused(leader, status.term, reason=problem))
                     return
-                except TransferRefused as error:
-                    done(Refused(self.replica, status.term, reason=str(error)))
-                    return
+                core.wake()
+                self._handover.begin(replica, status.term)
             self._transfers.add(replica, status.term, done)
             self._mark()
 
@@ -291,6 +292,13 @@ class GroupHandle:
     def nodes(self) -> Mapping[ReplicaId, NodeId]:
         """Where each member lives, as far as it is known; some members of the past are among them."""
         return self._homes.known
+
+    @property
+    def prefers(self) -> ReplicaId:
+        """The replica that should lead instead of this one, which does (RULES C6); 0 when this one should, or does not
+        lead. Costs nothing, so that it can be asked often."""
+        preferred = self._configuration.voters[0] if self._leads_term else self.replica
+        return 0 if preferred == self.replica else preferred
 
     @property
     def ready_to_serve(self) -> bool:
@@ -489,6 +497,7 @@ class GroupHandle:
             return
         self._core.tick(elapsed_ms, beat=beat)
         self._transfers.tick(elapsed_ms)
+        self._handover.tick(elapsed_ms)
         self._sending.tick(now_ms)
         self._receiving.tick(now_ms)
         if self._writing is not None:
@@ -554,7 +563,9 @@ class GroupHandle:
             self._listener.leader_changed(*leader)
         self._follow_configuration(status)
         self._memberships.settle(status)
-        self._transfers.settle(status, give_up_ms=self._services.options.transfer_ms)
+        self._handover.settle(core, status, drain_ms=self._services.options.drain_ms)
+        if not self._handover.draining:
+            self._transfers.settle(core.status(), give_up_ms=self._services.options.transfer_ms)
         if status.removed and not self.problem:
             self._was_removed()
         if status.ready_to_serve and self._served_term != status.term:

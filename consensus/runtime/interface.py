@@ -75,6 +75,14 @@ class GroupListener(Protocol):
     def restored(self, index: int) -> None:
         """The state machine was replaced by a snapshot."""
 
+    def handing_over(self, to: ReplicaId) -> None:
+        """This leader hands over to replica `to` (0: no more, leading goes on): take no new work, let what was taken
+        and is whole be proposed (RULES C6). After it succeeded `deposed` comes."""
+
+    def drained(self) -> bool:
+        """While handing over: nothing that was taken is still to be proposed. A planned transfer waits for it, for a
+        while."""
+
     def note(self) -> bytes:
         """Annotation for the next answer to the leader, at most 4 KiB; empty for none."""
 

@@ -35,6 +35,7 @@ from consensus.runtime.interface import (
     StateMachine,
 )
 from consensus.runtime.options import RuntimeOptions
+from consensus.runtime.preference import Preference
 from consensus.runtime.progress import WatchedWriter
 from consensus.runtime.services import FILES_LANE, Services, Slots
 from consensus.storage.interface import Creation, GroupAppend, RecoveredGroup, Recovery, SnapshotStore
@@ -124,6 +125,7 @@ class NodeRuntime:
             writing=Slots(1),
             sending=Slots(options.transfers_max),
         )
+        self._preference = Preference(lambda: self._groups.values(), prefer_after_ms=options.prefer_after_ms)
         transport.bind(self)
 
     # --- groups -----------------------------------------------------------------------------------------------------
@@ -435,6 +437,7 @@ class NodeRuntime:
         for handle in list(self._awake.values()):
             owed = 0 if handle.heard else owed_ms
             handle.tick(min(elapsed_ms + owed, timeout_ms), now_ms, beat=beat)
+        self._preference.tick(now_ms)
 
     # --- settling ---------------------------------------------------------------------------------------------------
 

@@ -40,6 +40,12 @@ class RuntimeOptions:
     """Changes of membership, and transfers, of one group without an outcome; further ones are refused as busy."""
     transfer_ms: int = 1000
     """A transfer of leadership that nobody knows the end of is given up, here, after this time."""
+    drain_ms: int = 100
+    """So long a planned transfer of leadership waits at its beginning for the owner of the group, who takes no new work
+    meanwhile, to propose what it took before (C6)."""
+    prefer_after_ms: int = 5000
+    """A leader that is not its group's first voter hands over to that one when it has been connected and caught up for
+    this long (C6); 0: never."""
     storage_stall_ms: int = 300
     """A disk that has not finished a write for this long is stalled: this node hands over what it leads (HAZARDS
     16)."""
@@ -98,7 +104,8 @@ class RuntimeOptions:
         problems = self.raft.validate()
         for name in self.__slots__:
             value = getattr(self, name)
-            least = 0 if name.startswith("keep_") or name.endswith(("_bytes_per_s", "_yield_ms")) else 1
+            may_be_none = name.startswith("keep_") or name.endswith(("_bytes_per_s", "_yield_ms"))
+            least = 0 if may_be_none or name in ("drain_ms", "prefer_after_ms") else 1
             if name != "raft" and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 problems.append(f"{name} must be a whole number of at least {least}, not {value!r}")
         if problems:

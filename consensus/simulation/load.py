@@ -41,6 +41,12 @@ class Counting:
     def restored(self, index: int) -> None:
         self._counts["restored from snapshots"] += 1
 
+    def handing_over(self, to: int) -> None:
+        self._counts["hand-overs heard of"] += 1
+
+    def drained(self) -> bool:
+        return True
+
     def note(self) -> bytes:
         return b""
 

@@ -164,6 +164,12 @@ class CatalogueLeader:
     def restored(self, index: int) -> None:
         pass
 
+    def handing_over(self, to: ReplicaId) -> None:
+        pass
+
+    def drained(self) -> bool:
+        return True
+
     def note(self) -> bytes:
         return b""
 
@@ -371,7 +377,12 @@ class CatalogueLeader:
                     raise _Refused(answer)
                 return answer
             case Refused(busy=True):
-                raise Refusal(Reason.BUSY, "group 0 has too much to commit", retry_after_ms=100)
+                # Too much to commit, or leadership is being handed over: no matter which, it is short.
+                raise Refusal(
+                    Reason.BUSY,
+                    f"group 0 takes no commands now: {outcome.reason or 'too many wait'}",
+                    retry_after_ms=50,
+                )
             case Refused(full=True):
                 raise disk_full(0)
             case Refused():

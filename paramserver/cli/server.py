@@ -44,6 +44,12 @@ FLAGS = (
     Flag("--allow-remote", "bind an address that is not loopback: nothing is encrypted or authenticated yet"),
     Flag("--heartbeat-ms", "between a leader's heartbeats [50]", flags.integer(1, _MS), metavar="MS"),
     Flag("--election-timeout-ms", "silence before a follower campaigns [300]", flags.integer(1, _MS), metavar="MS"),
+    Flag(
+        "--prefer-after-ms",
+        "how long a group's first server must be well before it leads again; 0: it need not [5000]",
+        flags.integer(0, _MS),
+        metavar="MS",
+    ),
     Flag("--lease-ms", "how long a silent worker keeps its rank [10000]", flags.integer(1, _MS), metavar="MS"),
     Flag("--segment-bytes", "size of a segment of the log", flags.integer(1, _BYTES), metavar="BYTES"),
     Flag("--snapshot-log-bytes-min", "no snapshot for less log than this", flags.integer(0, _BYTES), metavar="BYTES"),

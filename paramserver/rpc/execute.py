@@ -121,7 +121,11 @@ class InternalService:
             case Committed():
                 return results.encode_result(outcome.result)
             case Refused(busy=True):
-                raise Refusal(Reason.BUSY, f"group {group} has too much to commit", retry_after_ms=100)
+                raise Refusal(
+                    Reason.BUSY,
+                    f"group {group} takes no commands now: {outcome.reason or 'too many wait'}",
+                    retry_after_ms=50,
+                )
             case Refused(full=True):
                 raise disk_full(group)
             case Refused():

@@ -116,6 +116,12 @@ class Announced:
     def restored(self, index: int) -> None:
         self._owner.restored(index)
 
+    def handing_over(self, to: ReplicaId) -> None:
+        self._owner.handing_over(to)
+
+    def drained(self) -> bool:
+        return self._owner.drained()
+
     def note(self) -> bytes:
         return self._owner.note()
 

@@ -38,6 +38,10 @@ class Surroundings(Protocol):
     @property
     def term(self) -> int: ...
 
+    @property
+    def takes(self) -> bool:
+        """New contributions are taken; not while leadership is being handed over (RULES C6)."""
+
     def count(self, name: str) -> None: ...
 
     def alarm(self, message: str) -> None: ...
@@ -161,7 +165,7 @@ class Gathering:
                 round_.waiting[stream] = wants
             elif (skipped := self._first_skipped(stream, step, index)) is not None:
                 raise self._out_of_order(frame, skipped)
-            elif not self._in_window(step, index):
+            elif not self._in_window(step, index) or not self._around.takes:
                 return False
             else:
                 self._take(stream, frame, index, wants)
@@ -274,6 +278,12 @@ class Gathering:
         for round_, complete in waiting:
             if round_.alive:
                 self._propose(round_, complete)
+
+    def drained(self) -> bool:
+        """No sum is whole and not yet in the log: what is left is not worth waiting for."""
+        whole = (1 << self.info.create.spec.ranks) - 1
+        waiting = any(one is not None and not one.proposed and one.contributors == whole for one in self._rounds)
+        return not waiting and not self._retry
 
     def _next_step(self, index: int) -> int:
         """The lowest step of this block that is not yet proposed."""

@@ -65,6 +65,7 @@ class ShardLeader:
         self._on_alarm = on_alarm
         self._on_leading = on_leading
         self._leading = False
+        self._handing_over = False
         self._term = 0
         self._leader: ReplicaId = 0
         self._gatherings: dict[int, Gathering] = {}
@@ -153,6 +154,10 @@ class ShardLeader:
     def term(self) -> int:
         return self._term
 
+    @property
+    def takes(self) -> bool:
+        return not self._handing_over
+
     def count(self, name: str) -> None:
         self.counters[name] += 1
 
@@ -231,6 +236,22 @@ class ShardLeader:
         for wake in self._reads.all():
             self.effects.post(wake)
         self.effects.flush()
+
+    def handing_over(self, to: ReplicaId) -> None:
+        """Streams wait until it is over; then they go on, or end and go to the new leader (RULES C6)."""
+        self._handing_over = to != 0
+        self.count("hand_overs" if to else "hand_overs_over")
+        if not to and self._leading:
+            # It was given up: what was held back, or refused as busy meanwhile, goes on.
+            for gathering in self._gatherings.values():
+                gathering.propose_again()
+                gathering.try_all_held()
+            for initial in tuple(self._initial.values()):
+                initial.try_held()
+        self.effects.flush()
+
+    def drained(self) -> bool:
+        return all(gathering.drained() for gathering in self._gatherings.values())
 
     def note(self) -> bytes:
         return self._digests.note()

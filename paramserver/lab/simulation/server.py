@@ -79,6 +79,14 @@ class InLoop:
         with self._loop.running():
             self._owner.restored(index)
 
+    def handing_over(self, to: ReplicaId) -> None:
+        with self._loop.running():
+            self._owner.handing_over(to)
+
+    def drained(self) -> bool:
+        with self._loop.running():
+            return self._owner.drained()
+
     def note(self) -> bytes:
         with self._loop.running():
             return self._owner.note()

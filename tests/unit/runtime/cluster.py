@@ -70,6 +70,7 @@ class Listener:
     def __init__(self) -> None:
         self.events: list[tuple[Any, ...]] = []
         self.own_note = b""
+        self.is_drained = True
         self.notes: list[tuple[ReplicaId, bytes]] = []
 
     def leading(self, term: int) -> None:
@@ -86,6 +87,12 @@ class Listener:
 
     def restored(self, index: int) -> None:
         self.events.append(("restored", index))
+
+    def handing_over(self, to: ReplicaId) -> None:
+        self.events.append(("handing over", to))
+
+    def drained(self) -> bool:
+        return self.is_drained
 
     def note(self) -> bytes:
         return self.own_note

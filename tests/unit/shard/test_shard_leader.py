@@ -488,3 +488,72 @@ def test_a_frame_may_not_be_offered_before_the_last_was_admitted() -> None:
     rank.push(0, 0, 1)
     with pytest.raises(ValueError, match="not admitted"):
         rank.stream.offer(rank.frame(0, 2), lambda: None)
+
+
+# --- C6: a planned hand-over ----------------------------------------------------------------------------------------
+
+
+def test_a_hand_over_takes_no_new_blocks_and_lets_whole_ones_commit() -> None:
+    """RULES C6: block 0 is whole and being summed, block 1 has one of two contributions."""
+    node, spec = started()
+    node.lane.at_once = False
+    ranks = [Rank(node, spec, rank) for rank in (0, 1)]
+    ranks[0].push(0, 0, 1)
+    ranks[1].push(0, 0)
+    assert not node.leader.drained()
+    node.leader.handing_over(2)
+    ranks[1].push(0, 1)
+    ranks[0].push(0, 2)
+    assert [rank.held for rank in ranks] == [True, True]
+    node.lane.run_all()
+    assert node.leader.drained()
+    node.settle()
+    assert node.versions() == [1, 0, 0]
+    assert [rank.replies.seen for rank in ranks] == [[(0, 1, "APPLIED")]] * 2
+    node.leader.deposed(1)
+    node.leader.leader_changed(2, 2)
+    for rank in ranks:
+        assert rank.replies.refusal is not None
+        assert rank.replies.refusal.reason is Reason.NOT_LEADER
+
+
+def test_the_rest_goes_to_the_new_leader_and_counts_once() -> None:
+    """RULES C6, S1: workers send there what was not acknowledged."""
+    old, spec = started()
+    new = Node(old.log, 2)
+    before = [Rank(old, spec, rank) for rank in (0, 1)]
+    before[0].push(0, 0, 1)
+    before[1].push(0, 0)
+    old.leader.handing_over(2)
+    old.log.commit()  # block 0, proposed before
+    old.leader.deposed(1)
+    old.leader.leader_changed(2, 2)
+    new.lead(2)
+    after = [Rank(new, spec, rank) for rank in (0, 1)]
+    for rank in after:
+        rank.push(0, 0, 1, 2)
+    new.settle()
+    assert new.versions() == [1, 1, 1]
+    for block in range(3):
+        assert same_bits(new.weights(block), expected_weights(spec, block, 1))
+    assert {rank.replies.seen[0] for rank in after} == {(0, 1, "DUPLICATE")}
+
+
+def test_a_hand_over_that_is_given_up_goes_on_where_it_stood() -> None:
+    """Nothing is applied that would bring the refused ones back: the end of the hand-over does."""
+    node, spec = started()
+    node.lane.at_once = False
+    ranks = [Rank(node, spec, rank) for rank in (0, 1)]
+    for rank in ranks:
+        rank.push(0, 0)
+    node.leader.handing_over(2)
+    for rank in ranks:
+        rank.push(0, 1)
+    node.log.busy = True  # the core takes no proposals any more
+    node.lane.run_all()
+    assert not node.leader.drained()
+    node.log.busy = False
+    node.leader.handing_over(0)
+    node.lane.run_all()
+    node.settle()
+    assert node.versions() == [1, 1, 0]
