@@ -42,6 +42,7 @@ from consensus.runtime.homes import Homes
 from consensus.runtime.interface import Applied, GroupListener, OnConfiguration, Refused, StateMachine, Transferred
 from consensus.runtime.machine import AppliedBatch, MachineHost, Unreadable
 from consensus.runtime.proposals import Done, Proposals
+from consensus.runtime.rebuilding import Rebuilding
 from consensus.runtime.receiving import SnapshotReceiving
 from consensus.runtime.requests import MembershipDone, Memberships, ReadDone, Reads, TransferDone, Transfers
 from consensus.runtime.sending import SnapshotSending
@@ -80,6 +81,8 @@ class GroupStatus:
     """The one in force here."""
     dropped: Mapping[str, int]
     """Messages that the core dropped, by reason."""
+    distrusted: str = ""
+    """Why its state is not to be trusted: it votes and appends, and neither leads nor serves until it is rebuilt."""
     snapshots_written: int = 0
     snapshots_sent: int = 0
 
@@ -133,6 +136,8 @@ class GroupHandle:
         self._writing: SnapshotWriting | None = None
         self._sending: SnapshotSending | None = None
         self._receiving: SnapshotReceiving | None = None
+        self._rebuilding: Rebuilding | None = None
+        self._disk_stalled = False
         self._proposals = Proposals()
         self._reads = Reads()
         self._memberships = Memberships()
@@ -179,6 +184,9 @@ class GroupHandle:
             if self._services.writer.full():
                 done(self._refused_full(core))
                 return
+            if self.distrusted:
+                done(self._refused_distrusted(core))
+                return
             try:
                 term, index = core.propose(payload, crc)
             except NotLeader as error:
@@ -195,6 +203,12 @@ class GroupHandle:
         with self._services.input() as running:
             if running:
                 self._want_snapshot()
+
+    def _refused_distrusted(self, core: Core) -> Refused:
+        """What it would apply waits for another state."""
+        status = core.status()
+        leader = 0 if status.leader == self.replica else status.leader
+        return Refused(leader, status.term, reason=self._not_to_be_trusted())
 
     def _refused_full(self, core: Core) -> Refused:
         """Before the core or the disk is touched; who does not lead says who does instead (RULES W5)."""
@@ -237,6 +251,9 @@ class GroupHandle:
             core = self._core
             if core is None or not running:
                 done(Refused(0, 0, reason=self.problem or "this replica does not run"))
+                return
+            if self.distrusted:
+                done(self._refused_distrusted(core))
                 return
             if len(self._reads) >= self._services.options.reads_max:
                 status = core.status()
@@ -305,10 +322,42 @@ class GroupHandle:
         """It leads and its no-op of this term is applied (RULES S2)."""
         return self._core is not None and self._core.status().ready_to_serve
 
+    def report(self, replica: ReplicaId, content: bytes) -> None:
+        """Tell another replica's state machine something (at most `note_bytes_max`); it may be lost. It goes between a
+        leader and its followers only, and is heard only in this term."""
+        with self._services.input() as running:
+            core = self._core
+            if core is None or not running:
+                return
+            if len(content) > self._services.options.note_bytes_max:
+                self._services.dropped["note_too_long"] += 1
+                return
+            term, incarnation = core.status().term, self._services.incarnation
+            self._send(Report(sender=self.replica, to=replica, term=term, incarnation=incarnation, content=content))
+
+    def distrust(self, reason: str) -> None:
+        """This replica's state was found wrong (RULES D1): from now on it neither leads nor serves, still votes and
+        appends, and is rebuilt from its leader's snapshot; `GroupListener.restored` says when."""
+        with self._services.input() as running:
+            if self._rebuilding is not None and running and not self.distrusted:
+                self._rebuilding.begin(reason)
+                self._proposals.forget()
+                self._reads.stop(Refused(0, 0, reason=self._not_to_be_trusted()))
+                self._mark()
+
+    def _not_to_be_trusted(self) -> str:
+        return f"this replica is being rebuilt: {self.distrusted}"
+
+    @property
+    def distrusted(self) -> str:
+        """Why this replica's state is not to be trusted; empty when it is."""
+        return self._rebuilding.reason if self._rebuilding is not None else ""
+
     def status(self) -> GroupStatus:
         return GroupStatus(
             core=self._core.status() if self._core is not None else None,
             problem=self.problem,
+            distrusted=self.distrusted,
             configuration=self._configuration,
             dropped=dict(getattr(self._core, "dropped", {})),
             snapshots_written=self._writing.written if self._writing is not None else 0,
@@ -329,14 +378,29 @@ class GroupHandle:
         self._started = True
         snapshot = self._recovered.snapshot if self._recovered is not None else None
         if snapshot is None:
+            # The whole state comes from the log: whatever was wrong with the one of an earlier life is gone.
             self._run(None)
+            if self._rebuilding is not None:
+                self._rebuilding.recorded()
             return
         meta, store = snapshot, self._services.store
-        self._services.run(
-            self.lane, lambda: self._machine.restore(store, meta), lambda problem: self._was_restored(meta, problem)
-        )
 
-    def _was_restored(self, meta: SnapshotMeta, unreadable: Unreadable | None) -> None:
+        def restore() -> Unreadable | str | None:
+            """What is wrong with the file, or why the state in it is not to be trusted."""
+            reason = store.distrusted(self.group)
+            if reason:
+                self._machine.begin_at(meta)
+                return reason
+            return self._machine.restore(store, meta)
+
+        self._services.run(self.lane, restore, lambda wrong: self._was_restored(meta, wrong))
+
+    def _was_restored(self, meta: SnapshotMeta, unreadable: Unreadable | str | None) -> None:
+        if isinstance(unreadable, str):
+            self._run(meta)
+            if self._rebuilding is not None:
+                self._rebuilding.begin_without_state(unreadable, meta)
+            return
         if unreadable is None:
             self._listener.restored(meta.index)
             self._run(meta)
@@ -404,6 +468,20 @@ class GroupHandle:
         self._receiving = SnapshotReceiving(
             self._services, group=self.group, replica=self.replica, answer=self._send, offer=self._offer
         )
+        self._rebuilding = Rebuilding(
+            self._services,
+            group=self.group,
+            replica=self.replica,
+            core=core,
+            machine=self._machine,
+            lane=self.lane,
+            writing=self._writing,
+            send=self._send,
+            fit=self._tell_fit,
+            rebuilt=self._rebuilt,
+            resume=self._apply,
+            handed_out=snapshot.index if snapshot is not None else 0,
+        )
         self._mark()
 
     def stop(self) -> None:
@@ -446,7 +524,7 @@ class GroupHandle:
         elif isinstance(message, SnapshotRequest):
             self._asked_for_snapshot(core, self._sending, message)
         elif isinstance(message, Report):
-            self._services.dropped["not_understood_yet"] += 1
+            self._reported(core, message)
         elif self._services.writer.exhausted() and brings_commands(message):
             self._services.dropped["disk_full"] += 1
         else:
@@ -460,9 +538,19 @@ class GroupHandle:
         if status.role is Role.LEADER and message.term == status.term and message.sender in status.match:
             self._listener.noted(message.sender, note)
 
+    def _reported(self, core: Core, report: Report) -> None:
+        """To the leader by its followers, and by the leader to its followers."""
+        status = core.status()
+        known = status.role is Role.LEADER and report.sender in status.match
+        if report.to == self.replica and report.term == status.term and (known or report.sender == status.leader):
+            self._listener.noted(report.sender, report.content)
+        else:
+            self._services.dropped["report_unexpected"] += 1
+
     def _asked_for_snapshot(self, core: Core, sending: SnapshotSending, request: SnapshotRequest) -> None:
         status = core.status()
-        if status.role is Role.LEADER and request.term == status.term and request.sender in status.match:
+        expected = status.role is Role.LEADER and request.term == status.term and request.sender in status.match
+        if expected and not self.distrusted:
             sending.asked(request.sender, request.index)
         else:
             self._services.dropped["snapshot_request_unexpected"] += 1
@@ -479,7 +567,12 @@ class GroupHandle:
             # Of a leader of the past; or of a new one, whose heartbeat will say so before the chunk comes again.
             self._services.dropped["snapshot_chunk_of_another_term"] += 1
             return
-        if status.commit_index >= message.meta.index:
+        rebuilding = self._rebuilding
+        if rebuilding is not None and rebuilding.has_arrived:
+            self._services.dropped["snapshot_chunk_not_now"] += 1
+            return
+        wanted = rebuilding is not None and rebuilding.wants(message.meta)
+        if status.commit_index >= message.meta.index and not wanted:
             self._say_installed(core, message)
             return
         receiving.chunk(message, term=status.term)
@@ -502,18 +595,19 @@ class GroupHandle:
         self._receiving.tick(now_ms)
         if self._writing is not None:
             self._writing.tick(now_ms)
+        if self._rebuilding is not None:
+            self._rebuilding.tick(now_ms, receiving=self._receiving.active)
         self._mark()
 
     def storage(self, *, stalled: bool) -> None:
         """The node's disk makes no progress, or does again (HAZARDS 16)."""
-        if self._core is not None:
-            self._core.storage(stalled=stalled)
-            self._mark()
+        self._disk_stalled = stalled
+        self._tell_fit()
 
     @property
     def needs_ticks(self) -> bool:
         """Something here waits for time to pass."""
-        parts = (self._sending, self._receiving, self._writing)
+        parts = (self._sending, self._receiving, self._writing, self._rebuilding)
         return self.asleep is None or bool(self._transfers) or any(part is not None and part.active for part in parts)
 
     @property
@@ -601,6 +695,8 @@ class GroupHandle:
             self._send(message)
         if ready.committed:
             self._apply(ready.committed)
+            if self._rebuilding is not None:
+                self._rebuilding.handed_out(ready.committed[-1].index)
         if ready.reads:
             status = core.status()
             refused = Refused(status.leader, status.term, reason="no leader confirms it now; ask again")
@@ -646,6 +742,12 @@ class GroupHandle:
 
     # --- applying ---------------------------------------------------------------------------------------------------
 
+    def _tell_fit(self) -> None:
+        """A replica with a wrong state, like one whose disk stands still, hands over and does not campaign."""
+        if self._core is not None:
+            self._core.storage(stalled=self._disk_stalled or bool(self.distrusted))
+            self._mark()
+
     def _apply(self, entries: tuple[Entry, ...] = ()) -> None:
         """In one job on the lane; with none, go on with what had to wait."""
         self._services.run(self.lane, lambda: self._machine.apply(entries), self._applied)
@@ -677,8 +779,12 @@ class GroupHandle:
 
     def _offer(self, meta: SnapshotMeta, chunk: SnapshotChunk) -> None:
         """A whole snapshot of a leader's lies here as a file."""
-        core = self._core
+        core, rebuilding = self._core, self._rebuilding
         if core is None:
+            return
+        if rebuilding is not None and rebuilding.wants(meta):
+            rebuilding.arrived(meta, chunk)
+            self._mark()
             return
         core.step(
             SnapshotOffer(
@@ -719,12 +825,19 @@ class GroupHandle:
             if self._writing is not None:
                 self._writing.restored(meta)
             self._services.writer.release(self.group, meta.index + 1)
+            if self._rebuilding is not None:
+                self._rebuilding.replaced(meta)
             self._listener.restored(meta.index)
             self._reads.applied(meta.index)
             self._tidy()
             self._mark()
 
         self._services.run(self.lane, lambda: self._machine.restore(store, meta), loaded)
+
+    def _rebuilt(self, meta: SnapshotMeta) -> None:
+        self._listener.restored(meta.index)
+        self._reads.applied(meta.index)
+        self._mark()
 
     def _tidy(self) -> None:
         """Remove older snapshot files, when nothing reads or is about to record one."""

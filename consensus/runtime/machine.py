@@ -78,6 +78,8 @@ class MachineHost:
         self._index = 0
         self._term = 0
         self._waiting: deque[Entry] = deque()
+        self._held = False
+        """Nothing is applied until the state is replaced."""
         self._captured = 0
         """Number of the capture that is being written; 0: none."""
 
@@ -91,7 +93,7 @@ class MachineHost:
         waiting.extend(entries)
         results: list[Applied] = []
         sizes: list[tuple[int, int]] = []
-        while waiting and self._has_room(waiting[0]):
+        while waiting and not self._held and self._has_room(waiting[0]):
             entry = waiting.popleft()
             self._apply(entry, results)
             sizes.append((entry.index, size_of(entry) + ENTRY_OVERHEAD_BYTES))
@@ -100,7 +102,7 @@ class MachineHost:
             results=tuple(results),
             sizes=tuple(sizes),
             state_bytes=self._machine.size_bytes(),
-            waits=bool(waiting),
+            waits=bool(waiting) and not self._held,
         )
 
     def _has_room(self, entry: Entry) -> bool:
@@ -128,14 +130,27 @@ class MachineHost:
                 f"group {self._group}: committed entry {entry.index} is no configuration: {error}"
             ) from error
 
+    # --- a state that is not to be trusted (RULES D1) -----------------------------------------------------------------
+
+    def hold(self) -> int:
+        """Apply nothing more until `restore`: what comes waits. Returns up to where it was applied."""
+        self._held = True
+        return self._index
+
+    def begin_at(self, meta: SnapshotMeta) -> None:
+        """The snapshot that the log begins with can't be used: hold there, with no state."""
+        self._index, self._term = meta.index, meta.term
+        self._configuration = meta.configuration
+        self._held = True
+
     # --- snapshots --------------------------------------------------------------------------------------------------
 
     def capture(self, number: int) -> Capture | None:
         """The state as it is now; takes no time. `number` rises; what an earlier one still holds is given up. None
-        before anything was applied: there is no log that it could stand for."""
+        before anything was applied, for there is no log that it could stand for, and of a state that is held."""
         self.release(self._captured)
         index, term = self.position()
-        if not index:
+        if not index or self._held:
             return None
         # No two states ever have one name, not even of the same index: half of one must not be completed by another.
         name = f"s{index}-t{term}-{self._suffix}-{number}"
@@ -162,6 +177,7 @@ class MachineHost:
             return Unreadable(str(error), damaged=_damaged(store, self._group, meta))
         self._index, self._term = meta.index, meta.term
         self._configuration = meta.configuration
+        self._held = False
         while self._waiting and self._waiting[0].index <= meta.index:
             self._waiting.popleft()
         return None

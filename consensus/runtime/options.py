@@ -86,6 +86,8 @@ class RuntimeOptions:
     """A transfer that makes no progress for this long is given up, and starts over."""
     install_timeout_ms: int = 60_000
     """How long a peer that holds all chunks may take to install them: another thing than a chunk (HAZARDS 25)."""
+    rebuild_ask_ms: int = 500
+    """A replica whose state is not to be trusted asks its leader for a snapshot this often, until one comes."""
     transfer_retry_ms: int = 500
     """Pause between a failed transfer and the next."""
     receive_lease_ms: int = 30_000

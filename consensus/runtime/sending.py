@@ -142,6 +142,8 @@ class SnapshotSending:
             present.asked |= present.meta.index >= at_least
             return
         meta = self._newest()
+        if self._core.status().applied_index < at_least:
+            return  # The state here does not go that far yet; it will be asked for again.
         if meta is None or meta.index < at_least:
             self._want_new()
         else:

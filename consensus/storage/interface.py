@@ -164,6 +164,15 @@ class SnapshotStore(Protocol):
 
     def delete_older(self, group: GroupId, keep_snapshot_id: str) -> None: ...
 
+    def distrust(self, group: GroupId, reason: str) -> None:
+        """Make durable that the group's snapshots of this node may hold a wrong state (RULES D1)."""
+
+    def distrusted(self, group: GroupId) -> str:
+        """The reason; empty when they are fine."""
+
+    def trust(self, group: GroupId) -> None:
+        """Its newest snapshot came from a replica that is right, and its record is durable."""
+
     def delete_all(self, group: GroupId) -> None:
         """Remove every snapshot of the group, half-written ones too: its replica was deleted."""
 

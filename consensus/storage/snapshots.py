@@ -1,6 +1,7 @@
 """Snapshot files of all groups of a node.
 
     group-<group>/<snapshot id>.snapshot
+    group-<group>/distrusted        why this node's snapshots of the group may hold a wrong state (RULES D1), as text
     chunk header | up to 1 MiB | chunk header | ... | manifest header | manifest
 
 Owns their format. Invariants: a file has its name only once it is whole and durable (temp file, fsync, rename, fsync of
@@ -34,6 +35,8 @@ _LENGTH_AT_END = struct.Struct("<I")
 _CRC = struct.Struct("<I")
 _CHUNK, _MANIFEST = 1, 2
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_DISTRUSTED = "distrusted"
+REASON_BYTES_MAX = 4096
 _SUFFIX, _TEMPORARY, _RECEIVING = ".snapshot", ".temporary", ".receiving"
 
 
@@ -297,6 +300,49 @@ class SnapshotFiles:
                         self._filesystem.unlink(f"{folder}/{name}")
         except OSError as error:
             raise StorageFailed(f"removing older snapshots in {folder}: {error}") from error
+
+    # --- a state that is not to be trusted --------------------------------------------------------------------------
+
+    def distrust(self, group: GroupId, reason: str) -> None:
+        """Raises `StorageFull`, `StorageFailed`."""
+        folder = f"{self._directory}/group-{group}"
+        path = f"{folder}/{_DISTRUSTED}"
+        try:
+            self._filesystem.mkdir(folder)
+            if self._filesystem.exists(path):
+                return
+            file = self._filesystem.open(path, create=True)
+            file.pwrite([reason.encode()[:REASON_BYTES_MAX]], 0)
+            file.datasync()
+            file.close()
+            self._filesystem.sync_directory(folder)
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise StorageFull(f"no space for {path}: {error}") from error
+            raise StorageFailed(f"writing {path}: {error}") from error
+
+    def distrusted(self, group: GroupId) -> str:
+        """That the file is there says enough: half of a reason is one."""
+        path = f"{self._directory}/group-{group}/{_DISTRUSTED}"
+        try:
+            if not self._filesystem.exists(path):
+                return ""
+            file = self._filesystem.open(path)
+            try:
+                return file.pread(REASON_BYTES_MAX, 0).decode(errors="replace") or "its state was found wrong"
+            finally:
+                file.close()
+        except OSError as error:
+            raise StorageFailed(f"reading {path}: {error}") from error
+
+    def trust(self, group: GroupId) -> None:
+        folder = f"{self._directory}/group-{group}"
+        try:
+            if self._filesystem.exists(f"{folder}/{_DISTRUSTED}"):
+                self._filesystem.unlink(f"{folder}/{_DISTRUSTED}")
+                self._filesystem.sync_directory(folder)
+        except OSError as error:
+            raise StorageFailed(f"removing {folder}/{_DISTRUSTED}: {error}") from error
 
     def delete_all(self, group: GroupId) -> None:
         """Remove every file of the group. Call it when the tombstone of its replica is durable."""

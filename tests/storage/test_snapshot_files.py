@@ -277,3 +277,31 @@ def test_the_state_and_the_index_it_goes_up_to_never_part(fault: str) -> None:
         if not fired:
             return
     pytest.fail("a run without a fault never came")
+
+
+def test_distrust_is_durable_until_trust_is(disk: MemoryFileSystem) -> None:
+    for call in range(1, 40):
+        for act in ("distrust", "trust"):
+            disk = MemoryFileSystem()
+            files = SnapshotFiles(disk, FOLDER)
+            write(files, 5, b"five")
+            if act == "trust":
+                files.distrust(1, "a block differs")
+            disk.faults.calls, disk.faults.stop_call = 0, call
+            done = False
+            try:
+                if act == "distrust":
+                    files.distrust(1, "a block differs")
+                    files.distrust(1, "another")
+                else:
+                    files.trust(1)
+                done = True
+            except PowerLost:
+                pass
+            disk.crash(random.Random(call))
+            disk.faults.stop_call = 0
+            found = SnapshotFiles(disk, FOLDER).distrusted(1)
+            if done:
+                assert found == ("a block differs" if act == "distrust" else "")
+            assert content(SnapshotFiles(disk, FOLDER), 5) == b"five"
+    assert SnapshotFiles(disk, FOLDER).distrusted(2) == ""

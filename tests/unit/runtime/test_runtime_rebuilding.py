@@ -1,0 +1,202 @@
+"""A replica whose state is not to be trusted: it votes and appends, and gets another state (RULES D1)."""
+
+import pytest
+
+from consensus.core.interface import Role
+from consensus.runtime import RuntimeOptions
+from consensus.runtime.interface import Committed, Outcome, Refused
+from tests.unit.runtime.cluster import Cluster, Node
+from tests.unit.runtime.test_runtime_snapshots import SMALL, behind, numbered
+
+QUIET = RuntimeOptions(snapshot_log_bytes_min=1 << 30)
+"""No snapshots but those that are asked for."""
+
+
+def spoilt(cluster: Cluster) -> Node:
+    """A follower with a wrong state."""
+    node = cluster.followers()[0]
+    node.machine.commands[3] = b"something else"
+    return node
+
+
+def states_agree(cluster: Cluster) -> bool:
+    return len({tuple(node.machine.commands) for node in cluster.nodes.values()}) == 1
+
+
+def whole(cluster: Cluster) -> bool:
+    return states_agree(cluster) and not any(node.handle.distrusted for node in cluster.nodes.values())
+
+
+@pytest.mark.parametrize("options", [QUIET, SMALL], ids=["whole log", "compacted log"])
+def test_it_gets_the_state_of_its_leader_and_goes_on_from_its_own_log(options: RuntimeOptions) -> None:
+    cluster = Cluster(options=options)
+    for start in range(0, 60, 10):
+        cluster.commit(*numbered(10, start))
+    node = spoilt(cluster)
+    applied = len(node.machine.commands)
+    node.handle.distrust("spoilt by hand")
+    cluster.network.cut(cluster.leader().runtime.node, node.runtime.node)
+    cluster.quiet()
+    for payload in numbered(10, 60):
+        cluster.propose(payload)
+    cluster.quiet()
+    assert node.handle.status().distrusted == "spoilt by hand"
+    assert len(node.machine.commands) == applied
+    cluster.network.heal()
+    cluster.until(lambda: whole(cluster), ms=5000)
+    assert node.machine.commands == numbered(70)
+    assert node.listener.of("restored")
+    cluster.commit(b"and on")
+    assert node.machine.commands[-1] == b"and on"
+
+
+def test_it_votes_and_acknowledges_all_the_time() -> None:
+    """With one replica down the group needs its vote and its log."""
+    cluster = Cluster(options=QUIET)
+    cluster.commit(*numbered(20))
+    node = spoilt(cluster)
+    leader = cluster.leader()
+    other = next(each for each in cluster.followers() if each is not node)
+    cluster.kill(other.runtime.node)
+    node.lanes.held.add("files")
+    node.handle.distrust("spoilt by hand")
+    outcomes = cluster.propose(b"needs a majority", at=leader)
+    cluster.run(100)
+    assert isinstance(outcomes[0], Committed)
+    cluster.restart(other.runtime.node)
+    cluster.run(200)
+    cluster.kill(leader.runtime.node)
+    cluster.until(lambda: cluster.nodes[other.runtime.node].handle.ready_to_serve, ms=3000)
+    assert node.handle.distrusted
+
+
+def test_it_never_campaigns() -> None:
+    cluster = Cluster(options=QUIET)
+    cluster.commit(*numbered(20))
+    node = spoilt(cluster)
+    node.handle.distrust("spoilt by hand")
+    term = node.handle.leader()[2]
+    for member in [member for member in cluster.nodes if member != node.runtime.node]:
+        cluster.kill(member)
+    cluster.run(5000)
+    status = node.handle.status().core
+    assert status is not None
+    assert (status.role, status.term) == (Role.FOLLOWER, term)
+
+
+def test_a_leader_hands_over_first() -> None:
+    cluster = Cluster(options=QUIET)
+    cluster.commit(*numbered(20))
+    leader = cluster.leader()
+    leader.machine.commands[3] = b"something else"
+    waiting = cluster.propose(b"under way", at=leader)
+    leader.handle.distrust("spoilt by hand")
+    refused: list[Outcome] = []
+    leader.handle.propose(b"x", 0, refused.append)
+    assert isinstance(refused[0], Refused)
+    assert "rebuilt" in refused[0].reason
+    reads: list[object] = []
+    leader.handle.read_index(reads.append)
+    assert isinstance(reads[0], Refused)
+    cluster.until(lambda: cluster.leader() is not leader, ms=1000)
+    assert len(waiting) == 1
+    cluster.until(lambda: whole(cluster), ms=5000)
+    assert b"something else" not in leader.machine.commands
+
+
+def test_of_two_replicas_the_one_in_doubt_hands_over_too() -> None:
+    """It knows by itself; the other one can only lead with its vote."""
+    cluster = Cluster(nodes=2, options=QUIET)
+    cluster.commit(*numbered(20))
+    leader = cluster.leader()
+    leader.machine.commands[3] = b"something else"
+    leader.handle.distrust("spoilt by hand")
+    cluster.until(lambda: whole(cluster), ms=5000)
+    assert cluster.leader() is not leader
+
+
+@pytest.mark.parametrize("end", ["kill", "crash"])
+def test_a_restart_does_not_make_it_trustworthy(end: str) -> None:
+    """Its own snapshots may hold the wrong state."""
+    cluster = Cluster(options=SMALL)
+    for start in range(0, 60, 10):
+        cluster.commit(*numbered(10, start))
+    node = spoilt(cluster)
+    name = node.runtime.node
+    cluster.commit(*numbered(40, 60))
+    assert node.handle.status().snapshots_written > 2
+    node.handle.distrust("spoilt by hand")
+    while node.lanes.queues["files"]:
+        node.lanes.work()
+    (cluster.kill if end == "kill" else cluster.crash)(name)
+    again = cluster.restart(name)
+    again.lanes.work()
+    again.lanes.work()
+    cluster.run(10)
+    assert "spoilt by hand" in again.handle.distrusted
+    assert again.machine.commands == []
+    cluster.until(lambda: whole(cluster), ms=5000)
+    assert again.machine.commands == numbered(100)
+    cluster.run(100)
+    cluster.crash(name)
+    third = cluster.restart(name)
+    cluster.run(500)
+    assert third.handle.distrusted == ""
+    cluster.until(lambda: whole(cluster), ms=5000)
+
+
+def test_without_a_snapshot_of_its_own_a_restart_makes_the_state_anew_from_the_log() -> None:
+    cluster = Cluster(options=QUIET)
+    cluster.commit(*numbered(20))
+    node = spoilt(cluster)
+    name = node.runtime.node
+    leader = cluster.leader().runtime.node
+    cluster.network.cut(leader, name)
+    node.handle.distrust("spoilt by hand")
+    cluster.quiet()
+    cluster.kill(name)
+    cluster.network.heal()
+    cluster.restart(name)
+    cluster.until(lambda: whole(cluster), ms=5000)
+    assert cluster.nodes[leader].handle.status().snapshots_sent == 0
+
+
+def test_a_replica_that_lags_behind_the_leaders_snapshot_is_rebuilt_by_its_install() -> None:
+    cluster, _, third = behind()
+    started = cluster.restart(third)
+    started.handle.distrust("spoilt by hand")
+    cluster.until(lambda: whole(cluster), ms=5000)
+    assert cluster.disks[third].listdir("snapshots/group-1") != []
+    assert "distrusted" not in cluster.disks[third].listdir("snapshots/group-1")
+
+
+def test_a_leader_ahead_of_nobody_writes_a_snapshot_that_goes_far_enough() -> None:
+    """The odd replica applied more than the leader's newest snapshot holds: it must not go back in time."""
+    cluster = Cluster(options=QUIET)
+    cluster.commit(*numbered(10))
+    leader = cluster.leader()
+    leader.handle._want_snapshot()
+    cluster.run(50)
+    cluster.commit(*numbered(10, 10))
+    node = spoilt(cluster)
+    node.handle.distrust("spoilt by hand")
+    cluster.until(lambda: whole(cluster), ms=5000)
+    assert leader.handle.status().snapshots_written == 2
+    assert node.listener.of("restored") == [("restored", 21)]
+
+
+# --- reports --------------------------------------------------------------------------------------------------------
+
+
+def test_reports_go_between_a_leader_and_its_followers_only() -> None:
+    cluster = Cluster(options=QUIET)
+    leader, (one, two) = cluster.leader(), cluster.followers()
+    one.handle.report(leader.runtime.node, b"from one")
+    leader.handle.report(two.runtime.node, b"to two")
+    one.handle.report(two.runtime.node, b"nothing")
+    one.handle.report(leader.runtime.node, bytes(5000))
+    cluster.quiet()
+    assert leader.listener.notes == [(one.runtime.node, b"from one")]
+    assert two.listener.notes == [(leader.runtime.node, b"to two")]
+    assert two.runtime.dropped["report_unexpected"] == 1
+    assert one.runtime.dropped["note_too_long"] == 1
