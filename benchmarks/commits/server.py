@@ -80,6 +80,11 @@ class Listener:
 
     def restored(self, index: int) -> None: ...
 
+    def handing_over(self, to: ReplicaId) -> None: ...
+
+    def drained(self) -> bool:
+        return True
+
     def note(self) -> bytes:
         return b""
 
