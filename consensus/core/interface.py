@@ -408,3 +408,8 @@ class Core(Protocol):
     def ready(self) -> Ready: ...
 
     def status(self) -> Status: ...
+
+    def outlook(self) -> tuple[object, ...]:
+        """Equal as long as nothing changed that an owner is told of: role, term, leader, readiness, the configuration
+        in force and whether it is committed, sleep, removal. Hosts ask after every input, for which a whole `status`
+        is too dear."""

@@ -12,8 +12,7 @@ The core is only touched inside an input of the node (`Services.input`), which s
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from consensus.core.configuration import members_of, next_replica_of
@@ -39,6 +38,7 @@ from consensus.core.interface import (
 from consensus.runtime.disk import brings_commands, forgotten
 from consensus.runtime.handover import Handover
 from consensus.runtime.homes import Homes
+from consensus.runtime.inputs import PartInput
 from consensus.runtime.interface import Applied, GroupListener, OnConfiguration, Refused, StateMachine, Transferred
 from consensus.runtime.machine import AppliedBatch, MachineHost, Unreadable
 from consensus.runtime.proposals import Done, Proposals
@@ -112,8 +112,9 @@ class GroupHandle:
         self._homes = Homes(nodes, configuration)
         self.problem = problem
         """Why this replica does not run; empty when all is well."""
-        self._node = services
-        self._services = replace(services, input=self._input)
+        # An input of the node, for this replica: it gives False when either was stopped.
+        part = PartInput(services.input(), lambda: self._stopped)
+        self._services = replace(services, input=lambda: part)
         self._configuration = configuration
         self._listener = listener
         self._on_configuration = on_configuration
@@ -147,21 +148,17 @@ class GroupHandle:
         """The newest snapshot whose record is durable."""
         self._installing = 0
         self._started = False
-        self._stopped = False
+        self._stopped: bool = False
         self._leads_term = 0
         """The term this replica leads in, as the listener knows it; 0 when it does not."""
         self._served_term = 0
         self._leader: tuple[ReplicaId, int] = (0, 0)
         self.asleep: tuple[bool, ReplicaId, int, int] | None = None
         """(leads, leader, term, commit index) of a group that sleeps (RULES C5); None when it is awake."""
+        self._outlook: tuple[object, ...] = ()
+        """What the owner was told of, as the core sums it up."""
         self._heard = False
         """A message came since the node noticed a stall."""
-
-    @contextmanager
-    def _input(self) -> Iterator[bool]:
-        """An input of the node, for this replica: it gives False when either was stopped."""
-        with self._node.input() as running:
-            yield running and not self._stopped
 
     # --- what its owner calls ---------------------------------------------------------------------------------------
 
@@ -644,6 +641,10 @@ class GroupHandle:
 
     def _observe(self, core: Core) -> None:
         """Tell the owner who leads, when that changed."""
+        outlook = core.outlook()
+        if outlook == self._outlook and not self._memberships and not self._transfers:
+            return
+        self._outlook = outlook
         status = core.status()
         leads = status.role is Role.LEADER
         self.asleep = (leads, status.leader, status.term, status.commit_index) if status.quiesced else None

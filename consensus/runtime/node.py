@@ -10,8 +10,7 @@ Must not know: asyncio, threads, sockets, disks, what payloads mean.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from consensus.core.configuration import members_of, next_replica_of, problem_of
@@ -21,6 +20,7 @@ from consensus.runtime.disk import why_not
 from consensus.runtime.group import GroupHandle
 from consensus.runtime.heartbeats import Heartbeats
 from consensus.runtime.homes import BOOTSTRAP_REPLICAS_MAX
+from consensus.runtime.inputs import Input
 from consensus.runtime.interface import (
     Clock,
     CreateOutcome,
@@ -90,7 +90,6 @@ class NodeRuntime:
         self._clock = clock
         self._random = random
         self._options = options
-        self._fatal = fatal
         self._groups: dict[GroupId, GroupHandle] = {}
         self._awake: dict[GroupId, GroupHandle] = {}
         """Those that time passes for."""
@@ -105,7 +104,7 @@ class NodeRuntime:
         )
         self._dirty: dict[GroupId, GroupHandle] = {}
         self._outbox: dict[tuple[NodeId, Channel], list[Envelope]] = {}
-        self._depth = 0
+        self._inputs = Input(running=lambda: self._running, settle=self._settle, fatal=fatal)
         self._running = False
         self._stopped = False
         self._ticked_ms = clock.now_ms()
@@ -356,22 +355,11 @@ class NodeRuntime:
 
     # --- inputs -----------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def input(self) -> Iterator[bool]:
+    def input(self) -> Input:
         """Something from outside happens inside. May be nested; at the end of the outermost one everything that it
         caused is carried out. Owners that propose several commands at once wrap them in one, so that they travel
         together. Gives False when the node was stopped or not started: then nothing may be done."""
-        self._depth += 1
-        try:
-            yield self._running
-            if self._depth == 1:
-                self._settle()
-        except Exception as error:
-            if self._depth == 1 and self._fatal is not None:
-                self._fatal(error)
-            raise
-        finally:
-            self._depth -= 1
+        return self._inputs
 
     def received(self, node: NodeId, envelopes: Sequence[Envelope]) -> None:
         with self.input() as running:

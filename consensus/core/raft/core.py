@@ -555,6 +555,20 @@ class RaftCore:
             sum([progress.match_index for progress in matches]),
         )
 
+    def outlook(self) -> tuple[object, ...]:
+        state, commit_index, membership = self._state, self._commit.index, self._state.membership
+        return (
+            state.term,
+            state.role,
+            state.leader,
+            state.role is Role.LEADER and self._commit.applied >= self._replication.noop_index,
+            membership.index,
+            commit_index >= membership.index,
+            membership.configuration,
+            commit_index if self._quiescence.asleep else None,
+            state.removed,
+        )
+
     def status(self) -> Status:
         state, log, commit = self._state, self._log, self._commit
         leads = state.role is Role.LEADER

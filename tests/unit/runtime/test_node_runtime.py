@@ -297,7 +297,7 @@ def test_an_exception_of_a_listener_is_fatal() -> None:
     cluster = Cluster(nodes=1)
     node = cluster.nodes[1]
     seen: list[BaseException] = []
-    node.runtime._fatal = seen.append
+    node.runtime.input().fatal = seen.append
 
     def broken(term: int) -> None:
         raise KeyError("a bug")
