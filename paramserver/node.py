@@ -58,7 +58,7 @@ from paramserver.rpc.watch import Announced, Board, WatchService
 from paramserver.shard.leader import ShardLeader
 from paramserver.shard.machine import ShardMachine
 from paramserver.v1 import paramserver_pb2 as pb
-from paramserver.wire.allocator import keep_memory
+from paramserver.wire.allocator import collect_seldom, keep_memory
 
 __all__ = ["NodeConfig", "run"]
 
@@ -101,6 +101,7 @@ def run(config: NodeConfig) -> int:
         datefmt="%H:%M:%S",
     )
     log.info(keep_memory())
+    collect_seldom()
     try:
         return asyncio.run(_serve(config))
     except CannotStart as error:

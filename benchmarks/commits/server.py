@@ -35,7 +35,7 @@ from consensus.storage.snapshots import SnapshotFiles
 from consensus.storage.wal import Wal
 from consensus.transport.grpc import GrpcOptions, GrpcTransport, server_options
 from paramserver.config import NodeConfig
-from paramserver.wire.allocator import keep_memory
+from paramserver.wire.allocator import collect_seldom, keep_memory
 
 GROUP = 1
 _STATE = struct.Struct("<QQ")
@@ -287,6 +287,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     keep_memory()
+    collect_seldom()
     config = NodeConfig(node=options.node, members=options.members, data_dir=options.data)
     problems = config.validate()
     if problems:

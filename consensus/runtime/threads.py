@@ -14,8 +14,8 @@ import queue
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 from consensus.core.interface import GroupId
@@ -57,6 +57,12 @@ class MonotonicClock:
         return time.monotonic_ns() // 1_000_000
 
 
+@dataclass(frozen=True, slots=True)
+class _Release:
+    group: GroupId
+    below_index: int
+
+
 class ThreadLogWriter:
     """`LogWriter`: one thread drives the log, with group commit; a second one keeps a spare segment ready, and tries
     again and again while there is no space for one."""
@@ -82,14 +88,16 @@ class ThreadLogWriter:
         self._idle_s = idle_ms / 1000
         self._full_retry_s = full_retry_ms / 1000
         self._queue_appends_max = queue_appends_max
+        self._inbox: queue.SimpleQueue[Waiting | _Release | None] = queue.SimpleQueue()
+        """What the thread has not looked at yet; None wakes it."""
         self._queue = FlushQueue(flush_bytes_max)
+        """The thread's own, like all below but `_turned_away`, which others only read."""
         self._turned_away = False
         """The disk was full for something that waits in the queue; it is tried again at `_retry_s`."""
         self._retry_s = 0.0
         self._arrived = False
-        """Something was submitted since the queue was last looked at."""
-        self._releases: deque[tuple[GroupId, int]] = deque()
-        self._condition = threading.Condition()
+        """Something came into the queue since it was last tried."""
+        self._releases: list[_Release] = []
         self._closing = False
         self._failed = False
         self._prepare = threading.Event()
@@ -101,12 +109,10 @@ class ThreadLogWriter:
         self._spares.start()
 
     def submit(self, append: GroupAppend, done: Callable[[], None]) -> None:
-        with self._condition:
-            if len(self._queue) >= self._queue_appends_max:
-                raise RuntimeError(f"{len(self._queue)} appends wait for the log")
-            self._queue.put(append, done)
-            self._arrived = True
-            self._condition.notify()
+        waiting = len(self._queue) + self._inbox.qsize()
+        if waiting >= self._queue_appends_max:
+            raise RuntimeError(f"{waiting} appends wait for the log")
+        self._inbox.put((append, done))
 
     def full(self) -> bool:
         return self._turned_away or self._wal.full
@@ -115,16 +121,13 @@ class ThreadLogWriter:
         return self._turned_away or self._wal.exhausted
 
     def release(self, group: GroupId, below_index: int) -> None:
-        with self._condition:
-            self._releases.append((group, below_index))
-            self._condition.notify()
+        self._inbox.put(_Release(group, below_index))
 
     def close(self, timeout_s: float = 10.0) -> bool:
         """Flush what is queued, cover it (RULES W2), close the log. Callbacks of the last flush are still posted.
         False when it took longer than `timeout_s`."""
-        with self._condition:
-            self._closing = True
-            self._condition.notify()
+        self._closing = True
+        self._inbox.put(None)
         self._prepare.set()
         self._thread.join(timeout_s)
         self._spares.join(timeout_s)
@@ -145,40 +148,52 @@ class ThreadLogWriter:
 
     def _turn(self) -> bool:
         """One flush, or the idle batch; False at the end."""
-        with self._condition:
-            if not self._wait():
-                return False
-            everything = not self._turned_away or time.monotonic() >= self._retry_s
-            batch = self._queue.take() if everything else self._queue.take_for_reserve()
-            self._arrived = False
-            releases = list(self._releases)
-            self._releases.clear()
+        if not self._wait():
+            return False
+        everything = not self._turned_away or time.monotonic() >= self._retry_s
+        batch = self._queue.take() if everything else self._queue.take_for_reserve()
+        self._arrived = False
+        releases, self._releases = self._releases, []
         if batch:
             written = self._write(batch, everything=everything)
             if written:
                 self._wal.sync()
                 self.syncs += 1
                 self._report([done for _, done in written])
+        for release in releases:
+            self._wal.release(release.group, release.below_index)
+        if self._wal.unprepared:
             self._prepare.set()
-        for group, below_index in releases:
-            self._wal.release(group, below_index)
         return True
 
     def _wait(self) -> bool:
-        """Until there is something to do; False at the end. Holds the condition."""
+        """Until there is something to do; False at the end."""
         quiet = False
-        while not self._due():
+        while True:
+            self._take_in()
+            if self._due():
+                return True
             if self._closing:
                 return False
-            arrived = self._condition.wait(self._full_retry_s if self._turned_away else None if quiet else self._idle_s)
-            if not (arrived or quiet or self._due() or self._closing):
+            timeout_s = self._full_retry_s if self._turned_away else None if quiet else self._idle_s
+            if not self._take_in(timeout_s, wait=True) and not quiet:
                 quiet = True
-                self._condition.release()
-                try:
-                    self._wal.idle()
-                finally:
-                    self._condition.acquire()
-        return True
+                self._wal.idle()
+
+    def _take_in(self, timeout_s: float | None = None, *, wait: bool = False) -> bool:
+        """Look at what came, or wait for the next that comes; whether there was something."""
+        came = False
+        try:
+            while True:
+                one = self._inbox.get(wait, timeout_s)
+                wait, came = False, True
+                if isinstance(one, _Release):
+                    self._releases.append(one)
+                elif one is not None:
+                    self._queue.put(*one)
+                    self._arrived = True
+        except queue.Empty:
+            return came
 
     def _due(self) -> bool:
         """Of what was turned away nothing is tried before its time; what came since may fit into the reserve."""
@@ -193,12 +208,11 @@ class ThreadLogWriter:
             self._turned_away = self._turned_away and not everything
             return batch
         except StorageFull:
-            with self._condition:
-                self._queue.put_back(batch)
-                self._turned_away = True
-                if everything:
-                    self._retry_s = time.monotonic() + self._full_retry_s
-                batch = self._queue.take_for_reserve() if everything else []
+            self._queue.put_back(batch)
+            self._turned_away = True
+            if everything:
+                self._retry_s = time.monotonic() + self._full_retry_s
+            batch = self._queue.take_for_reserve() if everything else []
             return self._write(batch, everything=False) if batch else []
 
     def _report(self, dones: list[Callable[[], None]]) -> None:

@@ -100,6 +100,10 @@ class LogStore(Protocol):
     def exhausted(self) -> bool:
         """It is full, and what room there is, is kept for what was appended before."""
 
+    @property
+    def unprepared(self) -> bool:
+        """`prepare` has something to do. May be asked from any thread."""
+
     def write(self, appends: Sequence[GroupAppend]) -> None:
         """One batch: a gathered write of everything, at most `flush_bytes_max` (8 MiB) unless one entry is larger.
         Rotates segments as needed. Raises `StorageFull` before anything was written, and then can be tried again;

@@ -75,6 +75,8 @@ class SegmentPool:
         self._closed = False
         self.full = False
         """The last attempt to make a file found no space. `prepare` clears it when there is some again."""
+        self.unprepared = True
+        """A file was taken or given back since `prepare` last looked."""
         for number in unused:
             self.retire(number, self._size(number))
 
@@ -85,6 +87,7 @@ class SegmentPool:
 
     def take(self, needed_bytes: int, *, urgent: bool) -> Prepared:
         """A file of at least that capacity. On a full disk an `urgent` use gets the reserve."""
+        self.unprepared = True
         with self._lock:
             if self._spares and needed_bytes <= self._spares[0].capacity:
                 return self._spares.pop(0)
@@ -110,11 +113,13 @@ class SegmentPool:
         """The segment's file is free to be used again under another number."""
         with self._lock:
             self._retired.append((number, capacity))
+        self.unprepared = True
 
     def prepare(self) -> None:
         """Make what is missing. A full disk is not an error here: `full` says so, and `take` will if it matters. What
         is kept beyond need is removed then, and it is tried once more."""
         with self._preparing:
+            self.unprepared = False
             for _ in range(2):
                 try:
                     self._fill()

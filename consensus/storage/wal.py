@@ -216,6 +216,11 @@ class Wal:
             if self._written == self._durable:
                 self._retire()
 
+    @property
+    def unprepared(self) -> bool:
+        """See `LogStore.unprepared`."""
+        return self._pool.unprepared
+
     def prepare(self) -> None:
         """Make spare segments ready; see `LogStore.prepare`."""
         if not self._failed:

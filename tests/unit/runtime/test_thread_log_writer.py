@@ -24,6 +24,7 @@ class Log:
         self.idled = threading.Event()
         self.full = False
         self.exhausted = False
+        self.unprepared = False
         self.closed = False
 
     def write(self, appends: Sequence[GroupAppend]) -> None:
