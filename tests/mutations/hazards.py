@@ -7,5 +7,3 @@ NOT_YET = {
     38: "comes with worker sets that change: today a view is the model's fixed set of ranks, decided by group 0",
     39: "comes with asynchronous pushes, which bring sequence numbers per block",
 }
-PENDING = {8, 23}
-"""Not put back yet."""
