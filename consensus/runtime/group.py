@@ -35,6 +35,7 @@ from consensus.core.interface import (
     SnapshotOffer,
     Status,
 )
+from consensus.runtime.backlog import Backlog
 from consensus.runtime.disk import brings_commands, forgotten
 from consensus.runtime.handover import Handover
 from consensus.runtime.homes import Homes
@@ -147,6 +148,7 @@ class GroupHandle:
         self._snapshot: SnapshotMeta | None = None
         """The newest snapshot whose record is durable."""
         self._installing = 0
+        self._backlog = Backlog()
         self._started = False
         self._stopped: bool = False
         self._leads_term = 0
@@ -175,7 +177,7 @@ class GroupHandle:
                 self._services.dropped["proposal_too_long"] += 1
                 done(Refused(0, core.status().term))
                 return
-            if len(self._proposals) >= self._services.options.proposals_max:
+            if len(self._proposals) >= self._services.options.proposals_max or self._applies_too_much():
                 done(Refused(self.replica, core.status().term, busy=True))
                 return
             if self._services.writer.full():
@@ -206,6 +208,9 @@ class GroupHandle:
         status = core.status()
         leader = 0 if status.leader == self.replica else status.leader
         return Refused(leader, status.term, reason=self._not_to_be_trusted())
+
+    def _applies_too_much(self) -> bool:
+        return self._backlog.bytes > self._services.options.applying_bytes_max
 
     def _refused_full(self, core: Core) -> Refused:
         """Before the core or the disk is touched; who does not lead says who does instead (RULES W5)."""
@@ -524,6 +529,8 @@ class GroupHandle:
             self._reported(core, message)
         elif self._services.writer.exhausted() and brings_commands(message):
             self._services.dropped["disk_full"] += 1
+        elif self._applies_too_much() and brings_commands(message):
+            self._services.dropped["applying_too_much"] += 1
         else:
             core.step(message)
             if envelope.note and isinstance(message, AppendResponse | HeartbeatResponse):
@@ -751,6 +758,7 @@ class GroupHandle:
 
     def _apply(self, entries: tuple[Entry, ...] = ()) -> None:
         """In one job on the lane; with none, go on with what had to wait."""
+        self._backlog.add(entries)
         self._services.run(self.lane, lambda: self._machine.apply(entries), self._applied)
 
     def _applied(self, batch: AppliedBatch) -> None:
@@ -759,6 +767,7 @@ class GroupHandle:
             return
         if batch.sizes:
             core.applied(batch.index)
+            self._backlog.reached(batch.index)
         results: tuple[Applied, ...] = batch.results
         if results:
             self._listener.applied(results)
@@ -821,6 +830,7 @@ class GroupHandle:
                     f"group {self.group}: snapshot {meta.snapshot_id} can't be installed: {unreadable.problem}"
                 )
             self._installing -= 1
+            self._backlog.reached(meta.index)
             self._snapshot = meta
             core.installed(meta)
             if self._writing is not None:

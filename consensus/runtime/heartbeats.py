@@ -170,17 +170,21 @@ class Heartbeats:
         """True when it is time for a beat: all groups' heartbeats leave with it."""
         for pair in self._pairs.values():
             pair.since_ms += elapsed_ms
-            for asleep, watch in ((pair.followed, pair.leader), (pair.led, pair.replicas)):
-                if not asleep.rows:
-                    continue
-                watch.quiet_ms += elapsed_ms + (0 if watch.heard else owed_ms)
-                if watch.quiet_ms >= self._silence_ms:
-                    self._wake_all(asleep.rows)
+            self._watch(pair, elapsed_ms, owed_ms)
         self._elapsed_ms += elapsed_ms
         self._beating = self._elapsed_ms >= self._beat_ms
         if self._beating:
             self._elapsed_ms %= self._beat_ms
         return self._beating
+
+    def _watch(self, pair: _Pair, elapsed_ms: int, owed_ms: int) -> None:
+        """Silence of the other node wakes the groups that it concerns."""
+        for asleep, watch in ((pair.followed, pair.leader), (pair.led, pair.replicas)):
+            if not asleep.rows:
+                continue
+            watch.quiet_ms += elapsed_ms + (0 if watch.heard else owed_ms)
+            if watch.quiet_ms >= self._silence_ms:
+                self._wake_all(asleep.rows)
 
     def _wake_all(self, groups: Iterable[GroupId]) -> None:
         for group in list(groups):

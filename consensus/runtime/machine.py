@@ -26,6 +26,11 @@ ENTRY_OVERHEAD_BYTES = 64
 """What an entry costs in the log beside its payload."""
 
 
+def log_bytes_of(entry: Entry) -> int:
+    """What it costs in the log."""
+    return size_of(entry) + ENTRY_OVERHEAD_BYTES
+
+
 @dataclass(frozen=True, slots=True)
 class AppliedBatch:
     """Entries up to `index` were applied; `results` holds those of kind NORMAL. Sizes in bytes."""
@@ -96,7 +101,7 @@ class MachineHost:
         while waiting and not self._held and self._has_room(waiting[0]):
             entry = waiting.popleft()
             self._apply(entry, results)
-            sizes.append((entry.index, size_of(entry) + ENTRY_OVERHEAD_BYTES))
+            sizes.append((entry.index, log_bytes_of(entry)))
         return AppliedBatch(
             index=self._index,
             results=tuple(results),

@@ -34,6 +34,10 @@ class RuntimeOptions:
     """A longer command is refused, and counted: it must fit into one frame of the transport."""
     proposals_max: int = 65536
     """Proposals of one group without an outcome; further ones are refused as busy."""
+    applying_bytes_max: int = 256 * MIB
+    """Committed entries that wait for the state machine, with what they cost in the log; above it a leader refuses
+    commands as busy, and a follower drops them, as if the network had lost them: the log can't be released before its
+    entries are applied."""
     reads_max: int = 65536
     """Reads of one group without an answer, those waiting for the state machine too; further ones are refused."""
     orders_max: int = 64

@@ -66,6 +66,36 @@ def test_proposals_at_the_bound_are_refused_as_busy() -> None:
     assert all(len(outcome) == 1 for outcome in outcomes)
 
 
+def test_a_state_machine_that_lags_holds_up_who_proposes_and_who_sends() -> None:
+    """The log can't be released before its entries are applied, so it must not grow for ever before they are."""
+    cluster = Cluster(options=RuntimeOptions(applying_bytes_max=20_000))
+    leader, follower = cluster.leader(), cluster.followers()[0]
+    follower.lanes.held.add("apply")
+    for _ in range(100):
+        cluster.propose(bytes(1000), at=leader)
+        cluster.quiet()
+    assert len(leader.machine.commands) == 100
+    status = follower.handle.status().core
+    assert status is not None
+    assert status.last_index < 60
+    assert follower.runtime.dropped["applying_too_much"] > 0
+    follower.lanes.held.clear()
+    cluster.run(1000)
+    assert len(follower.machine.commands) == 100
+    leader.lanes.held.add("apply")
+    outcomes = []
+    for _ in range(30):
+        outcomes.append(cluster.propose(bytes(1000), at=leader))
+        cluster.quiet()
+    refused = [outcome[0] for outcome in outcomes if outcome]
+    assert refused == [Refused(leader.runtime.node, leader.handle.leader()[2], busy=True)] * len(refused)
+    assert 5 <= len(refused) <= 15
+    leader.lanes.held.clear()
+    cluster.run(100)
+    cluster.commit(b"on")
+    assert leader.machine.commands[-1] == b"on"
+
+
 def test_a_command_that_fits_no_frame_is_refused() -> None:
     cluster = Cluster(options=RuntimeOptions(proposal_bytes_max=10))
     leader = cluster.leader()
