@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from paramserver.cli import codes, flags
 from paramserver.cli.codes import CommandError, UsageProblems
@@ -22,7 +22,8 @@ from paramserver.cli.text import escape
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """`paramserver NAME`; its module is only imported when it is called. A name may be of two words."""
+    """`paramserver NAME`; its module is only imported when it is called. A name may be of two words; a module may hold
+    several, each as a value: "module:VALUE"."""
 
     name: str
     help: str
@@ -34,6 +35,16 @@ COMMANDS = (
     Command("server", "one node of a cluster", "paramserver.cli.server"),
     Command("worker", "train the bundled model on a cluster, as one rank", "paramserver.cli.worker"),
     Command("status", "nodes, groups, leaders, versions, digests", "paramserver.cli.status"),
+    Command("node list", "the nodes of a cluster and their states", "paramserver.cli.nodes:LIST"),
+    Command("node add", "admit a server that waits", "paramserver.cli.nodes:ADD"),
+    Command("node remove", "take a node out that holds nothing", "paramserver.cli.nodes:REMOVE"),
+    Command("node replace", "give a node's replicas to another, or to its new folder", "paramserver.cli.nodes:REPLACE"),
+    Command("node drain", "move leaderships and replicas away from a node", "paramserver.cli.nodes:DRAIN"),
+    Command("group list", "the groups, their members and leaders, and what is moving", "paramserver.cli.groups:LIST"),
+    Command("group show", "one group in full", "paramserver.cli.groups:SHOW"),
+    Command("group transfer", "hand a group's leadership over", "paramserver.cli.groups:TRANSFER"),
+    Command("group move", "move a replica to another node", "paramserver.cli.groups:MOVE"),
+    Command("group cancel", "give a move up", "paramserver.cli.groups:CANCEL"),
     Command("sim run", "simulate clusters under faults, one a seed, and check them", "paramserver.cli.sim_run"),
     Command("sim replay", "one seed of the simulator again, exactly", "paramserver.cli.sim_replay"),
 )
@@ -163,7 +174,9 @@ def dispatch_family(name: str, commands: Sequence[Command], words: list[str]) ->
 
 
 def run_command(command: Command, words: list[str]) -> int:
-    module: Subcommand = importlib.import_module(command.module)
+    path, _, value = command.module.partition(":")
+    imported: Any = importlib.import_module(path)
+    module: Subcommand = getattr(imported, value) if value else imported
     parser = Parser(
         prog=f"paramserver {command.name}",
         description=module.DESCRIPTION,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from paramserver.cli import codes, flags
 from paramserver.cli.codes import CommandError
 from paramserver.cli.flags import Flag
+from paramserver.cli.groups import marks
 from paramserver.cli.text import escape, table
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def run(values: flags.Values, problems: list[str]) -> int:
     flags.raise_problems(problems, "status")
     from paramserver.lab import status
 
-    answers = status.ask_all(values["servers"], blocks=True, timeout_s=values["timeout"])
+    addresses = status.everybody(values["servers"], timeout_s=values["timeout"])
+    answers = status.ask_all(addresses, blocks=True, timeout_s=values["timeout"])
     answers = status.named(answers, timeout_s=values["timeout"])
     if values["json"]:
         print(json.dumps(as_json(answers)))
@@ -109,7 +111,11 @@ def _node(answer: NodeSnapshot | Unreachable) -> tuple[str, ...]:
     if isinstance(answer, status.Unreachable):
         return (str(answer.node or "?"), escape(answer.address), f"UNREACHABLE ({escape(answer.cause)})", "", "")
     damaged = sum(1 for group in answer.groups if group.problem)
-    state = "up" if not damaged else f"up, {damaged} replica{'s' if damaged > 1 else ''} not well"
+    state = {"serving": "up", "waiting": "WAITING to be admitted", "removed": "REMOVED"}.get(answer.state, answer.state)
+    if damaged:
+        state += f", {damaged} replica{'s' if damaged > 1 else ''} not well"
+    if answer.disk_full:
+        state += ", DISK FULL"
     return (str(answer.node), escape(answer.address), state, str(answer.incarnation), escape(answer.version))
 
 
@@ -126,7 +132,7 @@ def _group(node: NodeSnapshot, group: GroupSnapshot, leaders: dict[int, int]) ->
         str(group.last_index),
         str(group.snapshot_index),
         _bytes(group.state_bytes),
-        "DAMAGED" if group.problem else "",
+        marks(group),
     )
 
 

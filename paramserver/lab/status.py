@@ -24,6 +24,13 @@ ASK_AT_ONCE_MAX = 16
 """Nodes asked at the same time."""
 
 LEADER = "leader"
+ROLES = {
+    paramserver_pb2.MEMBER_ROLE_UNSPECIFIED: "voter",
+    paramserver_pb2.VOTER: "voter",
+    paramserver_pb2.LEARNER: "learner",
+    paramserver_pb2.OUTGOING: "outgoing",
+    paramserver_pb2.INCOMING: "incoming",
+}
 
 CHANNEL_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # a channel of its own: no back-off inherited from an earlier question
@@ -37,6 +44,14 @@ class BlockSnapshot:
     block: int
     version: int
     digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSnapshot:
+    replica: int
+    node: int
+    role: str
+    match_index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +71,17 @@ class GroupSnapshot:
     problem: str
     state_bytes: int
     blocks: tuple[BlockSnapshot, ...] = ()
+    first_index: int = 0
+    members: tuple[MemberSnapshot, ...] = ()
+    """Of the configuration in force there."""
+    configuration_index: int = 0
+    joint: bool = False
+    next_replica: int = 0
+    transferee: int = 0
+    quiesced: bool = False
+    forgetful: bool = False
+    storage_stalled: bool = False
+    removed: bool = False
 
     @property
     def leads(self) -> bool:
@@ -103,6 +129,8 @@ class NodeSnapshot:
     alarms: tuple[str, ...]
     counters: Mapping[str, int] = field(default_factory=dict)
     gauges: Mapping[str, float] = field(default_factory=dict)
+    state: str = "serving"
+    disk_full: bool = False
 
     def group(self, group: int) -> GroupSnapshot | None:
         return next((one for one in self.groups if one.group == group), None)
@@ -136,7 +164,7 @@ def ask(address: str, *, blocks: bool = False, timeout_s: float = ASK_TIMEOUT_S)
         try:
             return _node(stub.Status(paramserver_pb2.StatusRequest(blocks=blocks), timeout=timeout_s))
         except grpc.RpcError as error:
-            return Unreachable(address=address, cause=_cause(error))
+            return Unreachable(address=address, cause=cause_of(error))
 
 
 def ask_all(addresses: Sequence[str], *, blocks: bool = False, timeout_s: float = ASK_TIMEOUT_S) -> tuple[Answer, ...]:
@@ -147,17 +175,37 @@ def ask_all(addresses: Sequence[str], *, blocks: bool = False, timeout_s: float 
         return tuple(pool.map(lambda address: ask(address, blocks=blocks, timeout_s=timeout_s), addresses))
 
 
+def everybody(addresses: Sequence[str], *, timeout_s: float = ASK_TIMEOUT_S) -> list[str]:
+    """The addresses given, and those of all other nodes that one of them knows."""
+    found = list(addresses)
+    for address in addresses:
+        described = _described(address, timeout_s)
+        if described is not None:
+            found += [one.address for one in described.nodes if one.state != paramserver_pb2.NODE_REMOVED]
+            break
+    return list(dict.fromkeys(found))
+
+
+def _described(address: str, timeout_s: float) -> paramserver_pb2.ClusterDescription | None:
+    with open_channel(address) as channel:
+        stub: Any = paramserver_pb2_grpc.CatalogueStub(channel)
+        try:
+            found: paramserver_pb2.ClusterDescription = stub.DescribeCluster(
+                paramserver_pb2.DescribeClusterRequest(), timeout=timeout_s
+            )
+        except grpc.RpcError:
+            return None
+        return found
+
+
 def named(answers: Sequence[Answer], *, timeout_s: float = ASK_TIMEOUT_S) -> tuple[Answer, ...]:
     """The same, with the numbers of nodes that gave no answer, as far as one that did knows their addresses."""
     nodes = reached(answers)
     if not nodes or len(nodes) == len(answers):
         return tuple(answers)
-    with open_channel(nodes[0].address) as channel:
-        stub: Any = paramserver_pb2_grpc.CatalogueStub(channel)
-        try:
-            described = stub.DescribeCluster(paramserver_pb2.DescribeClusterRequest(), timeout=timeout_s)
-        except grpc.RpcError:
-            return tuple(answers)
+    described = _described(nodes[0].address, timeout_s)
+    if described is None:
+        return tuple(answers)
     numbers = {one.address: one.node for one in described.nodes}
     return tuple(
         replace(answer, node=numbers.get(answer.address, 0)) if isinstance(answer, Unreachable) else answer
@@ -198,7 +246,7 @@ def block_states(answers: Iterable[Answer], model: int) -> dict[tuple[int, int],
     return states
 
 
-def _cause(error: grpc.RpcError) -> str:
+def cause_of(error: grpc.RpcError) -> str:
     """One line a person can use, of what gRPC says at length."""
     code = error.code() if isinstance(error, grpc.Call) else None
     details = (error.details() or "") if isinstance(error, grpc.Call) else str(error)
@@ -227,6 +275,8 @@ def _node(message: paramserver_pb2.NodeStatus) -> NodeSnapshot:
         alarms=tuple(message.alarms),
         counters=dict(message.counters),
         gauges=dict(message.gauges),
+        state=message.state or "serving",
+        disk_full=message.disk_full,
     )
 
 
@@ -248,6 +298,19 @@ def _group(message: paramserver_pb2.GroupState) -> GroupSnapshot:
             BlockSnapshot(model=block.model, block=block.block, version=block.version, digest=block.digest)
             for block in message.blocks
         ),
+        first_index=message.first_index,
+        members=tuple(
+            MemberSnapshot(one.replica, one.node, ROLES.get(one.role, "unknown"), one.match_index)
+            for one in message.members
+        ),
+        configuration_index=message.configuration_index,
+        joint=message.joint,
+        next_replica=message.next_replica,
+        transferee=message.transferee,
+        quiesced=message.quiesced,
+        forgetful=message.forgetful,
+        storage_stalled=message.storage_stalled,
+        removed=message.removed,
     )
 
 

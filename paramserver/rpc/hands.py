@@ -122,7 +122,7 @@ class RemoteHands:
             found = await self._reach.call(address, STATUS, pb.StatusRequest(brief=True), pb.NodeStatus, ASK_TIMEOUT_S)
         except Refusal as refusal:
             raise Refusal(
-                Reason.NOT_READY,
+                Reason.NOT_FOUND,
                 f"no server answers at {address}: {refusal.message}",
                 field="address",
                 hint="start it first: paramserver server --node N --join HOST:PORT --members ... --data-dir DIR",
