@@ -132,10 +132,10 @@ class Mover:
                 except Refusal as refusal:
                     trouble = refusal.message
                 except Exception as error:  # a defect must not stop the driver, nor spin it
-                    log.exception("carrying out %s failed", key)
+                    log.exception("%s failed", _named(key))
                     trouble = type(error).__name__
                 if trouble != self._troubles.get(key):
-                    log.info("%s: %s", key, trouble)
+                    log.info("%s: %s", _named(key), trouble)
                 self._troubles[key] = trouble
                 await asyncio.sleep(BACK_OFF_MS[min(failures, len(BACK_OFF_MS) - 1)] / 1000)
                 failures += 1
@@ -299,6 +299,13 @@ class Mover:
     def _address(self, node: NodeId) -> str:
         known = self._placement().nodes.get(node)
         return known.address if known is not None else ""
+
+
+def _named(key: object) -> str:
+    if isinstance(key, Leftover):
+        return f"deleting replica {key.replica} of group {key.group} at node {key.node}"
+    what, number = key if isinstance(key, tuple) else (key, "")
+    return {"move": "move", "directory": "telling node", "remove": "removing node"}.get(what, str(what)) + f" {number}"
 
 
 def _target(move: Move) -> Home:
