@@ -218,6 +218,17 @@ def gather_evidence(data: bytes, start: int, segment: int) -> Evidence:
     return Evidence(durable, batch, end)
 
 
+def rows_at(data: bytes, offset: int, segment: int, expected: int) -> tuple[tuple[Row, ...], int]:
+    """What batch `expected` at `offset` says that it holds, and where the next one starts. Its records themselves are
+    not looked at. Raises `BadBatch`."""
+    opening, body = read_body(data, offset, segment, Kind.BATCH)
+    _, length, index_at, _, _ = BATCH_BODY.unpack(body)
+    index, _ = read_body(data, offset + index_at, segment, Kind.INDEX)
+    if opening.batch != expected or index.batch != expected or index.end != offset + length:
+        raise BadBatch(f"no batch {expected} at offset {offset}")
+    return read_rows(data, index)[1], offset + aligned(length)
+
+
 def find_batch(data: bytes, start: int, segment: int, *, above: int) -> tuple[int, int]:
     """Where a batch of a number above that one begins, and its number, after a place that can't be read; zeros when
     there is none."""

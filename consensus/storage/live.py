@@ -16,12 +16,18 @@ from consensus.storage.tables import NO_MARKS, GroupRow, Mark
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Entries [first, last] of one term in one segment."""
+    """Entries [first, last] of one term in one segment. `size_bytes` in the log; roughly, when some were superseded."""
 
     first: int
     last: int
     term: int
     segment: int
+    size_bytes: int = 0
+
+    def cut(self, first: int, last: int) -> Run:
+        """The part [first, last] of it."""
+        share = (last - first + 1) / (self.last - self.first + 1)
+        return Run(first, last, self.term, self.segment, round(self.size_bytes * share))
 
 
 @dataclass(slots=True)
@@ -48,7 +54,7 @@ class LiveLog:
             return True
         return any(run.first <= index <= run.last and run.term == term for run in self.runs)
 
-    def append(self, index: int, term: int, segment: int) -> None:
+    def append(self, index: int, term: int, segment: int, size_bytes: int) -> None:
         """An ENTRY was written: it supersedes what is at or above its index. Raises `InvariantViolated` on a gap."""
         if index > self.last_index + 1:
             raise InvariantViolated(f"group {self.group}: entry {index} after {self.last_index} leaves a gap")
@@ -57,11 +63,33 @@ class LiveLog:
         while self.runs and self.runs[-1].last >= index:
             run = self.runs.pop()
             if run.first < index:
-                self.runs.append(replace(run, last=index - 1))
-        if self.runs and (self.runs[-1].term, self.runs[-1].segment) == (term, segment):
-            self.runs[-1] = Run(self.runs[-1].first, index, term, segment)
+                self.runs.append(run.cut(run.first, index - 1))
+        self.extend(index, term, segment, size_bytes)
+
+    def extend(self, index: int, term: int, segment: int, size_bytes: int) -> None:
+        """The entry `index` follows the last one."""
+        run = self.runs[-1] if self.runs else None
+        if run is not None and (run.last + 1, run.term, run.segment) == (index, term, segment):
+            self.runs[-1] = Run(run.first, index, term, segment, run.size_bytes + size_bytes)
         else:
-            self.runs.append(Run(index, index, term, segment))
+            self.runs.append(Run(index, index, term, segment, size_bytes))
+
+    def lies_in(self, index: int, term: int, segment: int) -> bool:
+        """Whether that entry is live, and there."""
+        return any(run.first <= index <= run.last and (run.term, run.segment) == (term, segment) for run in self.runs)
+
+    def move(self, index: int, segment: int, size_bytes: int) -> None:
+        """A COPY of that live entry was written to another segment."""
+        runs, self.runs = self.runs, []
+        for run in runs:
+            if not run.first <= index <= run.last:
+                self.runs.append(run)
+                continue
+            if run.first < index:
+                self.runs.append(run.cut(run.first, index - 1))
+            self.extend(index, run.term, segment, size_bytes)
+            if index < run.last:
+                self.runs.append(run.cut(index + 1, run.last))
 
     def install(self, meta: SnapshotMeta) -> bool:
         """A SNAPSHOT record is written; tells whether entries above it stay. One that a newer snapshot overtook on its
@@ -89,7 +117,7 @@ class LiveLog:
         while self.runs and self.runs[0].first < below:
             run = self.runs.pop(0)
             if run.last >= below:
-                self.runs.insert(0, replace(run, first=below))
+                self.runs.insert(0, run.cut(below, run.last))
 
     def row(self) -> GroupRow:
         first = self.runs[0].first if self.runs else self.last_index + 1

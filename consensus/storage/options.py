@@ -24,6 +24,8 @@ class WalOptions:
     """Files kept ready, allocated and zeroed or recycled. When there is none a rotation makes one and waits for it."""
     retired_segments_max: int = 8
     """Files without live entries that are kept to be recycled; more are removed."""
+    held_segments_max: int = 8
+    """Segments that hold live entries, beyond which the one that holds the least is rewritten, if that is little."""
     reserve_bytes: int = 4 << 20
     """A small file kept for hard state, no-ops and configurations when the disk is full (RULES W5): 1024 batches."""
     open_copy_bytes_max: int = 8 << 20
@@ -42,7 +44,7 @@ class WalOptions:
             problems.append(f"reserve_bytes {self.reserve_bytes} is more than segment_bytes {self.segment_bytes}")
         if not 0 < self.flush_bytes_max < 2**32:
             problems.append(f"flush_bytes_max is {self.flush_bytes_max}; 1 to {2**32 - 1} is possible")
-        for name in ("spare_segments", "retired_segments_max", "open_copy_bytes_max"):
+        for name in ("spare_segments", "retired_segments_max", "held_segments_max", "open_copy_bytes_max"):
             if getattr(self, name) < 0:
                 problems.append(f"{name} is {getattr(self, name)}; it can't be negative")
         if problems:

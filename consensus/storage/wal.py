@@ -8,8 +8,7 @@ Owns the order of everything that becomes durable. Invariants:
   returns (RULES W3);
 * a segment's file is used again only after a later table is durable and no live entry lies in it (RULES W4).
 
-Must not know: threads, messages, what entries mean. Rewriting the few live entries of idle groups, so that such a group
-never holds back segments, is left to later; until then a group that never takes a snapshot keeps its segments.
+Must not know: threads, messages, what entries mean.
 """
 
 from __future__ import annotations
@@ -23,11 +22,12 @@ from consensus.storage.batches import Plan, encode_batch, plan_batch
 from consensus.storage.checksum import crc32c
 from consensus.storage.errors import IdentityMismatch, StorageFailed, StorageFull
 from consensus.storage.interface import FileSystem, GroupAppend, Identity, RecoveredGroup, Recovery
-from consensus.storage.live import LiveLog, Run
+from consensus.storage.live import LiveLog
 from consensus.storage.options import WalOptions
 from consensus.storage.records import HEADER_BYTES, Kind, Record
 from consensus.storage.recovery import Recovered, load_entries, read_log
 from consensus.storage.replay import GroupReplay
+from consensus.storage.rewriting import Rewriting
 from consensus.storage.segments import Prepared, SegmentPool
 from consensus.storage.tables import (
     NO_FLAGS,
@@ -135,6 +135,9 @@ class Wal:
         self._failed = ""
         self._room = 0
         """Bytes left for commands in the active segment."""
+        self._rewriting = Rewriting(
+            filesystem, directory, held_max=options.held_segments_max, segment_bytes=options.segment_bytes
+        )
         self._pool = SegmentPool(
             filesystem,
             directory,
@@ -199,6 +202,7 @@ class Wal:
             urgent = all(record.kind is not Kind.ENTRY or record.detail != EntryKind.NORMAL for record in records)
             self._write(list(split(records, self._options.flush_bytes_max)), urgent=urgent)
             self._last_real = self._written
+        self._rewrite()
 
     def sync(self) -> None:
         """What was written is durable when this returns. Raises `StorageFailed`."""
@@ -222,13 +226,16 @@ class Wal:
         return self._pool.unprepared
 
     def prepare(self) -> None:
-        """Make spare segments ready; see `LogStore.prepare`."""
+        """Make spare segments ready, and read what is to be rewritten; see `LogStore.prepare`."""
         if not self._failed:
+            self._rewriting.gather()
             self._prepare()
 
     def idle(self) -> None:
         """Cover the last real batch, and make spare segments ready."""
         self._usable()
+        self._rewriting.gather()
+        self._rewrite()
         self._cover()
         self._prepare()
 
@@ -355,7 +362,7 @@ class Wal:
             group.mark(Mark(record.detail))
             self._retire_due = True
         elif record.kind is Kind.ENTRY:
-            group.append(record.index, record.term, segment)
+            group.append(record.index, record.term, segment, HEADER_BYTES + len(record.payload))
         elif record.kind is Kind.HARD_STATE:
             group.hard_state = decode_hard_state(record.payload)
         elif record.kind is Kind.SNAPSHOT:
@@ -402,12 +409,36 @@ class Wal:
         active = self._usable()
         if not self._retire_due or active.first_batch > self._durable:
             return
-        held = {run.segment for group in self._groups.values() for run in group.runs}
+        held = {run.segment for group in self._groups.values() for run in group.runs} | {self._rewriting.segment}
         for row in self._segments:
             if row.number not in held:
                 self._pool.retire(row.number, self._capacities.pop(row.number))
         self._segments = [row for row in self._segments if row.number in held]
         self._retire_due = False
+        self._rewriting.choose(self._segments, self._groups)
+
+    def _rewrite(self) -> None:
+        """Write the live entries of an old segment again, which frees it. A full disk has other worries."""
+        gathered = self._rewriting.take()
+        if gathered is None:
+            return
+        self._retire_due = True
+        copies = []
+        for number, entry in gathered.entries:
+            group = self._groups.get(number)
+            if group is not None and group.lies_in(entry.index, entry.term, gathered.segment):
+                copies.append(entry_record(Kind.COPY, number, entry))
+        if not copies:
+            return
+        try:
+            for plan in split(copies, self._options.flush_bytes_max):
+                self._write([plan], urgent=False)
+                self._last_real = self._written
+                for record in plan.records:
+                    size = HEADER_BYTES + len(record.payload)
+                    self._groups[record.group].move(record.index, self._usable().prepared.number, size)
+        except StorageFull:
+            return
 
     def _head_record(self) -> Record:
         payload = encode_head(
@@ -493,9 +524,5 @@ def _live(group: GroupReplay, copied: set[tuple[GroupId, int]], copy_segment: in
     live.durable_snapshot_index = group.snapshot.index if group.snapshot is not None else 0
     for index, place in group.prefix():
         segment = copy_segment if (group.group, index) in copied else place.segment
-        last = live.runs[-1] if live.runs else None
-        if last is not None and (last.last + 1, last.term, last.segment) == (index, place.term, segment):
-            live.runs[-1] = replace(last, last=index)
-        else:
-            live.runs.append(Run(index, index, place.term, segment))
+        live.extend(index, place.term, segment, HEADER_BYTES + place.length)
     return live

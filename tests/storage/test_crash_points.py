@@ -16,6 +16,8 @@ from consensus.storage.memory import MemoryFileSystem, PowerLost
 from consensus.storage.wal import Wal
 from tests.storage.logs import CONFIGURATION, OPTIONS, append, entries, install, open_log, snapshot, vote
 
+REWRITING = replace(OPTIONS, held_segments_max=2)
+
 State = tuple[HardState, SnapshotMeta | None, tuple[tuple[int, int], ...], Creation | None, bool]
 NEW: State = (HardState(), None, (), None, False)
 Groups = tuple[dict[int, State], tuple[tuple[int, int], ...]]
@@ -113,6 +115,17 @@ def filled(group: int, first: int, last: int, term: int = 1) -> list[Operation]:
     return [synced(append(group, start, min(start + 9, last), term, size=1500)) for start in starts]
 
 
+def busy_segments(count: int, *, idle_group: int, first: int = 1) -> list[Operation]:
+    """One group fills segments and covers them by snapshots, while others stay behind: more than may be held back."""
+    operations: list[Operation] = []
+    for segment in range(first, first + count):
+        last = segment * 40
+        operations += filled(1, last - 39, last)
+        operations += [synced(install(1, last)), release(1, last + 1)]
+        operations += [synced(append(idle_group, 3 + segment - first, 3 + segment - first, size=10)), lambda wal, model: wal.prepare()]
+    return operations
+
+
 CREATE = GroupAppend(group=5, create=Creation(65_540, CONFIGURATION))
 
 SCENARIOS: dict[str, list[Operation]] = {
@@ -141,6 +154,13 @@ SCENARIOS: dict[str, list[Operation]] = {
         *filled(1, 1, 40, 2),
         synced(GroupAppend(group=1, entries=entries(41, 42, 2), clear_forgetful=True)),
         *filled(1, 43, 80, 2),
+        idle,
+    ],
+    "rewrite": [
+        *[synced(append(group, 1, 2, size=300), vote(group, group)) for group in range(2, 5)],
+        *busy_segments(4, idle_group=2),
+        idle,
+        *busy_segments(2, idle_group=3, first=5),
         idle,
     ],
     "append": [synced(append(1, 1, 3)), write(append(1, 4, 5)), write(append(2, 1, 2)), sync, idle],
@@ -175,7 +195,7 @@ SCENARIOS: dict[str, list[Operation]] = {
 
 
 def run(disk: MemoryFileSystem, model: Model, operations: list[Operation]) -> None:
-    wal, recovery = open_log(disk)
+    wal, recovery = open_log(disk, REWRITING)
     model.check(recovery)
     for operation in operations:
         operation(wal, model)

@@ -49,14 +49,16 @@ class LogMachine(RuleBasedStateMachine):
         flush=st.sampled_from([2_000, 50_000]),
         copy=st.sampled_from([0, 4_000, 1 << 20]),
         spares=st.integers(0, 2),
+        held=st.sampled_from([0, 2, 8]),
     )
-    def start(self, segment: int, flush: int, copy: int, spares: int) -> None:
+    def start(self, segment: int, flush: int, copy: int, spares: int, held: int) -> None:
         self.options = WalOptions(
             segment_bytes=segment << 10,
             reserve_bytes=16 << 10,
             flush_bytes_max=flush,
             open_copy_bytes_max=copy,
             spare_segments=spares,
+            held_segments_max=held,
             retired_segments_max=1,
         )
         self.disk = MemoryFileSystem()
@@ -148,6 +150,10 @@ class LogMachine(RuleBasedStateMachine):
     def sync(self) -> None:
         self.wal.sync()
         self.history = self.history[-1:]
+
+    @rule()
+    def prepare(self) -> None:
+        self.wal.prepare()
 
     @rule()
     def idle(self) -> None:

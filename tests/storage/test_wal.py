@@ -1,6 +1,7 @@
 """The log as its host sees it: what was written comes back, in order, and nothing else."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -170,6 +171,62 @@ def test_segments_are_recycled_and_their_numbers_never_come_back(disk: MemoryFil
     assert used_bytes_max < 12 * OPTIONS.segment_bytes
     assert len(seen) > 15
     assert indexes(reopen(disk), 1) == span(last - 4, last)
+
+
+def test_idle_groups_never_pin_the_log(disk: MemoryFileSystem) -> None:
+    """RULES W4: many groups with a few entries and no snapshot, some of which now and then get one more, beside a busy
+    one: the number of segments stays bounded, and nothing of the idle ones is lost."""
+    options = replace(OPTIONS, held_segments_max=4)
+    wal, _ = open_log(disk, options)
+    groups = range(2, 42)
+    for group in groups:
+        wal.write([append(group, 1, 3), vote(group, group)])
+    wal.sync()
+    lasts = dict.fromkeys(groups, 3)
+    most, last = 0, 0
+    for turn in range(200):
+        wal.write([append(1, last + 1, last + 20, size=900), install(1, last + 15)])
+        wal.sync()
+        last += 20
+        wal.release(1, last - 4)
+        group = groups[turn % len(groups)]
+        lasts[group] += 1
+        wal.write([append(group, lasts[group], lasts[group], size=20)])
+        wal.sync()
+        wal.prepare()
+        most = max(most, wal.segment_count)
+    assert most <= 4 + 3
+    for _ in range(2):
+        recovery = reopen(disk, options)
+        assert all(group.damage == "" for group in recovery.groups.values())
+        assert indexes(recovery, 1) == span(last - 4, last)
+        for group in groups:
+            assert [index for index, _ in indexes(recovery, group)] == list(range(1, lasts[group] + 1))
+            assert recovery.groups[group].hard_state.term == group
+
+
+def test_a_segment_that_rotted_is_not_rewritten(disk: MemoryFileSystem) -> None:
+    """What does not verify is left for the next start to judge; it is never copied, and never released."""
+    options = replace(OPTIONS, held_segments_max=1)
+    wal, _ = open_log(disk, options)
+    wal.write([append(2, 1, 3)])
+    wal.sync()
+    assert wal._active is not None
+    number = wal._active.prepared.number
+    path = segment_files(disk)[number]
+    for first in range(1, 200, 20):
+        if first == 101:
+            at = disk.read(path).index(entry(2).payload)
+            disk.flip_bit(path, at)
+        wal.write([append(1, first, first + 19, size=900), install(1, first + 19)])
+        wal.sync()
+        wal.release(1, first + 20)
+        if first > 100:
+            wal.prepare()
+    assert number in segment_files(disk)
+    recovery = reopen(disk, options)
+    assert recovery.groups[2].forgetful
+    assert indexes(recovery, 2) == [(1, 1)]
 
 
 def test_votes_outlive_the_segment_they_were_written_to(disk: MemoryFileSystem) -> None:

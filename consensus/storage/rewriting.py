@@ -1,0 +1,134 @@
+"""Old segments that hold next to nothing: their last live entries are written again, so that one idle group never pins
+the log (RULES W4).
+
+Owns which segment is next, and what was read of it. Invariants: all that is live in a segment is read and verified
+before any of it is written again; a segment in which something does not verify is left alone, for the next start to
+judge; only what takes at most a quarter of a segment is written again, so the log never grows by it. Must not know: how
+copies are written, when segments are free.
+
+`gather` may run on another thread than the rest.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from consensus.core.interface import Entry, EntryKind, GroupId
+from consensus.storage.batches import BadBatch, Row, rows_at
+from consensus.storage.interface import FileSystem
+from consensus.storage.live import LiveLog
+from consensus.storage.records import Kind, decode_header, payload_of
+from consensus.storage.segments import segment_path
+from consensus.storage.tables import SegmentRow
+
+LIVE_SHARE = 4
+"""A segment is worth it when its live entries take at most one part in so many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A segment, and what was live in it when it was chosen."""
+
+    row: SegmentRow
+    entries: frozenset[tuple[GroupId, int, int]]
+    """(group, index, term)."""
+    groups: frozenset[GroupId]
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    segment: int
+    entries: tuple[tuple[GroupId, Entry], ...]
+
+
+class Rewriting:
+    """One segment at a time."""
+
+    def __init__(self, filesystem: FileSystem, directory: str, *, held_max: int, segment_bytes: int) -> None:
+        self._filesystem = filesystem
+        self._directory = directory
+        self._held_max = held_max
+        self._live_bytes_max = segment_bytes // LIVE_SHARE
+        self._lock = threading.Lock()
+        self._wanted: Wanted | None = None
+        self._gathered: Gathered | None = None
+        self._left_alone: set[int] = set()
+
+    @property
+    def segment(self) -> int:
+        """The one that is being read or was read: it must keep its place. 0 when there is none."""
+        wanted, gathered = self._wanted, self._gathered
+        return wanted.row.number if wanted is not None else gathered.segment if gathered is not None else 0
+
+    def choose(self, segments: Sequence[SegmentRow], groups: Mapping[GroupId, LiveLog]) -> None:
+        """Ask for the segment that holds the least, if there are too many."""
+        if len(segments) <= self._held_max or self.segment:
+            return
+        live_bytes = dict.fromkeys((row.number for row in segments), 0)
+        for group in groups.values():
+            for run in group.runs:
+                if run.segment in live_bytes:
+                    live_bytes[run.segment] += run.size_bytes
+        candidates = [row for row in segments if row.number not in self._left_alone]
+        row = min(candidates, key=lambda row: live_bytes[row.number], default=None)
+        if row is not None and live_bytes[row.number] <= self._live_bytes_max:
+            entries = frozenset(_live_in(row.number, groups))
+            with self._lock:
+                self._wanted = Wanted(row, entries, frozenset(group for group, _, _ in entries))
+
+    def gather(self) -> None:
+        """Read what was asked for, if anything was."""
+        wanted = self._wanted
+        if wanted is None:
+            return
+        gathered = self._read(wanted)
+        with self._lock:
+            self._wanted, self._gathered = None, gathered
+
+    def _read(self, wanted: Wanted) -> Gathered | None:
+        row, entries = wanted.row, list[tuple[GroupId, Entry]]()
+        try:
+            file = self._filesystem.open(segment_path(self._directory, row.number))
+            try:
+                data = file.pread(row.end, 0)
+            finally:
+                file.close()
+            offset = 0
+            for number in range(row.first_batch, row.last_batch + 1):
+                rows, end = rows_at(data, offset, row.number, number)
+                entries += [found for each in rows for found in _entries_of(data, row.number, each, wanted)]
+                offset = end
+        except (OSError, BadBatch):
+            self._left_alone.add(row.number)
+            return None
+        return Gathered(row.number, tuple(entries))
+
+    def take(self) -> Gathered | None:
+        """What was read and may be written again, once."""
+        with self._lock:
+            gathered, self._gathered = self._gathered, None
+            return gathered
+
+
+def _live_in(segment: int, groups: Mapping[GroupId, LiveLog]) -> Iterable[tuple[GroupId, int, int]]:
+    for group in groups.values():
+        for run in group.runs:
+            if run.segment == segment:
+                yield from ((group.group, index, run.term) for index in range(run.first, run.last + 1))
+
+
+def _entries_of(data: bytes, segment: int, row: Row, wanted: Wanted) -> Iterator[tuple[GroupId, Entry]]:
+    """Those of a run of records that are wanted. Raises `BadBatch` when one does not verify."""
+    if row.kind not in (Kind.ENTRY, Kind.COPY) or row.group not in wanted.groups:
+        return
+    at = row.offset
+    for index in range(row.first, row.last + 1):
+        header = decode_header(data, at, segment)
+        payload = payload_of(data, header) if header is not None else None
+        if header is None or payload is None or (header.group, header.index) != (row.group, index):
+            raise BadBatch(f"record at offset {at} does not verify")
+        if (header.group, index, header.term) in wanted.entries:
+            yield header.group, Entry(header.term, index, EntryKind(header.detail), bytes(payload), header.crc)
+        at = header.end
