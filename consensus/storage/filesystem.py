@@ -121,6 +121,39 @@ class OsFileSystem:
             os.close(descriptor)
 
 
+class ReadOnlyFileSystem(OsFileSystem):
+    """For looking at a folder that may be in use: what would change anything raises `OSError(EROFS)`."""
+
+    def open(self, path: str, *, create: bool = False) -> File:
+        if create:
+            raise OSError(errno.EROFS, "only looked at", path)
+        return OsFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path)
+
+    def mkdir(self, path: str) -> None:
+        raise OSError(errno.EROFS, "only looked at", path)
+
+    def rename(self, source: str, target: str) -> None:
+        raise OSError(errno.EROFS, "only looked at", source)
+
+    def unlink(self, path: str) -> None:
+        raise OSError(errno.EROFS, "only looked at", path)
+
+
+def in_use(directory: str) -> bool:
+    """Whether a process holds the folder's lock. Nothing is changed."""
+    try:
+        descriptor = os.open(os.path.join(directory, "lock"), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+
+
 class DirectoryLock:
     """Holds `<directory>/lock` exclusively until `release` or the end of the process. Raises `IdentityMismatch` when
     another process holds it: two processes on one folder would write one log."""

@@ -171,6 +171,21 @@ def load_or_create(
     return _loaded(filesystem, directory, cluster, node, raw)
 
 
+def read_identity(filesystem: FileSystem, directory: str) -> dict[str, Any]:
+    """What the folder's identity file says. Raises `IdentityMismatch` when it is damaged, `UnknownFormat`,
+    `StorageFailed`, also when there is none."""
+    path = f"{directory}/{_FILE}"
+    try:
+        file = filesystem.open(path)
+        try:
+            raw = file.pread(min(file.size(), FILE_BYTES_MAX), 0)
+        finally:
+            file.close()
+    except OSError as error:
+        raise StorageFailed(f"reading {path}: {error.strerror or error}") from error
+    return _parse(path, raw)
+
+
 def _loaded(filesystem: FileSystem, directory: str, cluster: bytes, node: NodeId, raw: bytes) -> NodeIdentity:
     path = f"{directory}/{_FILE}"
     content = _parse(path, raw)

@@ -56,8 +56,12 @@ class Recovered:
     next_batch: int = 1
     next_segment: int = 1
     discarded_tail_bytes: int = 0
+    head: Head | None = None
+    """Of the newest segment."""
     damage: str = ""
     """Batches were lost of which not even the groups are known; groups that no later table lists may have been hit."""
+    damage_known: bool = False
+    """An earlier start found that, and its table says so."""
     warnings: list[str] = field(default_factory=list)
     damaged: set[int] = field(default_factory=set)
     """Segments with a bad place; what is live in them moves to a new one."""
@@ -80,7 +84,7 @@ class _Newest:
 class Reader:
     """Reads one log folder once."""
 
-    def __init__(self, filesystem: FileSystem, directory: str, identity: Identity) -> None:
+    def __init__(self, filesystem: FileSystem, directory: str, identity: Identity | None) -> None:
         self._filesystem = filesystem
         self._directory = directory
         self._identity = identity
@@ -98,7 +102,7 @@ class Reader:
             out.unused = numbers
             self._judge_headless()
             return out
-        out.incarnation = newest.head.incarnation
+        out.head, out.incarnation = newest.head, newest.head.incarnation
         out.next_segment = max(out.next_segment, newest.head.next_segment)
         for row in listed:
             out.next_batch = max(out.next_batch, row.last_batch + 1)
@@ -148,7 +152,7 @@ class Reader:
 
     def _check_identity(self, head: Head) -> None:
         mine = self._identity
-        if (head.cluster, head.node, head.node_uuid) != (mine.cluster, mine.node, mine.node_uuid):
+        if mine is not None and (head.cluster, head.node, head.node_uuid) != (mine.cluster, mine.node, mine.node_uuid):
             raise IdentityMismatch(
                 f"the log in {self._directory!r} belongs to node {head.node} (uuid {head.node_uuid.hex()}) of cluster "
                 f"{head.cluster.hex()}, not to node {mine.node} (uuid {mine.node_uuid.hex()}) of cluster "
@@ -241,6 +245,7 @@ class Reader:
             self._replay(data, salvage.items)
             return salvage.end, expected + 1
         where += "; its index does not verify either, so any group may be hit"
+        self._out.damage_known = False
         self._out.damage = f"{where}; {REPLACE.replace('its replica', 'every replica of this node')}"
         for group in self._out.groups.values():
             group.lost_anything(f"segment {number} offset {offset}")
@@ -279,7 +284,7 @@ class Reader:
         """A table lists all groups there were when it was written, with all that must not be forgotten."""
         self._out.incarnation = max(self._out.incarnation, head.incarnation)
         self._out.tombstones = set(head.tombstones)
-        self._out.damage = ""
+        self._out.damage, self._out.damage_known = "", HeadFlag.UNKNOWN_LOST in head.flags
         if HeadFlag.UNKNOWN_LOST in head.flags:
             self._out.damage = f"an earlier start found damage that may have hit any group of this node; {REPLACE}"
         listed = {row.group for row in head.groups}
@@ -304,8 +309,9 @@ def _is_head(data: bytes, header: Header) -> bool:
     return header.kind is Kind.HEAD and payload_of(data, header) is not None
 
 
-def read_log(filesystem: FileSystem, directory: str, identity: Identity) -> Recovered:
-    """Read the whole log. Raises `IdentityMismatch`, `UnknownFormat`, `LogLost`, `StorageFailed`."""
+def read_log(filesystem: FileSystem, directory: str, identity: Identity | None) -> Recovered:
+    """Read the whole log, of that owner if one is named. Raises `IdentityMismatch`, `UnknownFormat`, `LogLost`,
+    `StorageFailed`."""
     try:
         return Reader(filesystem, directory, identity).read()
     except OSError as error:

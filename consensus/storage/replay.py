@@ -58,6 +58,8 @@ class GroupReplay:
     """Records of any kind may have been lost there: what comes after joins nothing that was there before."""
     damage: str = ""
     """Once finished: one line that says what is missing, or empty."""
+    hit: bool = False
+    """It was found now, not by an earlier start."""
 
     def table(self, row: GroupRow, where: str) -> None:
         """The table of a later segment: what it says holds, and what it does not list as live is not."""
@@ -152,6 +154,7 @@ class GroupReplay:
             self._drop_below(self.snapshot.index + 1)
         problems = self._problems()
         if problems:
+            self.hit = True
             self.marks |= Mark.FORGETFUL
             if self.lost_hard_state or self.lost_create:
                 self.marks |= Mark.HARD_STATE_LOST

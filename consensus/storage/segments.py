@@ -27,6 +27,10 @@ def segment_path(directory: str, number: int) -> str:
     return f"{directory}/{number:016x}.wal"
 
 
+def is_segment(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None
+
+
 def segment_numbers(filesystem: FileSystem, directory: str) -> list[int]:
     """Numbers of all segment files of the folder, spares included, in rising order."""
     matches = [_NAME.fullmatch(name) for name in filesystem.listdir(directory)]

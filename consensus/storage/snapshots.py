@@ -37,7 +37,9 @@ _CHUNK, _MANIFEST = 1, 2
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _DISTRUSTED = "distrusted"
 REASON_BYTES_MAX = 4096
-_SUFFIX, _TEMPORARY, _RECEIVING = ".snapshot", ".temporary", ".receiving"
+SUFFIX, _TEMPORARY, _RECEIVING = ".snapshot", ".temporary", ".receiving"
+HALF_WRITTEN = (_TEMPORARY, _RECEIVING)
+"""How the names of files end that are no snapshots yet."""
 
 
 def check_snapshot_id(snapshot_id: str) -> None:
@@ -49,7 +51,7 @@ def check_snapshot_id(snapshot_id: str) -> None:
 def snapshot_path(directory: str, group: GroupId, snapshot_id: str) -> str:
     """Every snapshot has a name of its own, so that no record of an older one ever finds a newer state (HAZARDS 9)."""
     check_snapshot_id(snapshot_id)
-    return f"{directory}/group-{group}/{snapshot_id}{_SUFFIX}"
+    return f"{directory}/group-{group}/{snapshot_id}{SUFFIX}"
 
 
 def _header(kind: int, group: int, number: int, offset: int, length: int, crc: int) -> bytes:
@@ -217,9 +219,12 @@ class SnapshotFiles:
     """`SnapshotStore`. Temporary files that an earlier life left are removed when it is made, but for those that it was
     receiving: `receive` goes on with one, `sweep` removes the others."""
 
-    def __init__(self, filesystem: FileSystem, directory: str) -> None:
+    def __init__(self, filesystem: FileSystem, directory: str, *, read_only: bool = False) -> None:
+        """`read_only`: for looking at a folder that a server may be using."""
         self._filesystem = filesystem
         self._directory = directory
+        if read_only:
+            return
         try:
             filesystem.mkdir(directory)
             for folder in filesystem.listdir(directory):
@@ -244,7 +249,7 @@ class SnapshotFiles:
             if not self._filesystem.exists(folder):
                 return
             for name in self._filesystem.listdir(folder):
-                if name.endswith(_RECEIVING) and name != f"{keep_snapshot_id}{_SUFFIX}{_RECEIVING}":
+                if name.endswith(_RECEIVING) and name != f"{keep_snapshot_id}{SUFFIX}{_RECEIVING}":
                     self._filesystem.unlink(f"{folder}/{name}")
         except OSError as error:
             raise StorageFailed(f"removing half-received snapshots in {folder}: {error}") from error
@@ -294,7 +299,7 @@ class SnapshotFiles:
         folder = f"{self._directory}/group-{group}"
         try:
             for name in self._filesystem.listdir(folder):
-                snapshot_id = name.removesuffix(_SUFFIX)
+                snapshot_id = name.removesuffix(SUFFIX)
                 if name != snapshot_id and snapshot_id != keep_snapshot_id:
                     if self._index(group, snapshot_id) <= keep.index:
                         self._filesystem.unlink(f"{folder}/{name}")

@@ -47,6 +47,11 @@ COMMANDS = (
     Command("group cancel", "give a move up", "paramserver.cli.groups:CANCEL"),
     Command("sim run", "simulate clusters under faults, one a seed, and check them", "paramserver.cli.sim_run"),
     Command("sim replay", "one seed of the simulator again, exactly", "paramserver.cli.sim_replay"),
+    Command("wal verify", "whether a node's log is whole, without its server", "paramserver.cli.wal_verify"),
+    Command("wal dump", "the records of a node's log, without its server", "paramserver.cli.wal_dump"),
+    Command(
+        "snapshot verify", "whether a node's snapshots are whole, without its server", "paramserver.cli.snapshot_verify"
+    ),
 )
 
 

@@ -122,7 +122,10 @@ def busy_segments(count: int, *, idle_group: int, first: int = 1) -> list[Operat
         last = segment * 40
         operations += filled(1, last - 39, last)
         operations += [synced(install(1, last)), release(1, last + 1)]
-        operations += [synced(append(idle_group, 3 + segment - first, 3 + segment - first, size=10)), lambda wal, model: wal.prepare()]
+        operations += [
+            synced(append(idle_group, 3 + segment - first, 3 + segment - first, size=10)),
+            lambda wal, model: wal.prepare(),
+        ]
     return operations
 
 

@@ -1,0 +1,73 @@
+"""A data folder that a command looks at, without its server.
+
+Owns what can be said before anything in it is read. Invariants: nothing is written; a folder in use is looked at all
+the same, and it is said. Must not import anything heavy.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from paramserver.cli import codes
+from paramserver.cli.codes import CommandError
+from paramserver.cli.text import escape
+
+if TYPE_CHECKING:
+    from consensus.storage.filesystem import ReadOnlyFileSystem
+
+T = TypeVar("T")
+IN_USE = "a server is using this folder: what it writes meanwhile may look like a torn tail"
+LOOKS_MAX = 3
+"""A log that is written while it is read may look damaged: then it is read again."""
+HINT = "stop the server, or name another folder; docs/operations.md says how a damaged replica is repaired"
+
+
+class DataFolder:
+    """Raises `CommandError` for what is no data folder."""
+
+    def __init__(self, path: str) -> None:
+        from consensus.storage.filesystem import ReadOnlyFileSystem, in_use
+
+        shown = f"'{escape(path)}'"
+        if not os.path.isdir(path):
+            raise CommandError(f"there is no folder {shown}", "name a server's --data-dir", code=codes.USAGE)
+        if not any(os.path.exists(os.path.join(path, name)) for name in ("identity", "wal")):
+            raise CommandError(
+                f"{shown} is no data folder: it has neither an identity nor a log",
+                "name a server's --data-dir",
+                code=codes.USAGE,
+            )
+        self.path = path
+        self.wal = os.path.join(path, "wal")
+        self.snapshots = os.path.join(path, "snapshots")
+        self.filesystem: ReadOnlyFileSystem = ReadOnlyFileSystem()
+        self.in_use = in_use(path)
+
+    def identity_problem(self) -> str:
+        """What is wrong with the identity file, or an empty string."""
+        from consensus.storage.errors import IdentityMismatch, StorageFailed, UnknownFormat
+        from consensus.storage.identity import read_identity
+
+        try:
+            read_identity(self.filesystem, self.path)
+        except (IdentityMismatch, StorageFailed, UnknownFormat) as error:
+            return str(error)
+        return ""
+
+    def look(self, read: Callable[[], T], whole: Callable[[T], bool]) -> T:
+        """Read something; again, if it does not look whole and a server may just have written to it. Raises
+        `CommandError` for what can't be read."""
+        from consensus.storage.errors import StorageError
+
+        for left in reversed(range(LOOKS_MAX)):
+            try:
+                found = read()
+            except StorageError as error:
+                if not self.in_use or not left:
+                    raise CommandError(str(error), HINT) from None
+                continue
+            if whole(found) or not self.in_use:
+                break
+        return found

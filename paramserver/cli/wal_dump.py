@@ -1,0 +1,72 @@
+"""`paramserver wal dump`: the records of a node's log, one a line, without its server.
+
+Owns how records are shown. Invariants: it writes nothing; payloads are counted, not shown. Exit code 1 when a place in
+between does not verify.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from paramserver.cli import codes, flags
+from paramserver.cli.codes import CommandError
+from paramserver.cli.flags import Flag
+from paramserver.cli.folder import HINT, IN_USE, DataFolder
+from paramserver.cli.text import escape
+
+if TYPE_CHECKING:
+    from consensus.storage.inspection import Place, RecordPicture
+
+GROUP_MAX = 2**32 - 1
+DESCRIPTION = "Show the records of a node's log in the order in which they count. Nothing is written."
+EPILOG = "example:\n  paramserver wal dump data/1 --group 1\n"
+FLAGS = (
+    Flag("DATA_DIR", "a server's data folder", str, required=True),
+    Flag("--group", "only this group's records", flags.integer(0, GROUP_MAX), metavar="GROUP"),
+    Flag("--json", "a JSON object a line"),
+)
+
+
+def run(values: flags.Values, problems: list[str]) -> int:
+    flags.raise_problems(problems, "wal dump")
+    from consensus.storage.errors import StorageError
+    from consensus.storage.inspection import Place, dump_log
+
+    folder = DataFolder(values["DATA_DIR"])
+    group, bad = values["group"], 0
+    if folder.in_use and not values["json"]:
+        print(f"! {IN_USE}")
+    try:
+        for each in dump_log(folder.filesystem, folder.wal):
+            if isinstance(each, Place):
+                bad += 1
+            elif group is not None and each.group != group:
+                continue
+            print(json.dumps(_as_json(each)) if values["json"] else _line(each))
+    except StorageError as error:
+        raise CommandError(str(error), HINT) from None
+    return codes.CHECK_FAILED if bad else codes.OK
+
+
+def _as_json(each: RecordPicture | Place) -> dict[str, object]:
+    return asdict(each)
+
+
+def _line(each: RecordPicture | Place) -> str:
+    from consensus.storage.inspection import Place
+
+    if isinstance(each, Place):
+        return f"! {escape(each.path)} offset {each.offset}: {escape(each.problem, 400)}"
+    return " ".join(_words(each))
+
+
+def _words(record: RecordPicture) -> Iterator[str]:
+    yield f"{record.segment:x}:{record.offset:<9} batch {record.batch:<6} {record.kind:<10}"
+    if record.kind != "head":
+        yield f"group {record.group:<4} term {record.term:<5} index {record.index:<8}"
+    yield f"{record.length:>8} bytes"
+    if record.detail:
+        yield escape(record.detail, 300)
