@@ -6,11 +6,16 @@ that checking 8 MiB never holds up the event loop. Must not know: what the bytes
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import crc32c as _implementation
 
 from consensus.core.interface import Payload
 
 
-def crc32c(data: Payload, seed: int = 0) -> int:
-    """CRC32C (Castagnoli) of `data`, continued from `seed`."""
-    return int(_implementation.crc32c(data, seed))
+class _Checksum(Protocol):
+    def __call__(self, data: Payload, seed: int = 0, /) -> int: ...
+
+
+crc32c: _Checksum = _implementation.crc32c
+"""CRC32C (Castagnoli) of `data`, continued from `seed`. The C function itself: several are made for every command."""

@@ -10,7 +10,7 @@ verifies, padding included, or `read_batch` raises `BadBatch`. Must not know: fi
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from consensus.core.errors import InvariantViolated
@@ -79,27 +79,38 @@ def aligned(length: int) -> int:
     return -(-length // ALIGN_BYTES) * ALIGN_BYTES
 
 
-def rows_of(records: Sequence[Record | Header], offset: int) -> tuple[Row, ...]:
-    """The index of records that lie one after the other from `offset`."""
+RUNS = (Kind.ENTRY, Kind.COPY)
+"""Records of these kinds share a row, if they follow each other."""
+
+
+def rows_of(records: Sequence[Record | Header], lengths: Iterable[int], offset: int) -> tuple[Row, ...]:
+    """The index of records that lie one after the other from `offset`; `lengths` are those of their payloads."""
     rows: list[Row] = []
-    for record in records:
-        length = HEADER_BYTES + (record.length if isinstance(record, Header) else len(record.payload))
-        run = (record.group, record.kind, record.detail)
-        before = rows[-1] if rows and record.kind in (Kind.ENTRY, Kind.COPY) else None
-        if before and run == (before.group, before.kind, before.detail):
-            if record.index == before.last + 1 and record.term == before.term:
-                total = before.length + length
-                rows[-1] = Row(*run, before.first, record.index, record.term, before.offset, total)
-                offset += length
-                continue
-        rows.append(Row(*run, record.index, record.index, record.term, offset, length))
+    run: tuple[int, Kind, int, int] | None = None
+    first = last = start = size = 0
+    for record, length in zip(records, lengths, strict=True):
+        this, index, length = (
+            (record.group, record.kind, record.detail, record.term),
+            record.index,
+            length + HEADER_BYTES,
+        )
+        if this == run and index == last + 1 and record.kind in RUNS:
+            size += length
+        else:
+            if run is not None:
+                rows.append(Row(*run[:3], first, last, run[3], start, size))
+            run, first, start, size = this, index, offset, length
+        last = index
         offset += length
+    if run is not None:
+        rows.append(Row(*run[:3], first, last, run[3], start, size))
     return tuple(rows)
 
 
 def plan_batch(records: Sequence[Record]) -> Plan:
-    rows = rows_of(records, HEADER_BYTES + BATCH_BODY.size)
-    body = sum(HEADER_BYTES + len(record.payload) for record in records)
+    lengths = [len(record.payload) for record in records]
+    rows = rows_of(records, lengths, HEADER_BYTES + BATCH_BODY.size)
+    body = HEADER_BYTES * len(lengths) + sum(lengths)
     framing = HEADER_BYTES + BATCH_BODY.size + HEADER_BYTES + INDEX_BODY.size + ROW.size * len(rows)
     return Plan(tuple(records), rows, aligned(body + framing))
 
@@ -122,25 +133,28 @@ def encode_batch(plan: Plan, *, segment: int, offset: int, batch: int, durable: 
         Record(kind=Kind.INDEX, payload=index, crc=crc32c(index)),
     ]
     buffers: list[Payload] = []
-    small = bytearray()
+    small: list[Payload] = []
     at = offset
     for record in framed:
         check_record(record)
-        small += encode_header(record, segment=segment, offset=at, batch=batch)
-        at += HEADER_BYTES + len(record.payload)
-        if len(record.payload) <= JOIN_BYTES_MAX:
-            small += record.payload
+        payload = record.payload
+        size = len(payload)
+        small.append(encode_header(record, segment=segment, offset=at, batch=batch))
+        at += HEADER_BYTES + size
+        if size <= JOIN_BYTES_MAX:
+            small.append(payload)
         else:
-            buffers += [bytes(small), record.payload]
-            small = bytearray()
-    small += bytes(plan.length - (at - offset))
-    return [*buffers, bytes(small)]
+            buffers += [b"".join(small), payload]
+            small = []
+    small.append(bytes(plan.length - (at - offset)))
+    return [*buffers, b"".join(small)]
 
 
 def check_record(record: Record) -> None:
-    if len(record.payload) > PAYLOAD_BYTES_MAX:
-        raise InvariantViolated(f"a record of {len(record.payload)} bytes; the format ends at {PAYLOAD_BYTES_MAX}")
-    if crc32c(record.payload) != record.crc:
+    payload = record.payload
+    if len(payload) > PAYLOAD_BYTES_MAX:
+        raise InvariantViolated(f"a record of {len(payload)} bytes; the format ends at {PAYLOAD_BYTES_MAX}")
+    if crc32c(payload) != record.crc:
         raise InvariantViolated(
             f"payload of group {record.group} index {record.index} does not match its CRC {record.crc:#010x}: "
             "changed in memory since it was encoded"
@@ -163,7 +177,8 @@ def read_batch(data: bytes, offset: int, segment: int, expected: int | None) -> 
         at = header.end
     index, _ = read_body(data, offset + index_at, segment, Kind.INDEX)
     count_said, rows = read_rows(data, index)
-    if index.batch != opening.batch or not len(headers) == count == count_said or rows != rows_of(headers, opening.end):
+    expected_rows = rows_of(headers, [header.length for header in headers], opening.end)
+    if index.batch != opening.batch or not len(headers) == count == count_said or rows != expected_rows:
         raise BadBatch(f"index of batch {opening.batch} does not list its records")
     end = offset + aligned(length)
     if index.end != offset + length or data[index.end : end] != bytes(end - index.end):

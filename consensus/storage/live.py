@@ -54,25 +54,26 @@ class LiveLog:
             return True
         return any(run.first <= index <= run.last and run.term == term for run in self.runs)
 
-    def append(self, index: int, term: int, segment: int, size_bytes: int) -> None:
-        """An ENTRY was written: it supersedes what is at or above its index. Raises `InvariantViolated` on a gap."""
-        if index > self.last_index + 1:
-            raise InvariantViolated(f"group {self.group}: entry {index} after {self.last_index} leaves a gap")
-        if self.snapshot is not None and index <= self.snapshot.index:
-            raise InvariantViolated(f"group {self.group}: entry {index} lies below snapshot {self.snapshot.index}")
-        while self.runs and self.runs[-1].last >= index:
+    def append(self, first: int, last: int, term: int, segment: int, size_bytes: int) -> None:
+        """A run of ENTRY records was written: it supersedes what is at or above `first`. Raises `InvariantViolated` on
+        a gap."""
+        if first > self.last_index + 1:
+            raise InvariantViolated(f"group {self.group}: entry {first} after {self.last_index} leaves a gap")
+        if self.snapshot is not None and first <= self.snapshot.index:
+            raise InvariantViolated(f"group {self.group}: entry {first} lies below snapshot {self.snapshot.index}")
+        while self.runs and self.runs[-1].last >= first:
             run = self.runs.pop()
-            if run.first < index:
-                self.runs.append(run.cut(run.first, index - 1))
-        self.extend(index, term, segment, size_bytes)
+            if run.first < first:
+                self.runs.append(run.cut(run.first, first - 1))
+        self.extend(first, last, term, segment, size_bytes)
 
-    def extend(self, index: int, term: int, segment: int, size_bytes: int) -> None:
-        """The entry `index` follows the last one."""
+    def extend(self, first: int, last: int, term: int, segment: int, size_bytes: int) -> None:
+        """The entries [first, last] follow the last one."""
         run = self.runs[-1] if self.runs else None
-        if run is not None and (run.last + 1, run.term, run.segment) == (index, term, segment):
-            self.runs[-1] = Run(run.first, index, term, segment, run.size_bytes + size_bytes)
+        if run is not None and (run.last + 1, run.term, run.segment) == (first, term, segment):
+            self.runs[-1] = Run(run.first, last, term, segment, run.size_bytes + size_bytes)
         else:
-            self.runs.append(Run(index, index, term, segment, size_bytes))
+            self.runs.append(Run(first, last, term, segment, size_bytes))
 
     def lies_in(self, index: int, term: int, segment: int) -> bool:
         """Whether that entry is live, and there."""
@@ -87,7 +88,7 @@ class LiveLog:
                 continue
             if run.first < index:
                 self.runs.append(run.cut(run.first, index - 1))
-            self.extend(index, run.term, segment, size_bytes)
+            self.extend(index, index, run.term, segment, size_bytes)
             if index < run.last:
                 self.runs.append(run.cut(index + 1, run.last))
 

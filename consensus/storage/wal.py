@@ -74,15 +74,7 @@ def records_of(append: GroupAppend) -> Iterator[Record]:
 
 
 def entry_record(kind: Kind, group: GroupId, entry: Entry) -> Record:
-    return Record(
-        kind=kind,
-        group=group,
-        term=entry.term,
-        index=entry.index,
-        detail=entry.kind,
-        payload=entry.payload,
-        crc=entry.crc,
-    )
+    return Record(kind, group, entry.term, entry.index, entry.kind, entry.payload, entry.crc)
 
 
 def split(records: Sequence[Record], bytes_max: int) -> Iterator[Plan]:
@@ -327,8 +319,8 @@ class Wal:
         active = self._usable()
         prepared = active.prepared
         try:
-            noted = [self._note(record, prepared.number) for record in plan.records]
-            if any(record.kind is Kind.SNAPSHOT for record in noted):
+            noted = self._note_all(plan, prepared.number)
+            if noted is not None:
                 plan = plan_batch(noted)
             buffers = encode_batch(
                 plan, segment=prepared.number, offset=active.end, batch=self._written + 1, durable=self._durable
@@ -344,10 +336,27 @@ class Wal:
         self._written += 1
         self._covered = self._durable
 
-    def _note(self, record: Record, segment: int) -> Record:
-        """Keep track of what the record means for its group; a snapshot's record is told what the log holds."""
-        if record.kind in (Kind.HEAD, Kind.COPY):
-            return record
+    def _note_all(self, plan: Plan, segment: int) -> list[Record] | None:
+        """Keep track of what the records mean for their groups. Returns them anew when one of them was told more."""
+        noted: list[Record] | None = None
+        position = 0
+        for row in plan.rows:
+            if row.kind is Kind.ENTRY:
+                self._group(row.group).append(row.first, row.last, row.term, segment, row.length)
+            elif row.kind not in (Kind.HEAD, Kind.COPY):
+                record = plan.records[position]
+                after = self._note(record)
+                if after is not record:
+                    noted = list(plan.records) if noted is None else noted
+                    noted[position] = after
+            position += row.last - row.first + 1
+        return noted
+
+    def _group(self, number: GroupId) -> LiveLog:
+        return self._groups.setdefault(number, LiveLog(number))
+
+    def _note(self, record: Record) -> Record:
+        """What is no entry; a snapshot's record is told what the log holds."""
         if record.kind is Kind.TOMBSTONE:
             self._groups.pop(record.group, None)
             self._new_snapshots.discard(record.group)
@@ -357,12 +366,10 @@ class Wal:
         if record.kind is Kind.CREATE:
             self._create(record)
             return record
-        group = self._groups.setdefault(record.group, LiveLog(record.group))
+        group = self._group(record.group)
         if record.kind is Kind.MARK:
             group.mark(Mark(record.detail))
             self._retire_due = True
-        elif record.kind is Kind.ENTRY:
-            group.append(record.index, record.term, segment, HEADER_BYTES + len(record.payload))
         elif record.kind is Kind.HARD_STATE:
             group.hard_state = decode_hard_state(record.payload)
         elif record.kind is Kind.SNAPSHOT:
@@ -524,5 +531,5 @@ def _live(group: GroupReplay, copied: set[tuple[GroupId, int]], copy_segment: in
     live.durable_snapshot_index = group.snapshot.index if group.snapshot is not None else 0
     for index, place in group.prefix():
         segment = copy_segment if (group.group, index) in copied else place.segment
-        live.extend(index, place.term, segment, HEADER_BYTES + place.length)
+        live.extend(index, index, place.term, segment, HEADER_BYTES + place.length)
     return live
