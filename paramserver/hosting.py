@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol, TypeAlias
 
 from consensus.core.interface import Configuration, GroupId, NodeId, ReplicaId
@@ -82,6 +82,9 @@ class Hosting:
         self._admitting: set[asyncio.Task[None]] = set()
         self.admitted = asyncio.Event()
         """Group 0 has told this node that it belongs to the cluster, now or in an earlier life."""
+        self._begun = False
+        self._under_way: dict[GroupId, tuple[int, asyncio.Task[None]]] = {}
+        """What is being made (the replica's id) or deleted (its negative) for a group: one at a time."""
         self.removed = False
         """Group 0 has told this node that its folder takes part no more."""
         if folder.activated:
@@ -93,10 +96,15 @@ class Hosting:
         """What was told in an earlier life."""
         nodes, members = _parts(directory)
         self._groups.told(directory.version, nodes, members)
+        self._avoid(nodes)
+        me = self._groups.nodes.get(self._groups.node)
+        if me is not None and me.node_uuid == self._folder.uuid:
+            self._note_removal(me)
         await self._reach(nodes)
 
     def begin(self) -> None:
-        """Host what this folder holds, or is the first to hold."""
+        """Host what this folder holds, or is the first to hold. Orders are carried out from now on."""
+        self._begun = True
         for group, creation in self._runtime.creations.items():
             self._add(group, creation.replica, creation.configuration)
         if self._folder.joined:
@@ -139,6 +147,7 @@ class Hosting:
             if version > self._groups.directory:
                 await asyncio.to_thread(self._save, told)
             self._groups.told(version, nodes, members)
+            self._avoid(nodes)
             await self._reach(nodes)
             self._note_removal(me)
             if not self._folder.activated and not self.removed:
@@ -148,6 +157,36 @@ class Hosting:
             self._changed(version)
 
     async def create(self, group: GroupId, replica: ReplicaId, configuration: Configuration) -> None:
+        await self._once(group, replica, lambda: self._create(group, replica, configuration))
+
+    async def delete(self, group: GroupId, replica: ReplicaId) -> None:
+        await self._once(group, -replica, lambda: self._delete(group, replica))
+
+    async def _once(self, group: GroupId, what: int, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """What was begun ends, whoever gives up waiting for it; the same order again waits for that end, and another
+        one for the group has to come later."""
+        if not self._begun:
+            raise Refusal(Reason.NOT_READY, f"node {self._groups.node} is starting", group=group, retry_after_ms=100)
+        under_way = self._under_way.get(group)
+        if under_way is None:
+            task = asyncio.ensure_future(work())
+            under_way = self._under_way[group] = (what, task)
+            task.add_done_callback(lambda done: self._ended(group, done))
+        elif under_way[0] != what:
+            raise Refusal(Reason.NOT_READY, "another replica of the group is being made or deleted here", group=group)
+        try:
+            async with asyncio.timeout(REPLICA_TIMEOUT_MS / 1000):
+                await asyncio.shield(under_way[1])
+        except TimeoutError:
+            message = f"not done within {REPLICA_TIMEOUT_MS} ms; it goes on"
+            raise Refusal(Reason.NOT_READY, message, group=group) from None
+
+    def _ended(self, group: GroupId, task: asyncio.Task[None]) -> None:
+        del self._under_way[group]
+        if not task.cancelled():
+            task.exception()  # whoever waited was told; if nobody did, the order comes again
+
+    async def _create(self, group: GroupId, replica: ReplicaId, configuration: Configuration) -> None:
         hosted = self._groups.hosted.get(group)
         if hosted is not None:
             if hosted.replica == replica:
@@ -157,9 +196,8 @@ class Hosting:
             )
         self._follow(configuration, False)
         machine, listener = self._room(group, replica)
-
-        def ask(done: Callable[[Any], None]) -> None:
-            self._runtime.create_replica(
+        outcome = await outcome_of(
+            lambda done: self._runtime.create_replica(
                 group=group,
                 replica=replica,
                 configuration=configuration,
@@ -168,20 +206,19 @@ class Hosting:
                 done=done,
                 on_configuration=self._follow,
             )
-
-        outcome = await outcome_of(ask, REPLICA_TIMEOUT_MS)
+        )
         if isinstance(outcome, Refused):
             self._vacated(group)
             raise Refusal(Reason.NOT_READY if outcome.busy else Reason.CONFLICT, outcome.reason, group=group)
         self._groups.hosted[group] = Hosted(group, replica, self._runtime.groups[group], machine)
         log.info("group %d: replica %d is made here, by order of group 0", group, replica)
 
-    async def delete(self, group: GroupId, replica: ReplicaId) -> None:
+    async def _delete(self, group: GroupId, replica: ReplicaId) -> None:
         hosted = self._groups.hosted.get(group)
         here = hosted is not None and hosted.replica == replica
         if here:
             del self._groups.hosted[group]
-        outcome = await outcome_of(lambda done: self._runtime.delete_replica(group, replica, done), REPLICA_TIMEOUT_MS)
+        outcome = await outcome_of(lambda done: self._runtime.delete_replica(group, replica, done))
         if isinstance(outcome, Refused):
             raise Refusal(Reason.NOT_READY, outcome.reason or "not now", group=group)
         if here:
@@ -189,6 +226,10 @@ class Hosting:
             log.info("group %d: replica %d is deleted here, by order of group 0", group, replica)
 
     # --- nodes
+
+    def _avoid(self, nodes: Iterable[Node]) -> None:
+        """A node that is to lead nothing, or to go, is not handed any leadership, nor keeps one (RULES C6)."""
+        self._runtime.avoid(node.node for node in nodes if node.state is not NodeState.ACTIVE)
 
     async def _reach(self, nodes: Iterable[Node]) -> None:
         for node in nodes:

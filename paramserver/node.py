@@ -37,6 +37,7 @@ from paramserver.catalogue.bootstrap import CATALOGUE_GROUP, cluster_id, data_gr
 from paramserver.catalogue.leader import CatalogueLeader
 from paramserver.catalogue.machine import CatalogueMachine
 from paramserver.catalogue.state import Node as Member
+from paramserver.catalogue.state import NodeState
 from paramserver.config import NodeConfig
 from paramserver.directory import load as load_directory
 from paramserver.directory import save as save_directory
@@ -298,6 +299,8 @@ class Node:
         """Returns when this node serves, or when `stop` is set before. Raises `CannotStart`."""
         if self._disk.directory is not None:
             await self._hosting.remember(self._disk.directory)
+            if self._hosting.removed:
+                raise CannotStart(self._was_removed())
         await self._server.start()
         if not self._waiting:
             self._transport.start()
@@ -316,6 +319,14 @@ class Node:
         self._ticker.start()
         address = self._config.address
         print(f"ready node={self._config.node} address={address} cluster={self._cluster.hex()}", flush=True)
+
+    def _was_removed(self) -> str:
+        config, uuid = self._config, self._disk.identity.uuid.hex()
+        return (
+            f"node {config.node} was removed from the cluster, and its data folder {uuid} never takes part again; to "
+            f"bring the node back, start it with an empty folder and --join {config.address}, then: "
+            f"paramserver node add {config.node}={config.address} --servers ..."
+        )
 
     async def _peers_connected(self) -> None:
         """Give connections a moment: a first campaign that nobody hears only delays the next, and moves leadership away
@@ -406,13 +417,18 @@ class Node:
             if others:
                 waiting.add(group)
                 over.clear()
-                best = max(others, key=lambda voter: core.match.get(voter, 0))
+                best = max(others, key=lambda voter: (self._fit(handle.nodes[voter]), core.match.get(voter, 0)))
                 handle.transfer(best, lambda _, group=group: ended(group))  # type: ignore[misc]
         try:
             async with asyncio.timeout(HAND_OVER_S):
                 await over.wait()
         except TimeoutError:
             log.warning("stopping while group%s %s still led here", "s" * (len(waiting) > 1), sorted(waiting))
+
+    def _fit(self, node: NodeId) -> bool:
+        """It may lead, as far as group 0 told."""
+        known = self._groups.nodes.get(node)
+        return known is None or known.state is NodeState.ACTIVE
 
     # --- groups
 
@@ -531,6 +547,7 @@ class Node:
                     f"group {group}'s replica on node {self._config.node} lost some of what it had on disk, and is "
                     "filled anew; until then it neither votes nor counts"
                 )
+        lines += [refusal for _, refusal in sorted(self._transport.introductions.refusals.items())]
         if self._hosting.removed:
             lines.append(f"node {self._config.node} was removed from the cluster: stop it")
         return lines + self._catalogue_leader.troubles()

@@ -316,7 +316,13 @@ class GroupHandle:
     def prefers(self) -> ReplicaId:
         """The replica that should lead instead of this one, which does (RULES C6); 0 when this one should, or does not
         lead. Costs nothing, so that it can be asked often."""
-        preferred = self._configuration.voters[0] if self._leads_term else self.replica
+        if not self._leads_term:
+            return 0
+        voters, avoided = self._configuration.voters, self._services.avoided
+        preferred = voters[0]
+        if avoided:
+            fit = (voter for voter in voters if self._homes.node_of(voter) not in avoided)
+            preferred = next(fit, self.replica)
         return 0 if preferred == self.replica else preferred
 
     @property

@@ -10,7 +10,7 @@ Must not know: asyncio, threads, sockets, disks, what payloads mean.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from consensus.core.configuration import members_of, next_replica_of, problem_of
@@ -126,6 +126,12 @@ class NodeRuntime:
         )
         self._preference = Preference(lambda: self._groups.values(), prefer_after_ms=options.prefer_after_ms)
         transport.bind(self)
+
+    def avoid(self, nodes: Iterable[NodeId]) -> None:
+        """From now on these are to lead nothing: leaders are not handed to them, and one of them that comes to lead
+        hands over to the first voter elsewhere (RULES C6). They vote and count as before."""
+        self._services.avoided.clear()
+        self._services.avoided.update(nodes)
 
     # --- groups -----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from consensus.core.interface import NodeId
@@ -69,6 +69,8 @@ class Services:
     sending: Slots
     log_busy: Callable[[], bool] = lambda: False
     """Something waits to be flushed: snapshots let it go first."""
+    avoided: set[NodeId] = field(default_factory=set)
+    """Nodes that are to lead nothing where another voter can; changed in place by the node."""
 
     def run(self, lane: str, work: Callable[[], T], done: Callable[[T], None]) -> None:
         """Run `work` on a lane, and `done` as an input of its own, unless the node was stopped meanwhile."""

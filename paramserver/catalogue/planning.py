@@ -336,9 +336,9 @@ def _without(picture: GroupPicture, number: NodeId, up: Collection[NodeId]) -> t
     left = [node for node in picture.voter_nodes() if node != number]
     alive = [node for node in left if node in up]
     if not left:
-        return True, f"{standing(picture, up)}, and it is the last voter"
+        return True, f"{standing(picture, up)}; node {number} is its last voter"
     needed = quorum(len(picture.voter_nodes()))
-    line = f"{standing(picture, up)}, without node {number} {len(alive)} would be up"
+    line = f"{standing(picture, up)}; without node {number} that leaves {len(alive)}"
     return len(alive) < needed, line
 
 
@@ -415,11 +415,11 @@ def _place(
         if node.node not in survey.up and node.node != leaving and node.state is not NodeState.REMOVED
     )
     absent = f" ({nodes_of(down)} not answering)" if down else ""
-    last = " it is the last voter;" if len(picture.members) == 1 else ""
+    last = "; it is the last voter" if len(picture.members) == 1 else ""
     raise Refusal(
         Reason.QUORUM,
-        f"group {picture.group} has {replicas} on {nodes_of(picture.nodes)};{last} draining node {leaving} leaves "
-        f"{len(usable)} node{'s' if len(usable) != 1 else ''} for {replicas}{absent}; add a node first",
+        f"{standing(picture, survey.up)}{last}; draining node {leaving} leaves "
+        f"{len(usable)} node{'s' if len(usable) != 1 else ''} for {replicas}{absent}: add a node first",
         group=picture.group,
         hint="paramserver node add N=host:port adds one",
     )

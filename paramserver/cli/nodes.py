@@ -15,7 +15,7 @@ from paramserver.cli.shape import CHANGING, LOOKING, Verb, change, look, node_at
 from paramserver.cli.text import escape, table
 
 if TYPE_CHECKING:
-    from paramserver.lab.admin import ClusterView
+    from paramserver.lab.admin import ClusterView, NodeView
 
 SOME = "--servers 127.0.0.1:7001"
 
@@ -27,12 +27,17 @@ def _list(values: flags.Values) -> int:
                           "moves": [asdict(move) for move in view.moves]}))  # fmt: skip
         return codes.OK
     rows = [
-        (str(node.node), escape(node.address), "up" if node.up else "DOWN", node.state, str(node.replicas),
+        (str(node.node), escape(node.address), answers(node), node.state, str(node.replicas),
          str(node.leads), node.node_uuid[:12], "" if node.knows_directory else "not told yet")
         for node in view.nodes
     ]  # fmt: skip
     print("\n".join(table(("node", "address", "answers", "state", "replicas", "leads", "folder", "note"), rows)))
     return codes.OK
+
+
+def answers(node: NodeView) -> str:
+    """Nobody expects an answer of a node that was removed."""
+    return "up" if node.up else "-" if node.state == "removed" else "DOWN"
 
 
 def _add(values: flags.Values) -> int:

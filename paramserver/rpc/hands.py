@@ -121,9 +121,10 @@ class RemoteHands:
         try:
             found = await self._reach.call(address, STATUS, pb.StatusRequest(brief=True), pb.NodeStatus, ASK_TIMEOUT_S)
         except Refusal as refusal:
+            cause = refusal.message.rpartition("last error: ")[2]  # gRPC tells the whole way to it
             raise Refusal(
-                Reason.NOT_FOUND,
-                f"no server answers at {address}: {refusal.message}",
+                Reason.CONFLICT,
+                f"no server answers at {address}: {cause}",
                 field="address",
                 hint="start it first: paramserver server --node N --join HOST:PORT --members ... --data-dir DIR",
             ) from None

@@ -160,8 +160,8 @@ class Orders:
                 )
 
 
-async def outcome_of(ask: Callable[[Callable[[Any], None]], None], timeout_ms: int) -> Any:
-    """What `ask` is answered by its callback."""
+async def outcome_of(ask: Callable[[Callable[[Any], None]], None], timeout_ms: int | None = None) -> Any:
+    """What `ask` is answered by its callback. None: however long it takes."""
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def done(outcome: Any) -> None:
@@ -170,7 +170,7 @@ async def outcome_of(ask: Callable[[Callable[[Any], None]], None], timeout_ms: i
 
     ask(done)
     try:
-        async with asyncio.timeout(timeout_ms / 1000):
+        async with asyncio.timeout(None if timeout_ms is None else timeout_ms / 1000):
             return await future
     except TimeoutError:
         raise Refusal(Reason.NOT_READY, f"not done within {timeout_ms} ms; it may be later") from None

@@ -133,7 +133,11 @@ class Introductions:
                 f"to_node: {request.to_node}, but node {folder.node} answers here; check the addresses of the members"
             )
         if request.node == folder.node or request.node not in self._members:
-            return f"node: {request.node}, expected another member: {sorted(set(self._members) - {folder.node})}"
+            others = sorted(set(self._members) - {folder.node})
+            return (
+                f"node: {request.node}, expected another member: {others}; that node was removed or replaced, or never "
+                "added: only with an empty folder, started with --join, it can be admitted (paramserver node add)"
+            )
         if len(request.node_uuid) != UUID_BYTES or request.incarnation >= NUMBER_MAX:
             return f"node_uuid, incarnation: expected {UUID_BYTES} bytes and less than {NUMBER_MAX}"
         return self._arithmetic(request.node, request.kernel_answers)

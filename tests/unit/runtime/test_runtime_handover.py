@@ -123,6 +123,31 @@ def test_no_preference_no_transfer() -> None:
     assert led_by(cluster) != 1
 
 
+def test_leadership_does_not_return_to_a_node_that_is_to_lead_nothing() -> None:
+    cluster = displaced(RuntimeOptions(prefer_after_ms=500))
+    for node in cluster.nodes.values():
+        node.runtime.avoid([1])
+    cluster.run(5000)
+    assert led_by(cluster) != 1
+    for node in cluster.nodes.values():
+        node.runtime.avoid([])
+    cluster.run(1500)
+    assert led_by(cluster) == 1
+
+
+def test_node_that_is_to_lead_nothing_hands_over_to_the_first_that_may() -> None:
+    cluster = Cluster(options=RuntimeOptions(prefer_after_ms=500))
+    assert led_by(cluster) == 1
+    for node in cluster.nodes.values():
+        node.runtime.avoid([1, 2])
+    cluster.run(1500)
+    assert led_by(cluster) == 3
+    for node in cluster.nodes.values():
+        node.runtime.avoid([1, 2, 3])
+    cluster.run(3000)
+    assert led_by(cluster) == 3, "where nobody is wanted, who leads goes on"
+
+
 def test_preferred_one_that_comes_and_goes_has_to_be_well_anew() -> None:
     cluster = displaced(RuntimeOptions(prefer_after_ms=2000))
     for _ in range(3):
