@@ -5,16 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paramserver.wire.spec import NonFinite, Reduction, TensorSpec, adam, momentum, sgd
-    from worker import Client, Model, Tensors, connect, errors
+    from worker import LINEARIZABLE, Client, Model, Tensors, bounded, connect, errors
 
 _HOMES = {
     "Client": "worker",
+    "LINEARIZABLE": "worker",
     "Model": "worker",
     "NonFinite": "paramserver.wire.spec",
     "Reduction": "paramserver.wire.spec",
     "TensorSpec": "paramserver.wire.spec",
     "Tensors": "worker",
     "adam": "paramserver.wire.spec",
+    "bounded": "worker",
     "connect": "worker",
     "errors": "worker",
     "momentum": "paramserver.wire.spec",
@@ -22,6 +24,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "LINEARIZABLE",
     "Client",
     "Model",
     "NonFinite",
@@ -29,6 +32,7 @@ __all__ = [
     "TensorSpec",
     "Tensors",
     "adam",
+    "bounded",
     "connect",
     "errors",
     "momentum",

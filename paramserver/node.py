@@ -50,6 +50,7 @@ from paramserver.rpc.calls import Calls
 from paramserver.rpc.catalogue import CatalogueService
 from paramserver.rpc.data import DataService
 from paramserver.rpc.execute import Executor, InternalService
+from paramserver.rpc.freshness import Freshness
 from paramserver.rpc.groups import Groups, propose
 from paramserver.rpc.hands import WAITING, Reach, RemoteHands
 from paramserver.rpc.orders import Orders
@@ -258,6 +259,7 @@ class Node:
         self._ticker = Ticker(self._runtime, tick_ms=options.tick_ms)
         addresses = {**config.members, config.node: config.address}
         self._groups = Groups(node=config.node, addresses=addresses, layout=layout(config.members))
+        self._freshness = Freshness(self._groups)
         self._shards: dict[GroupId, ShardLeader] = {}
         self._catalogue = CatalogueMachine(data_groups(config.members))
         self._hosting = Hosting(
@@ -283,6 +285,7 @@ class Node:
         self._catalogue_leader = CatalogueLeader(
             self._catalogue,
             propose=self._propose_to_catalogue,
+            confirm=lambda: self._freshness.confirm(CATALOGUE_GROUP),
             execute=self._executor,
             elsewhere=lambda: self._groups.elsewhere(CATALOGUE_GROUP),
             nodes=self._members,
@@ -493,7 +496,7 @@ class Node:
         calls = Calls(self._counters)
         config, cluster = self._config, self._cluster
         catalogue = self._catalogue
-        puller = Puller(self._groups, self._shards)
+        puller = Puller(self._groups, self._shards, self._freshness)
         data = DataService(leaders=self._shards, groups=self._groups, puller=puller, cluster=cluster)
         admin = AdminService(
             identity=Identity(

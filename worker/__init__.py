@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from worker import errors
     from worker.client import Client, connect
+    from worker.consistency import LINEARIZABLE, bounded
     from worker.model import Model
     from worker.tensors import Tensors
 
 _HOMES = {
     "connect": "worker.client",
     "Client": "worker.client",
+    "LINEARIZABLE": "worker.consistency",
+    "bounded": "worker.consistency",
     "Model": "worker.model",
     "Tensors": "worker.tensors",
 }
 
-__all__ = ["Client", "Model", "Tensors", "connect", "errors"]
+__all__ = ["LINEARIZABLE", "Client", "Model", "Tensors", "bounded", "connect", "errors"]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,11 +16,12 @@ from paramserver.wire.errors import Reason, Refusal
 from paramserver.wire.frames import Hello, PushKind
 from paramserver.wire.layout import Flat, Layout
 from worker.catalogue import Catalogue, Description
+from worker.consistency import ANY, Consistency
 from worker.errors import FailedPrecondition, Gone, ParameterServerError
 from worker.lease import RankLease
 from worker.membership import Cluster, Watchers
 from worker.network import Network
-from worker.pull import Puller, Want
+from worker.pull import Got, Puller, Want
 from worker.push import GroupPusher
 from worker.retry import Budget
 from worker.routing import Routes
@@ -210,37 +211,47 @@ class Engine:
 
     def _finish(self, flight: Flight) -> None:
         self.step = self._seen = flight.step + 1
-        _mark(flight.tensors, dict.fromkeys(range(self.layout.blocks), self.step))
+        _mark(flight.tensors, dict.fromkeys(range(self.layout.blocks), Got(self.step)))
         if not flight.done.done():
             flight.done.set_result(flight.tensors)
 
     # --- pulling
 
-    async def pull(self, tensors: Tensors, *, version: int | None = None, min_version: int | None = None) -> Tensors:
-        """Exactly `version`; or at least `min_version`, where blocks may differ by one; or, with neither, one version
-        of all blocks: this rank's own step, or for a handle without a rank the newest there is."""
+    async def pull(
+        self,
+        tensors: Tensors,
+        *,
+        version: int | None = None,
+        min_version: int | None = None,
+        consistency: Consistency = ANY,
+    ) -> Tensors:
+        """Exactly `version`; or at least `min_version` and as new as `consistency` says, where blocks may differ by
+        one; or, with none of these, one version of all blocks: this rank's own step, or for a handle without a rank
+        the newest there is."""
         self._check()
+        if consistency is not ANY:
+            min_version = min_version or 0
         if version is None and min_version is None:
             if self._lease is None:
                 return await self._pull_newest(tensors)
             version = self.step
-        want = Want(version) if version is not None else Want(None, max(min_version or 0, 0))
+        want = Want(version) if version is not None else Want(None, min_version or 0, consistency)
         return _mark(tensors, await self._puller.pull(want, tensors.flat))
 
     async def _pull_newest(self, tensors: Tensors) -> Tensors:
         """Blocks are in {m, m + 1}: pull what is there, then wait for those that are one behind."""
         while True:
-            versions = await self._puller.pull(Want(None, self._seen), tensors.flat)
-            newest = max(versions.values())
-            behind = [block for block, version in versions.items() if version < newest]
-            self._seen = max(self._seen, min(versions.values()))
+            got = await self._puller.pull(Want(None, self._seen), tensors.flat)
+            newest = max(got.values()).version
+            behind = [block for block, one in got.items() if one.version < newest]
+            self._seen = max(self._seen, min(got.values()).version)
             try:
                 if behind:
-                    versions |= await self._puller.pull(Want(newest), tensors.flat, behind)
+                    got |= await self._puller.pull(Want(newest), tensors.flat, behind)
             except Gone:
                 continue  # training went on under way
             self._seen = newest
-            return _mark(tensors, versions)
+            return _mark(tensors, got)
 
     # --- why it waits
 
@@ -325,7 +336,8 @@ class Engine:
         return changed
 
 
-def _mark(tensors: Tensors, versions: dict[int, int]) -> Tensors:
-    tensors.versions = tuple(versions[block] for block in sorted(versions))
+def _mark(tensors: Tensors, got: dict[int, Got]) -> Tensors:
+    tensors.versions = tuple(got[block].version for block in sorted(got))
     tensors.version = min(tensors.versions)
+    tensors.age_ms = max(one.age_ms for one in got.values())
     return tensors

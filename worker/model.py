@@ -19,6 +19,7 @@ from paramserver.wire.frames import PushKind
 from paramserver.wire.layout import Flat
 from paramserver.wire.spec import ModelSpec, NonFinite
 from worker import errors
+from worker.consistency import ANY, Consistency
 from worker.engine import Engine
 from worker.errors import Closed, FailedPrecondition, InvalidArgument, ParameterServerError
 from worker.futures import Future
@@ -78,6 +79,7 @@ class Model:
         *,
         version: int | None = None,
         min_version: int | None = None,
+        consistency: Consistency | None = None,
         timeout: float | None = None,
         out: Tensors | None = None,
     ) -> Tensors:
@@ -85,7 +87,10 @@ class Model:
 
         version: exactly this version of every block; waits for it. Raises Gone when it is no longer kept (two are).
         min_version: committed state, at least that new; blocks may differ by one (`Tensors.versions`).
-        Neither: version `step` for a rank; for a handle without one the newest version that all blocks have.
+        consistency: LINEARIZABLE, or bounded(age_ms): how new; blocks may differ by one. `Tensors.age_ms` says how old
+            they were at most when they were read. Not with `version`, which has one value anywhere. While no leader of
+            a group has a quorum the call goes on trying, and ends with DeadlineExceeded that says so.
+        None of them: version `step` for a rank; for a handle without one the newest version that all blocks have.
         out: filled and returned in place of new arrays.
         """
         self._check()
@@ -94,8 +99,12 @@ class Model:
                 raise InvalidArgument(f"{field} {value}", "expected 0 to 2^62 - 1")
         if version is not None and min_version is not None:
             raise InvalidArgument("both version and min_version", "pass one of them")
+        if consistency is not None and not isinstance(consistency, Consistency):
+            raise InvalidArgument(f"consistency {consistency!r}", "expected LINEARIZABLE or bounded(age_ms)")
+        if version is not None and consistency is not None:
+            raise InvalidArgument("both version and consistency", "an exact version has one value on every replica")
         target = self._target(out)
-        work = self._engine.pull(target, version=version, min_version=min_version)
+        work = self._engine.pull(target, version=version, min_version=min_version, consistency=consistency or ANY)
         return self._client._run(work, self._timeout(timeout), f"pull of {self.name!r}", self._engine.why)
 
     # --- pushing

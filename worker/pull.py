@@ -11,12 +11,14 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.errors import Reason, Refusal
 from paramserver.wire.frames import BlockFrame
 from paramserver.wire.layout import Flat, Layout
 from worker.catalogue import Description, Shard
+from worker.consistency import ANY, Consistency
 from worker.errors import ProtocolError
 from worker.membership import Cluster
 from worker.network import Network
@@ -35,13 +37,21 @@ BACKOFF = BackoffOptions(first_ms=5, most_ms=100)
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """Exactly `version`, or at least `min_version`."""
+    """Exactly `version`, or at least `min_version`, as new as `consistency` says."""
 
     version: int | None = None
     min_version: int = 0
+    consistency: Consistency = ANY
 
     def fits(self, version: int) -> bool:
         return version == self.version if self.version is not None else version >= self.min_version
+
+
+class Got(NamedTuple):
+    """A block as it came. `age_ms`: of a consistent pull, how old it was at most when its replica read it."""
+
+    version: int
+    age_ms: int = 0
 
 
 class Puller:
@@ -58,28 +68,28 @@ class Puller:
         self.problems: dict[int, str] = {}
         """Group -> why the last attempt failed, while one is in trouble."""
 
-    async def pull(self, want: Want, target: Flat, blocks: Iterable[int] | None = None) -> dict[int, int]:
-        """Fill `target` (elements,) with all blocks, or with `blocks`; block -> version. Goes on until it is
+    async def pull(self, want: Want, target: Flat, blocks: Iterable[int] | None = None) -> dict[int, Got]:
+        """Fill `target` (elements,) with all blocks, or with `blocks`; what came, by block. Goes on until it is
         cancelled."""
         wanted = None if blocks is None else set(blocks)
-        versions: dict[int, int] = {}
+        got: dict[int, Got] = {}
         groups = []
         for shard in self._model().shards:
             missing = set(range(shard.first, shard.first + shard.count))
             if wanted is not None:
                 missing &= wanted
             if missing:
-                groups.append(self._group(shard, missing, want, target, versions))
+                groups.append(self._group(shard, missing, want, target, got))
         await all_of(groups)
-        return versions
+        return got
 
-    async def _group(self, shard: Shard, missing: set[int], want: Want, target: Flat, versions: dict[int, int]) -> None:
+    async def _group(self, shard: Shard, missing: set[int], want: Want, target: Flat, got: dict[int, Got]) -> None:
         backoff = Backoff(BACKOFF)
         gone: dict[str, Refusal] = {}
         while missing:
             for address in self._replicas(shard.group):
                 try:
-                    await self._attempt(address, shard, missing, want, target, versions)
+                    await self._attempt(address, shard, missing, want, target, got)
                 except Refusal as refusal:
                     if refusal.reason is Reason.GONE:
                         gone[address] = refusal
@@ -106,7 +116,7 @@ class Puller:
         return addresses
 
     async def _attempt(
-        self, address: str, shard: Shard, missing: set[int], want: Want, target: Flat, versions: dict[int, int]
+        self, address: str, shard: Shard, missing: set[int], want: Want, target: Flat, got: dict[int, Got]
     ) -> None:
         model = self._model()
         request = pb.PullRequest(
@@ -121,6 +131,8 @@ class Puller:
             request.version = want.version
         else:
             request.min_version = want.min_version
+            request.linearizable = want.consistency.linearizable
+            request.bounded_ms = want.consistency.bounded_ms
         frames = self._network.pull(address, request, ATTEMPT_TIMEOUT_S)
         async with contextlib.aclosing(frames):
             while missing:
@@ -132,12 +144,15 @@ class Puller:
                 if frame is None:
                     raise Refusal(Reason.NOT_READY, f"{address} ended the pull early")
                 self._take(frame, missing, want, target)
-                versions[frame.block] = frame.version
+                got[frame.block] = Got(frame.version, frame.age_ms)
 
     def _take(self, frame: BlockFrame, missing: set[int], want: Want, target: Flat) -> None:
         if frame.block not in missing:
             raise ProtocolError(f"a server sent block {frame.block}, which was not asked for")
         if not want.fits(frame.version):
             raise ProtocolError(f"a server sent block {frame.block} at version {frame.version}", f"expected {want}")
+        bound_ms = want.consistency.bounded_ms
+        if bound_ms and frame.age_ms > bound_ms:
+            raise ProtocolError(f"a server sent block {frame.block} {frame.age_ms} ms old", f"the bound is {bound_ms}")
         copy_block(frame, self._layout, target)
         missing.discard(frame.block)

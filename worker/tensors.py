@@ -19,14 +19,17 @@ Array = npt.NDArray[np.float32]
 class Tensors(dict[str, Any]):
     """name -> float32 array. `version`: how many updates the values have had (the lowest over all blocks)."""
 
-    __slots__ = ("flat", "version", "versions")
+    __slots__ = ("age_ms", "flat", "version", "versions")
 
     def __init__(self, layout: Layout, flat: Flat | None = None) -> None:
         self.flat: Flat = np.empty(layout.elements, FLOAT) if flat is None else flat
         super().__init__(layout.unflatten(self.flat))
         self.version = 0
         self.versions: tuple[int, ...] = ()
-        """By block; all equal unless the pull was one of `min_version`."""
+        """By block; all equal unless the pull was one of `min_version` or `consistency`."""
+        self.age_ms = 0
+        """Of a pull with `consistency`: when their replicas read them, the blocks held everything that had been
+        acknowledged so many milliseconds before, or more."""
 
     def digest(self) -> str:
         """xxh3-128 of the values, in hexadecimal: equal digests are equal bits."""

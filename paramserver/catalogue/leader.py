@@ -101,7 +101,8 @@ class CatalogueLeader:
     """`GroupListener` of group 0 and its clients' counterpart.
 
     `propose(payload)` commits in group 0. `elsewhere()` is the refusal that says where group 0's leader is, as far as
-    this node knows. `nodes()`: the members with their uuids, as far as known here.
+    this node knows. `nodes()`: the members with their uuids, as far as known here. `confirm()` returns when a quorum
+    said, after it was called, that this node's state of group 0 is the newest (RULES R2).
     """
 
     def __init__(
@@ -116,8 +117,10 @@ class CatalogueLeader:
         lease_ms: int = LEASE_MS,
         hands: Callable[[int], Hands] | None = None,
         cluster: bytes = b"",
+        confirm: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
-        """`hands(term)`: how nodes are reached in one tenure; without it the cluster's shape stays as it is."""
+        """`hands(term)`: how nodes are reached in one tenure; without it the cluster's shape stays as it is. Without
+        `confirm` what is read here is not linearizable."""
         self._machine = machine
         self._propose = propose
         self._execute = execute
@@ -126,6 +129,7 @@ class CatalogueLeader:
         self._now_ms = now_ms
         self._hands = hands
         self._cluster = cluster
+        self._confirm = confirm
         self._leases = LeaseClock(lease_ms)
         self._tenure: Tenure | None = None
 
@@ -200,6 +204,13 @@ class CatalogueLeader:
         if not model.complete:
             await tenure.drives.everywhere(model.model, lambda group: group.view >= 1)
         return self._machine.models[model.model]
+
+    async def confirmed(self) -> None:
+        """What is read here now, without waiting in between, holds every answer given before this call. Raises
+        `Refusal` where this node does not lead, or no quorum says that it does."""
+        self._leading()
+        if self._confirm is not None:
+            await self._confirm()
 
     def describe(self, *, name: str = "", model: ModelId = 0) -> Model:
         self._leading()

@@ -92,6 +92,7 @@ class CatalogueService:
             raise invalid("name", "a model's name or id", "neither")
         if len(request.name) > NAME_CHARACTERS_MAX:
             raise invalid("name", f"at most {NAME_CHARACTERS_MAX} characters", f"{len(request.name)} characters")
+        await self._leader.confirmed()
         return protos.from_model(self._leader.describe(name=request.name, model=request.model))
 
     async def _claim_initialization(

@@ -10,6 +10,7 @@ versions, Raft.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -206,7 +207,10 @@ class DataService:
                 blocks=tuple(request.blocks),
                 version=request.version if which == "version" else request.min_version,
                 exact=which == "version",
+                linearizable=request.linearizable,
+                bounded_ms=request.bounded_ms,
             )
         )
-        async for frame in self._puller.frames(wanted, context.time_remaining()):
-            await context.write(encode_block(frame))
+        async with contextlib.aclosing(self._puller.frames(wanted, context.time_remaining())) as frames:
+            async for frame in frames:
+                await context.write(encode_block(frame))

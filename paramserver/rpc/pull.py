@@ -1,18 +1,21 @@
 """Pulls: blocks of a wanted version from this replica, waiting where it is not there yet (RULES R1).
 
-Invariants: what is served was committed and applied here; a wait ends at the client's deadline or at the server's own
-cap, whichever is first; at most PULLS_MAX pulls are served at a time. Weights are passed on by reference and copied
-once, into the frame. Must not know: how a replica keeps versions, gRPC.
+Consistent pulls (RULES R2, R3) are the same, of state that is known to be new enough. Invariants: what is served was
+committed and applied here; a linearizable pull serves nothing before a quorum confirmed the leader after it came, a
+bounded one nothing that is older than its bound when it is read; a wait ends at the client's deadline or at the
+server's own cap, whichever is first; at most PULLS_MAX pulls are served at a time. Weights are passed on by reference
+and copied once, into the frame. Must not know: how a replica keeps versions, gRPC.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 
 from consensus.core.interface import GroupId
 from paramserver.rpc.calls import SERVER_DEADLINE_MS
+from paramserver.rpc.freshness import Confirmation, Freshness
 from paramserver.rpc.groups import Groups
 from paramserver.shard.leader import ShardLeader
 from paramserver.shard.machine import ShardMachine
@@ -22,13 +25,16 @@ from paramserver.wire.frames import STEP_MAX, BlockFrame, BlockStatus
 
 PULLS_MAX = 1024
 """Pulls served at a time; further ones are refused as busy."""
+BOUNDED_MS_MAX = 86_400_000
+"""A longer bound is a mistake: without one any committed state will do."""
 NOT_YET_MS = 20
 """How often a replica that does not know a model yet, or has not opened it, looks again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """`exact`: that version and no other; else at least that version. `blocks` empty: all of the group."""
+    """`exact`: that version and no other; else at least that version, and with `linearizable` or `bounded_ms` new
+    enough. `blocks` empty: all of the group."""
 
     group: GroupId
     model: int
@@ -37,6 +43,8 @@ class Wanted:
     blocks: tuple[int, ...]
     version: int
     exact: bool
+    linearizable: bool = False
+    bounded_ms: int = 0
 
     def of(self, block: int) -> BlockRead:
         return BlockRead(
@@ -52,12 +60,13 @@ class Wanted:
 class Puller:
     """`leaders`: this node's data groups, led here or not."""
 
-    def __init__(self, groups: Groups, leaders: Mapping[GroupId, ShardLeader]) -> None:
+    def __init__(self, groups: Groups, leaders: Mapping[GroupId, ShardLeader], freshness: Freshness) -> None:
         self._groups = groups
         self._leaders = leaders
+        self._freshness = freshness
         self.pulls = 0
 
-    async def frames(self, wanted: Wanted, time_left_s: float | None) -> AsyncIterator[BlockFrame]:
+    async def frames(self, wanted: Wanted, time_left_s: float | None) -> AsyncGenerator[BlockFrame, None]:
         """The blocks in order, each as soon as it is there. Raises `Refusal`."""
         if self.pulls >= PULLS_MAX:
             raise Refusal(Reason.BUSY, f"{PULLS_MAX} pulls are served by this node, its bound", retry_after_ms=100)
@@ -65,10 +74,13 @@ class Puller:
         deadline = _now_s() + (cap_s if time_left_s is None else min(time_left_s, cap_s))
         replica = self._replica(wanted.group)
         self.pulls += 1
+        confirmed: Confirmation | None = None
         try:
+            if wanted.linearizable:
+                confirmed = await self._confirmed(wanted, None, deadline)
             blocks = wanted.blocks or await self._all_blocks(replica, wanted, deadline)
             for block in blocks:
-                value = await self._value(replica, wanted.of(block), deadline)
+                value, confirmed, age_ms = await self._value(replica, wanted, block, confirmed, deadline)
                 yield BlockFrame(
                     block=block,
                     step=value.version,
@@ -76,6 +88,7 @@ class Puller:
                     status=BlockStatus.VALUE,
                     crc=value.crc,
                     term=replica.term,
+                    age_ms=age_ms,
                     payload=value.payload,
                 )
         finally:
@@ -87,10 +100,29 @@ class Puller:
             if group not in self._groups.layout or group == 0:
                 raise Refusal(Reason.NOT_FOUND, f"no data group has the number {group}", field="group")
             raise self._groups.elsewhere(group)
-        problem = self._groups.hosted[group].handle.status().problem
-        if problem:
-            raise Refusal(Reason.DAMAGED, f"this node's replica of group {group} does not run: {problem}", group=group)
+        status = self._groups.hosted[group].handle.status()
+        if status.problem:
+            message = f"this node's replica of group {group} does not run: {status.problem}"
+            raise Refusal(Reason.DAMAGED, message, group=group)
+        if status.distrusted:
+            message = f"this node's replica of group {group} is being rebuilt: {status.distrusted}"
+            raise Refusal(Reason.DAMAGED, message, group=group)
         return replica
+
+    async def _confirmed(self, wanted: Wanted, known: Confirmation | None, deadline: float) -> Confirmation | None:
+        """That what is read next, without waiting in between, is as new as wanted; None where any will do."""
+        group = wanted.group
+        if not wanted.linearizable and not wanted.bounded_ms:
+            return None
+        if wanted.linearizable and known is not None and self._freshness.holds(group, known):
+            return known
+        try:
+            async with asyncio.timeout_at(deadline):
+                if wanted.linearizable:
+                    return await self._freshness.confirm(group)
+                return await self._freshness.within(group, wanted.bounded_ms)
+        except TimeoutError:
+            raise Refusal(Reason.DEADLINE, f"group {group}: the state here was not confirmed in time") from None
 
     async def _all_blocks(self, replica: ShardLeader, wanted: Wanted, deadline: float) -> range:
         """Every block of the model in this group, once this replica knows the model."""
@@ -107,16 +139,26 @@ class Puller:
             else:
                 raise Refusal(Reason.NOT_READY, f"this replica has just learned of model {wanted.model}")
 
-    async def _value(self, replica: ShardLeader, read: BlockRead, deadline: float) -> Value:
+    async def _value(
+        self, replica: ShardLeader, wanted: Wanted, block: int, confirmed: Confirmation | None, deadline: float
+    ) -> tuple[Value, Confirmation | None, int]:
+        """With what confirms it, and its age at most when it was read (0 where any will do)."""
+        read = wanted.of(block)
         while True:
             awake = asyncio.Event()
+            confirmed = await self._confirmed(wanted, confirmed, deadline)
+            if confirmed is not None and self._replica(wanted.group) is not replica:
+                raise Refusal(Reason.NOT_READY, f"this node's replica of group {wanted.group} was replaced")
             try:
                 found = replica.read(read, awake.set)
             except Refusal as refusal:
                 await _later(refusal, deadline)
                 continue
             if isinstance(found, Value):
-                return found
+                age_ms = confirmed.age_ms if confirmed is not None else 0
+                if wanted.bounded_ms and age_ms > wanted.bounded_ms:
+                    continue  # it has just become too old
+                return found, confirmed, age_ms
             try:
                 async with asyncio.timeout(deadline - _now_s()):
                     await awake.wait()
@@ -148,6 +190,13 @@ def checked(wanted: Wanted) -> Wanted:
     """Form of the request, before anything is looked up. Raises `Refusal` naming the field."""
     if wanted.version >= STEP_MAX:
         raise invalid("version", f"less than {STEP_MAX}", wanted.version)
+    if wanted.exact and (wanted.linearizable or wanted.bounded_ms):
+        field = "linearizable" if wanted.linearizable else "bounded_ms"
+        raise invalid(field, "min_version with it; an exact version has one value on every replica", "version")
+    if wanted.linearizable and wanted.bounded_ms:
+        raise invalid("bounded_ms", "0, as linearizable is set", wanted.bounded_ms)
+    if wanted.bounded_ms > BOUNDED_MS_MAX:
+        raise invalid("bounded_ms", f"at most {BOUNDED_MS_MAX} (a day)", wanted.bounded_ms)
     for position, (before, block) in enumerate(zip(wanted.blocks, wanted.blocks[1:], strict=False)):
         if block <= before:
             raise invalid(f"blocks[{position + 1}]", "blocks sorted, without repeats", f"{block} after {before}")

@@ -37,6 +37,7 @@ class ReshapeService:
         self._machine = machine
 
     async def members(self, request: pb.MembersRequest, context: Context = None) -> pb.MembersDescription:
+        await self._leader.confirmed()
         mover = self._leader.mover
         survey = await self._leader.survey()
         placement = self._machine.placement

@@ -205,7 +205,7 @@ class ErrorDetail(google.protobuf.message.Message):
     EPOCH_FIELD_NUMBER: builtins.int
     RANK_FIELD_NUMBER: builtins.int
     reason: builtins.str
-    """NOT_LEADER, NOT_READY, VIEW_CHANGED, RANK_TAKEN, GONE, SPEC_MISMATCH, NOT_OPEN, ... (wire/errors.py)"""
+    """NOT_LEADER, NOT_READY, UNCONFIRMED, VIEW_CHANGED, RANK_TAKEN, GONE, SPEC_MISMATCH, NOT_OPEN, ... (wire/errors.py)"""
     field: builtins.str
     expected: builtins.str
     received: builtins.str
@@ -1082,7 +1082,7 @@ class BlockHeader(google.protobuf.message.Message):
     view: builtins.int
     term: builtins.int
     age_ms: builtins.int
-    """pulls with linearizable or bounded_ms: at most this old when the block was read"""
+    """pulls with linearizable or bounded_ms: at most this old when the block was read; else 0"""
     def __init__(
         self,
         *,
@@ -1142,9 +1142,12 @@ class PullRequest(google.protobuf.message.Message):
     version: builtins.int
     min_version: builtins.int
     linearizable: builtins.bool
-    """with min_version: everything acknowledged before this call is in it (RULES R2)"""
+    """Consistency of a pull with min_version; at most one of the two, and neither with version, which has one value anywhere.
+    A replica that no leader confirms with a quorum refuses (UNCONFIRMED, status UNAVAILABLE).
+    everything acknowledged before this call is in it (RULES R2)
+    """
     bounded_ms: builtins.int
-    """with min_version: state at most this old (RULES R3); 0: any"""
+    """everything acknowledged that long ago is in it (RULES R3); at most a day; 0: no bound"""
     @property
     def blocks(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """sorted, without repeats; empty: all of this group"""

@@ -34,6 +34,7 @@ class Reason(StrEnum):
     # where to go
     NOT_LEADER = "NOT_LEADER"
     NOT_READY = "NOT_READY"
+    UNCONFIRMED = "UNCONFIRMED"
     BUSY = "BUSY"
     # models and their state
     NOT_FOUND = "NOT_FOUND"
@@ -73,6 +74,7 @@ class Reason(StrEnum):
 CODES: dict[Reason, str] = {
     Reason.NOT_LEADER: "UNAVAILABLE",
     Reason.NOT_READY: "UNAVAILABLE",
+    Reason.UNCONFIRMED: "UNAVAILABLE",
     Reason.BUSY: "RESOURCE_EXHAUSTED",
     Reason.NOT_FOUND: "NOT_FOUND",
     Reason.ALREADY_EXISTS: "ALREADY_EXISTS",
@@ -108,6 +110,7 @@ RETRYABLE: frozenset[Reason] = frozenset(
     {
         Reason.NOT_LEADER,
         Reason.NOT_READY,
+        Reason.UNCONFIRMED,
         Reason.BUSY,
         Reason.NOT_OPEN,
         Reason.VIEW_CHANGED,

@@ -96,6 +96,8 @@ class BlockFrame:
     crc: int = 0
     view: int = 0
     term: int = 0
+    age_ms: int = 0
+    """Of a consistent pull (RULES R2, R3): it held everything acknowledged so long before it was read, or later."""
     payload: memoryview | bytes = b""
 
 
@@ -142,6 +144,7 @@ def encode_block(frame: BlockFrame) -> bytes:
         crc=frame.crc,
         view=frame.view,
         term=frame.term,
+        age_ms=frame.age_ms,
     )
     return join_frame(header.SerializeToString(), frame.payload)
 
@@ -158,6 +161,7 @@ def decode_block(data: bytes) -> BlockFrame:
         crc=header.crc,
         view=_bounded("view", header.view),
         term=header.term,
+        age_ms=_bounded("age_ms", header.age_ms),
         payload=payload,
     )
 

@@ -29,6 +29,7 @@ from paramserver.rpc.calls import Calls
 from paramserver.rpc.catalogue import CatalogueService
 from paramserver.rpc.data import DataService
 from paramserver.rpc.execute import EXECUTE, Executor, InternalService
+from paramserver.rpc.freshness import Freshness
 from paramserver.rpc.groups import Groups, Hosted, propose
 from paramserver.rpc.pull import Puller
 from paramserver.rpc.watch import Announced, Board, WatchService
@@ -121,6 +122,7 @@ class SimulatedServer:
         self.loop = virtual_loop(lambda delay_us, action: host.later(delay_us, "", action), lambda: scheduler.now_us)
         self._addresses = {peer: address_of(peer) for peer in world.cluster.nodes}
         self._groups = Groups(node=node, addresses=self._addresses, layout=layout)
+        self._freshness = Freshness(self._groups)
         self._board = Board()
         self._counters = Counters()
         self.shards: dict[GroupId, ShardLeader] = {}
@@ -138,6 +140,7 @@ class SimulatedServer:
         self._catalogue_leader = CatalogueLeader(
             self.catalogue,
             propose=self._propose_to_catalogue,
+            confirm=lambda: self._freshness.confirm(CATALOGUE_GROUP),
             execute=SimulatedExecutor(self._groups, self._internal, caller),
             elsewhere=lambda: self._groups.elsewhere(CATALOGUE_GROUP),
             nodes=self._members,
@@ -185,7 +188,7 @@ class SimulatedServer:
         calls = Calls(self._counters)
         hosts_catalogue = self._node in self._layout[CATALOGUE_GROUP].voters
         catalogue = self.catalogue if hosts_catalogue else None
-        puller = Puller(self._groups, self.shards)
+        puller = Puller(self._groups, self.shards, self._freshness)
         return [
             CatalogueService(
                 leader=self._catalogue_leader, machine=catalogue, groups=self._groups, cluster=CLUSTER

@@ -13,6 +13,7 @@ import pytest
 from paramserver.observe.counters import Counters
 from paramserver.rpc.calls import Calls
 from paramserver.rpc.data import REPLIES_MAX, DataService
+from paramserver.rpc.freshness import Freshness
 from paramserver.rpc.groups import Groups
 from paramserver.rpc.pull import Puller
 from paramserver.wire.errors import ERROR_METADATA_KEY, Reason, Refusal
@@ -102,7 +103,9 @@ class World:
         self.leader, self.call, self.counters = FakeLeader(), Call(), Counters()
         groups = Groups(node=1, addresses={1: "a:1", 2: "b:2"}, layout={})
         leaders: Any = {1: self.leader}
-        self.service = DataService(leaders=leaders, groups=groups, puller=Puller(groups, leaders), cluster=CLUSTER)
+        self.service = DataService(
+            leaders=leaders, groups=groups, puller=Puller(groups, leaders, Freshness(groups)), cluster=CLUSTER
+        )
         handler = Calls(self.counters).stream(self.service._push_pull)
         self.task = asyncio.create_task(handler.stream_stream(None, self.call))
 

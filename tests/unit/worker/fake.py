@@ -118,6 +118,12 @@ class FakeCluster:
         self.refuse: list[Refusal] = []
         """The next hellos get these."""
         self.lease_ms = LEASE_MS
+        self.pulls: list[tuple[int, Any]] = []
+        """(node, request) of every pull, in order."""
+        self.no_quorum: set[int] = set()
+        """Groups whose reads nobody confirms."""
+        self.age_ms = 0
+        """Of what consistent pulls get."""
 
     # --- faults
 
@@ -414,7 +420,11 @@ class FakeCluster:
 
     def pull(self, address: str, request: Any) -> list[BlockFrame]:
         with self.lock:
-            self.node_at(address)
+            self.pulls.append((self.node_at(address), request))
+            consistent = request.linearizable or request.bounded_ms
+            too_old = self.no_quorum and 0 < request.bounded_ms < self.age_ms
+            if too_old or (request.group in self.no_quorum and request.linearizable):
+                raise Refusal(Reason.UNCONFIRMED, f"no leader of group {request.group} confirms it", hint="a majority")
             model = self.models[request.model]
             first, count = next((first, count) for group, first, count in model.shards if group == request.group)
             frames = []
@@ -437,6 +447,7 @@ class FakeCluster:
                         version=version,
                         status=BlockStatus.VALUE,
                         crc=crc32c(payload),
+                        age_ms=self.age_ms if consistent else 0,
                         payload=payload,
                     )
                 )
