@@ -1,5 +1,6 @@
 """One test a rule of Raft. Sections are those of "In Search of an Understandable Consensus Algorithm (Extended
-Version)" (Ongaro and Ousterhout, 2014); "dissertation" is Ongaro's of the same year. Membership changes come later."""
+Version)" (Ongaro and Ousterhout, 2014); "dissertation" is Ongaro's of the same year. Membership, transfer, reads,
+sessions and what else the figures say have files of their own."""
 
 import random
 
