@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from consensus.core.interface import EntryKind, GroupId, SnapshotMeta
 from consensus.storage.batches import BadBatch, find_batch, read_batch
 from consensus.storage.errors import SnapshotDamaged, StorageError, StorageFailed, UnknownFormat
-from consensus.storage.interface import FileSystem
+from consensus.storage.interface import FileSystem, Identity
 from consensus.storage.records import Header, Kind
 from consensus.storage.recovery import Recovered, read_log
 from consensus.storage.segments import is_segment, segment_path
@@ -108,9 +108,10 @@ class SnapshotPicture:
     problem: str = ""
 
 
-def inspect_log(filesystem: FileSystem, directory: str) -> LogPicture:
-    """Read the log as a start would. Raises `UnknownFormat`, `StorageFailed`, `LogLost`."""
-    found = read_log(filesystem, directory, None)
+def inspect_log(filesystem: FileSystem, directory: str, identity: Identity | None = None) -> LogPicture:
+    """Read the log as a start with that identity would. Raises `UnknownFormat`, `StorageFailed`, `LogLost`, and
+    `IdentityMismatch` for a segment of another node's."""
+    found = read_log(filesystem, directory, identity)
     head = found.head
     damage = list(found.warnings)
     if found.damage and not found.damage_known:

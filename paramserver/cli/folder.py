@@ -16,6 +16,7 @@ from paramserver.cli.text import escape
 
 if TYPE_CHECKING:
     from consensus.storage.filesystem import ReadOnlyFileSystem
+    from consensus.storage.interface import Identity
 
 T = TypeVar("T")
 IN_USE = "a server is using this folder: what it writes meanwhile may look like a torn tail"
@@ -45,16 +46,18 @@ class DataFolder:
         self.filesystem: ReadOnlyFileSystem = ReadOnlyFileSystem()
         self.in_use = in_use(path)
 
-    def identity_problem(self) -> str:
-        """What is wrong with the identity file, or an empty string."""
+    def identity(self) -> tuple[Identity | None, str]:
+        """Whose folder it is, and what is wrong with the file that says so, or an empty string."""
         from consensus.storage.errors import IdentityMismatch, StorageFailed, UnknownFormat
         from consensus.storage.identity import read_identity
+        from consensus.storage.interface import Identity
 
         try:
-            read_identity(self.filesystem, self.path)
+            found = read_identity(self.filesystem, self.path)
         except (IdentityMismatch, StorageFailed, UnknownFormat) as error:
-            return str(error)
-        return ""
+            return None, str(error)
+        cluster, uuid = (bytes.fromhex(found[name]) for name in ("cluster", "uuid"))
+        return Identity(cluster=cluster, node=found["node"], node_uuid=uuid), ""
 
     def look(self, read: Callable[[], T], whole: Callable[[T], bool]) -> T:
         """Read something; again, if it does not look whole and a server may just have written to it. Raises

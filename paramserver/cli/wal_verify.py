@@ -35,13 +35,13 @@ def run(values: flags.Values, problems: list[str]) -> int:
     from consensus.storage.inspection import inspect_log
 
     folder = DataFolder(values["DATA_DIR"])
-    found = folder.look(lambda: inspect_log(folder.filesystem, folder.wal), lambda found: not found.damage)
-    identity = folder.identity_problem()
+    owner, trouble = folder.identity()
+    found = folder.look(lambda: inspect_log(folder.filesystem, folder.wal, owner), lambda found: not found.damage)
     if values["json"]:
-        print(json.dumps(as_json(found, folder, identity)))
+        print(json.dumps(as_json(found, folder, trouble)))
     else:
-        print("\n".join(lines(found, folder, identity)))
-    return codes.CHECK_FAILED if found.damage or identity else codes.OK
+        print("\n".join(lines(found, folder, trouble)))
+    return codes.CHECK_FAILED if found.damage or trouble else codes.OK
 
 
 def as_json(found: LogPicture, folder: DataFolder, identity_problem: str) -> dict[str, Any]:
