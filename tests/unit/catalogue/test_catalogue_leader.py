@@ -213,6 +213,7 @@ def test_outcomes_that_are_no_commit() -> None:
         for outcome, reason in (
             (Refused(2, 1), Reason.NOT_LEADER),
             (Refused(1, 1, busy=True), Reason.BUSY),
+            (Refused(1, 1, full=True), Reason.DISK_FULL),
             (Unknown(1, 5), Reason.NOT_READY),
         ):
             world.outcome = lambda _, outcome=outcome: outcome  # type: ignore[misc]

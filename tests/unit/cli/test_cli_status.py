@@ -69,6 +69,14 @@ def test_damaged_replica_is_shown() -> None:
     assert "! node 2, group 1: damage in segment 3" in text
 
 
+def test_a_full_disk_is_shown_while_it_is_full() -> None:
+    """FAULTS 10: heartbeats and reads go on, so nothing else would show it."""
+    full = replace(FOLLOWER, disk_full=True)
+    assert "up, DISK FULL" in "\n".join(command.lines((NODE, full)))
+    assert "DISK FULL" not in "\n".join(command.lines((NODE, FOLLOWER)))
+    assert [node["disk_full"] for node in command.as_json((NODE, full))["nodes"]] == [False, True]
+
+
 def test_json() -> None:
     shown = json.loads(json.dumps(command.as_json((NODE, Unreachable("b:1", "gone")))))
     assert shown["leaders"] == {"1": 1}
