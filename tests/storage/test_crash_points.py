@@ -1,249 +1,222 @@
 """Crash at every IO call of every operation, and recover to a legal state each time (FAULTS rows 4, 5, 9).
 
-Legal: everything a `sync` returned for is there; what else is there is a prefix of what was written; nothing else is.
+The operations, and what is legal: `crashing.py`. Snapshot files: `test_crash_snapshots.py`; the identity:
+`test_identity_file.py`.
 """
 
+import errno
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
-from consensus.core.interface import HardState, SnapshotMeta
-from consensus.storage.errors import StorageFailed
-from consensus.storage.interface import Creation, GroupAppend, Recovery
+from consensus.core.interface import HardState
+from consensus.storage import wal as wal_module
+from consensus.storage.errors import StorageError, StorageFailed, StorageFull
+from consensus.storage.interface import GroupAppend
+from consensus.storage.live import LiveLog
 from consensus.storage.memory import MemoryFileSystem, PowerLost
+from consensus.storage.records import Kind
+from consensus.storage.segments import Prepared, SegmentPool
 from consensus.storage.wal import Wal
-from tests.storage.logs import CONFIGURATION, OPTIONS, append, entries, install, open_log, snapshot, vote
+from tests.storage.crashing import SCENARIOS, CountingDisk, Model, run
+from tests.storage.logs import OPTIONS, append, entries, open_log, vote
 
-REWRITING = replace(OPTIONS, held_segments_max=2)
-
-State = tuple[HardState, SnapshotMeta | None, tuple[tuple[int, int], ...], Creation | None, bool]
-NEW: State = (HardState(), None, (), None, False)
-Groups = tuple[dict[int, State], tuple[tuple[int, int], ...]]
-"""What each group holds, and the tombstones."""
+CALLS_MAX = 10_000
+PLENTY = 1 << 62
 
 
-class Model:
-    """What the log means after each operation, and after which one it was last durable."""
-
-    def __init__(self) -> None:
-        self.states: list[Groups] = [({}, ())]
-        self.durable = 0
-
-    def wrote(self, appends: list[GroupAppend]) -> None:
-        groups, tombstones = dict(self.states[-1][0]), self.states[-1][1]
-        for each in appends:
-            if each.tombstone:
-                groups.pop(each.group, None)
-                tombstones = (*tombstones, (each.group, each.tombstone))
-                continue
-            state, snap, log, create, forgetful = groups.get(each.group, NEW)
-            if each.forget:
-                state, snap, log, forgetful = replace(state, commit=0), None, (), True
-            create = each.create or create
-            if each.install is not None:
-                snap = each.install
-                kept = (snap.index, snap.term) in log
-                log = tuple(entry for entry in log if kept and entry[0] > snap.index)
-            if each.hard_state is not None:
-                state = each.hard_state
-            for entry in each.entries:
-                log = (*[held for held in log if held[0] < entry.index], (entry.index, entry.term))
-            groups[each.group] = (state, snap, log, create, forgetful and not each.clear_forgetful)
-        self.states.append((groups, tombstones))
-
-    def check(self, recovery: Recovery) -> None:
-        assert recovery.damage == ""
-        groups = recovery.groups.items()
-        assert [group.damage for _, group in groups if group.damage and not group.forgetful] == []
-        found = (
-            {
-                number: (
-                    group.hard_state,
-                    group.snapshot,
-                    tuple((entry.index, entry.term) for entry in group.entries),
-                    group.create,
-                    group.forgetful,
-                )
-                for number, group in groups
-            },
-            recovery.tombstones,
-        )
-        legal = self.states[self.durable :]
-        assert found in legal, f"durable was {legal[0]}, written was {legal[-1]}"
-        del self.states[self.states.index(found) + 1 :]
-        self.durable = len(self.states) - 1
+def power_cut_at(call: int, name: str) -> bool:
+    """The n-th IO call is the last; unsynced sectors are lost, torn or there. A second cut hits the recovery, or the
+    process was only killed before it. Whether the run came that far."""
+    model, chance = Model(MemoryFileSystem()), random.Random(call)
+    disk = model.disk
+    disk.faults.stop_call = call
+    try:
+        run(model, SCENARIOS[name])
+    except PowerLost:
+        pass
+    reached = disk.faults.calls >= call
+    disk.faults.capacity_bytes = PLENTY
+    for again in (chance.randrange(1, 20), 0):
+        disk.crash(chance)
+        disk.faults.calls, disk.faults.stop_call = 0, again
+        try:
+            model.check(open_log(disk)[1])
+        except PowerLost:
+            pass
+    return reached
 
 
-Operation = Callable[[Wal, Model], None]
+def error_at(call: int, name: str, number: int = errno.EIO) -> bool:
+    """The n-th IO call fails. The process ends; at the next start, or at the one after it and a power cut, what was
+    synced is there, and nothing that the first of them told of is gone at the second. Whether the run came that far."""
+    model = Model(MemoryFileSystem())
+    disk = model.disk
+    disk.faults.fail_call, disk.faults.fail_errno = call, number
+    try:
+        run(model, SCENARIOS[name])
+    except (StorageFailed, StorageFull):
+        pass
+    if disk.faults.calls < call:
+        return False
+    disk.faults.capacity_bytes = PLENTY
+    if call % 3 == 0:
+        disk.kill()
+        model.check(open_log(disk)[1])
+    disk.crash(random.Random(call), torn=bool(call % 2))
+    model.check(open_log(disk)[1])
+    return True
 
 
-def write(*appends: GroupAppend) -> Operation:
-    def run(wal: Wal, model: Model) -> None:
-        model.wrote(list(appends))
-        wal.write(appends)
-
-    return run
-
-
-def sync(wal: Wal, model: Model) -> None:
-    wal.sync()
-    model.durable = len(model.states) - 1
-
-
-def synced(*appends: GroupAppend) -> Operation:
-    def run(wal: Wal, model: Model) -> None:
-        write(*appends)(wal, model)
-        sync(wal, model)
-
-    return run
-
-
-def idle(wal: Wal, model: Model) -> None:
-    wal.idle()
-    model.durable = len(model.states) - 1
-
-
-def release(group: int, below: int) -> Operation:
-    return lambda wal, model: wal.release(group, below)
-
-
-def filled(group: int, first: int, last: int, term: int = 1) -> list[Operation]:
-    """Appends of up to ten entries each, which fill segments."""
-    starts = range(first, last + 1, 10)
-    return [synced(append(group, start, min(start + 9, last), term, size=1500)) for start in starts]
-
-
-def busy_segments(count: int, *, idle_group: int, first: int = 1) -> list[Operation]:
-    """One group fills segments and covers them by snapshots, while others stay behind: more than may be held back."""
-    operations: list[Operation] = []
-    for segment in range(first, first + count):
-        last = segment * 40
-        operations += filled(1, last - 39, last)
-        operations += [synced(install(1, last)), release(1, last + 1)]
-        operations += [
-            synced(append(idle_group, 3 + segment - first, 3 + segment - first, size=10)),
-            lambda wal, model: wal.prepare(),
-        ]
-    return operations
-
-
-CREATE = GroupAppend(group=5, create=Creation(65_540, CONFIGURATION))
-
-SCENARIOS: dict[str, list[Operation]] = {
-    "create": [
-        synced(append(1, 1, 3)),
-        synced(CREATE),
-        *filled(5, 1, 30),
-        synced(vote(5, 2)),
-        *filled(5, 31, 60),
-        idle,
-    ],
-    "tombstone": [
-        synced(CREATE, append(1, 1, 3)),
-        *filled(5, 1, 40),
-        synced(GroupAppend(group=5, tombstone=65_540)),
-        *filled(1, 4, 40),
-        idle,
-        synced(GroupAppend(group=5, create=Creation(65_541, CONFIGURATION), entries=entries(1, 2))),
-        *filled(1, 41, 80),
-    ],
-    "mark": [
-        synced(vote(1, 2, 3, 0), append(2, 1, 3)),
-        *filled(1, 1, 30),
-        synced(install(1, 20)),
-        synced(GroupAppend(group=1, forget=True)),
-        *filled(1, 1, 40, 2),
-        synced(GroupAppend(group=1, entries=entries(41, 42, 2), clear_forgetful=True)),
-        *filled(1, 43, 80, 2),
-        idle,
-    ],
-    "rewrite": [
-        *[synced(append(group, 1, 2, size=300), vote(group, group)) for group in range(2, 5)],
-        *busy_segments(4, idle_group=2),
-        idle,
-        *busy_segments(2, idle_group=3, first=5),
-        idle,
-    ],
-    "append": [synced(append(1, 1, 3)), write(append(1, 4, 5)), write(append(2, 1, 2)), sync, idle],
-    "hard state": [
-        synced(vote(1, 1)),
-        synced(vote(1, 2, 3)),
-        synced(vote(1, 3), append(1, 1, 1, 3)),
-        synced(vote(2, 9)),
-    ],
-    "truncate": [
-        synced(append(1, 1, 6), append(2, 1, 3)),
-        write(append(1, 3, 4, term=2)),
-        sync,
-        write(append(1, 2, 2, term=3)),
-        write(append(1, 3, 3, term=3)),
-        sync,
-    ],
-    "rotate": [synced(append(1, first, first + 9, size=1500)) for first in range(1, 72, 10)]
-    + [synced(vote(2, 5)), idle],
-    "snapshot": [synced(append(1, first, first + 9, size=1500)) for first in range(1, 72, 10)]
-    + [
-        synced(install(1, 60)),
-        release(1, 61),
-        synced(append(1, 81, 90, size=1500)),
-        idle,
-        synced(GroupAppend(group=1, install=snapshot(200, 4), hard_state=HardState(4))),
-        release(1, 201),
-        *[synced(GroupAppend(group=1, entries=entries(first, first + 9, 4, 1500))) for first in range(201, 252, 10)],
-        idle,
-    ],
-}
-
-
-def run(disk: MemoryFileSystem, model: Model, operations: list[Operation]) -> None:
-    wal, recovery = open_log(disk, REWRITING)
-    model.check(recovery)
-    for operation in operations:
-        operation(wal, model)
-    wal.close()
-    model.durable = len(model.states) - 1
+def at_every_call(hit: Callable[[int, str], bool], name: str) -> None:
+    if not any(not hit(call, name) for call in range(1, CALLS_MAX)):
+        pytest.fail("a run without a fault never came")
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_power_cut_at_every_call(name: str) -> None:
-    """The n-th IO call is the last; unsynced sectors are lost, torn or there. A second cut hits the recovery."""
-    for call in range(1, 10_000):
-        disk, model, chance = MemoryFileSystem(), Model(), random.Random(call)
-        disk.faults.stop_call = call
-        try:
-            run(disk, model, SCENARIOS[name])
-        except PowerLost:
-            pass
-        fired = disk.faults.fired
-        for again in (chance.randrange(1, 20), 0):
-            disk.crash(chance)
-            disk.faults.calls, disk.faults.stop_call = 0, again
-            try:
-                model.check(open_log(disk)[1])
-            except PowerLost:
-                pass
-        if not fired:
-            return
-    pytest.fail("a run without a fault never came")
+    at_every_call(power_cut_at, name)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_io_error_at_every_call(name: str) -> None:
-    """The n-th IO call fails: the log says so, takes nothing any more, and what it synced before is there."""
-    for call in range(1, 10_000):
-        disk, model = MemoryFileSystem(), Model()
-        disk.faults.fail_call = call
-        try:
-            run(disk, model, SCENARIOS[name])
-        except StorageFailed:
-            pass
-        if not disk.faults.fired:
-            return
-        disk.crash(random.Random(call), torn=bool(call % 2))
-        model.check(open_log(disk)[1])
-    pytest.fail("a run without a fault never came")
+    at_every_call(error_at, name)
+
+
+@pytest.mark.parametrize("name", ["rotate", "recycle", "rewrite", "mark", "reserve"])
+def test_no_space_at_every_call(name: str) -> None:
+    """A disk that is full at the n-th call costs at most the process, and nothing that was synced."""
+    at_every_call(lambda call, name: error_at(call, name, errno.ENOSPC), name)
+
+
+def test_the_operations_do_what_they_are_named_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scenario that never recycles, rewrites or takes from the reserve shows nothing of it."""
+    did: dict[str, Counter[str]] = {name: Counter() for name in SCENARIOS}
+    name = ""
+    take, move = SegmentPool.take, LiveLog.move
+
+    def noted_take(self: SegmentPool, needed: int, *, urgent: bool) -> Prepared:
+        prepared = take(self, needed, urgent=urgent)
+        did[name]["taken from the reserve"] += prepared.reserve
+        return prepared
+
+    def noted_move(self: LiveLog, index: int, segment: int, size: int) -> None:
+        did[name]["rewritten"] += 1
+        move(self, index, segment, size)
+
+    monkeypatch.setattr(SegmentPool, "take", noted_take)
+    monkeypatch.setattr(LiveLog, "move", noted_move)
+    for name, operations in SCENARIOS.items():
+        model = Model(CountingDisk())
+        run(model, operations)
+        assert isinstance(model.disk, CountingDisk)
+        did[name].update(model.disk.counts)
+    assert did["reserve"]["taken from the reserve"] == 1
+    assert did["rewrite"]["rewritten"] >= 3
+    assert did["recycle"]["rename"] >= 2
+    assert did["compact"]["rename"] + did["compact"]["unlink"] >= 1
+    assert did["rotate"]["preallocate"] > did["append"]["preallocate"]
+
+
+# --- that the checks can fail -----------------------------------------------------------------------------------------
+
+
+def _no_folder_sync(patch: pytest.MonkeyPatch) -> None:
+    """New files and new names of segments are used before they are durable."""
+    patch.setattr(MemoryFileSystem, "sync_directory", lambda self, path: self.check("sync_directory", path))
+
+
+def _head_without(**left_out: object) -> Callable[[pytest.MonkeyPatch], None]:
+    row = LiveLog.row
+    return lambda patch: patch.setattr(LiveLog, "row", lambda self: replace(row(self), **left_out))
+
+
+def _no_tombstones(patch: pytest.MonkeyPatch) -> None:
+    head = wal_module.Head
+    patch.setattr(wal_module, "Head", lambda **fields: head(**{**fields, "tombstones": ()}))
+
+
+def _retired_at_once(patch: pytest.MonkeyPatch) -> None:
+    """A segment's file goes back, and is used again, while no later table is durable."""
+    retire, rotate = Wal._retire, Wal._rotate
+
+    def rotate_and_retire(self: Wal, prepared: Prepared) -> None:
+        rotate(self, prepared)
+        active = self._usable()
+        first, active.first_batch = active.first_batch, 0
+        retire(self)
+        self._pool._retired.reverse()  # The file that went back last is used first.
+        self._prepare()
+        active.first_batch = first
+
+    patch.setattr(Wal, "_rotate", rotate_and_retire)
+
+
+def _released_without_record(patch: pytest.MonkeyPatch) -> None:
+    """Log goes although no durable snapshot record covers it."""
+    release = LiveLog.release
+
+    def eager(self: LiveLog, below_index: int) -> None:
+        self.durable_snapshot_index = max(self.durable_snapshot_index, below_index)
+        release(self, below_index)
+
+    patch.setattr(LiveLog, "release", eager)
+
+
+def _copies_supersede(patch: pytest.MonkeyPatch) -> None:
+    """What is rewritten looks like a new entry, and drops what is above it."""
+    record = wal_module.entry_record
+    patch.setattr(wal_module, "entry_record", lambda kind, group, entry: record(Kind.ENTRY, group, entry))
+
+
+def _half_of_it_without_space(patch: pytest.MonkeyPatch) -> None:
+    """A full disk is noticed after a part was written."""
+
+    def write(self: Wal, plans: list[object], *, urgent: bool) -> None:
+        for plan in plans:
+            (prepared,) = self._acquire(self._usable(), [plan], urgent=urgent)  # type: ignore[list-item]
+            if prepared is not None:
+                self._rotate(prepared)
+            self._append(plan)  # type: ignore[arg-type]
+
+    patch.setattr(Wal, "_write", write)
+
+
+def _no_sync(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Wal, "_datasync", lambda self: None)
+
+
+BUGS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
+    "append: acknowledged unsynced": ("append", _no_sync),
+    "hard state: acknowledged unsynced": ("hard state", _no_sync),
+    "truncate: acknowledged unsynced": ("truncate", _no_sync),
+    "rotate: the new name is not durable": ("rotate", _no_folder_sync),
+    "recycle: used again too early": ("recycle", _retired_at_once),
+    "recycle: the new name is not durable": ("recycle", _no_folder_sync),
+    "recycle: the vote goes with its segment": ("recycle", _head_without(hard_state=HardState())),
+    "compact: released before the record": ("compact", _released_without_record),
+    "snapshot: the table forgets it": ("snapshot", _head_without(snapshot=None)),
+    "create: the table forgets it": ("create", _head_without(create=None)),
+    "tombstone: the table forgets it": ("tombstone", _no_tombstones),
+    "mark: the table forgets it": ("mark", _head_without(marks=0)),
+    "rewrite: copies supersede": ("rewrite", _copies_supersede),
+    "reserve: half is written without space": ("reserve", _half_of_it_without_space),
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_the_checks_can_fail(bug: str) -> None:
+    name, install = BUGS[bug]
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch)
+        with pytest.raises((AssertionError, StorageError)):
+            at_every_call(power_cut_at, name)
+
+
+# --- of one operation -------------------------------------------------------------------------------------------------
 
 
 def test_recovered_is_durable_before_it_is_told() -> None:
