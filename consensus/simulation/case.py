@@ -121,5 +121,7 @@ def draw_case(seed: int, *, nodes: int | None = None) -> Case:
         clients=max(2, 9 // (groups + (replicas > 3))),
         options=options,
     )
-    plan = draw_faults(source, nodes=case.node_ids, groups=case.group_ids, duration_ms=options.load_ms)
+    plan = draw_faults(
+        source, nodes=case.node_ids, groups=case.group_ids, duration_ms=options.load_ms, administrator=True
+    )
     return replace(case, plan=plan)

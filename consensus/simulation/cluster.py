@@ -15,11 +15,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from consensus.core.interface import Configuration, GroupId, NodeId, ReplicaId, Role
+from consensus.core.interface import GroupId, NodeId, ReplicaId, Role
 from consensus.core.raft import RaftCore
 from consensus.core.raft.config import RaftConfig
+from consensus.runtime.group import GroupHandle
 from consensus.runtime.interface import GroupListener, StateMachine
 from consensus.runtime.options import RuntimeOptions
+from consensus.simulation.administrator import Administrator
 from consensus.simulation.bounds import check_bounds
 from consensus.simulation.errors import Misused, Violated
 from consensus.simulation.faults import Fault
@@ -27,9 +29,9 @@ from consensus.simulation.lives import DurableLog, Lives
 from consensus.simulation.network import Network, Wire
 from consensus.simulation.node import GroupSpec, SimulatedNode, Surroundings
 from consensus.simulation.profile import Profile
-from consensus.simulation.quorums import minority_at_most
 from consensus.simulation.report import Report
 from consensus.simulation.requests import Requests
+from consensus.simulation.roster import Roster
 from consensus.simulation.schedule import MS, Scheduler, stream
 from consensus.simulation.speech import Speech
 from consensus.simulation.strikes import Strikes
@@ -39,6 +41,8 @@ from consensus.storage.interface import Recovery
 from consensus.storage.options import WalOptions
 
 LOOK_AGAIN_US = 50 * MS
+UNLIMITED_BYTES = 1 << 62
+REPAIR_AGAIN_US = 200 * MS
 START_SPREAD_US = 50 * MS
 
 
@@ -132,7 +136,9 @@ class Cluster:
         plan: Sequence[Fault],
         options: SimulationOptions,
         wire: Wire | None = None,
+        administrator: bool = False,
     ) -> None:
+        """`administrator`: members of groups may change, and replicas that can't run any more are replaced."""
         problems = options.runtime.validate()
         if problems:
             raise Misused("; ".join(problems))
@@ -146,9 +152,7 @@ class Cluster:
         self.faults: Counter[str] = Counter()
         """Faults that came, by kind."""
         self.requests = Requests()
-        self._homes = {spec.group: dict(spec.nodes) for spec in groups}
-        self._configurations: dict[GroupId, list[Configuration]] = {spec.group: [spec.configuration] for spec in groups}
-        """All that were ever in force anywhere."""
+        self.roster = Roster(groups)
         self._options = options
         self._plan = tuple(plan)
         self._lives = Lives(
@@ -156,7 +160,7 @@ class Cluster:
             elected=self._elected,
             peer=self._peer,
             durable=self._durable,
-            configured=self._configured,
+            configured=self.roster.configured,
         )
         self._random = stream(seed, "cluster")
         self._whole: frozenset[NodeId] = frozenset()
@@ -168,6 +172,7 @@ class Cluster:
             trace=self.trace,
             speech=Speech(),
             witnesses={spec.group: Witness(spec.group) for spec in groups},
+            roster=self.roster,
             groups=self.groups,
             runtime_options=options.runtime,
             wal_options=options.wal,
@@ -175,6 +180,7 @@ class Cluster:
         self.nodes = {node: SimulatedNode(node, around, self) for node in nodes}
         for host in self.nodes.values():
             self.network.join(host)
+        self.administrator = Administrator(self, seed) if administrator else None
         self._strikes = Strikes(self, self._plan)
 
     # --- a node's owner ---------------------------------------------------------------------------------------------
@@ -211,9 +217,9 @@ class Cluster:
             core = handle.core
             if isinstance(core, RaftCore):
                 self._lives.look(group, core)
-            if handle.problem and group not in node.impaired:
+            if handle.problem and (group, handle.replica) not in self.roster.impaired and not was_removed(handle):
                 raise Violated(f"node {node.node}: group {group} does not run: {handle.problem}")
-        if node.impaired:
+        if self.roster.impaired:
             node.look_whole()
 
     # --- what the checks ask ----------------------------------------------------------------------------------------
@@ -221,35 +227,23 @@ class Cluster:
     def _elected(self, group: GroupId) -> None:
         self._strikes.elected(group)
 
-    def _configured(self, group: GroupId, configuration: Configuration) -> None:
-        if configuration not in self._configurations[group]:
-            self._configurations[group].append(configuration)
-
     def _peer(self, group: GroupId, replica: ReplicaId) -> RaftCore | None:
         """The core of a replica that runs."""
-        handle = self.nodes[self._homes[group][replica]].handles.get(group)
-        core = handle.core if handle is not None else None
+        host = self.nodes.get(self.roster.node_of(group, replica))
+        handle = host.handles.get(group) if host is not None else None
+        core = handle.core if handle is not None and handle.replica == replica else None
         return core if isinstance(core, RaftCore) else None
 
     def _durable(self, group: GroupId, replica: ReplicaId) -> DurableLog | None:
         """What the disk of a replica holds, whether it runs or not; None while it counts for nothing."""
-        node = self.nodes[self._homes[group][replica]]
-        return node.durable.get(group) if group not in node.impaired else None
+        node = self.roster.node_of(group, replica)
+        if (group, replica) in self.roster.impaired or self.roster.hosted(node, group) != replica:
+            return None
+        return self.nodes[node].durable.get(group)
 
     def committed(self, group: GroupId) -> int:
         """The highest index that any replica was seen to know committed."""
         return self._lives.committed(group)
-
-    def may_damage(self, node: NodeId) -> bool:
-        """Whether a minority at most of every group would be damaged, if this node's disk were, too."""
-        for spec in self.groups:
-            homes = self._homes[spec.group].items()
-            if node not in [home for _, home in homes]:
-                continue
-            hit = [replica for replica, home in homes if home == node or spec.group in self.nodes[home].impaired]
-            if not all(minority_at_most(configuration, hit) for configuration in self._configurations[spec.group]):
-                return False
-        return True
 
     # --- the run ----------------------------------------------------------------------------------------------------
 
@@ -267,6 +261,7 @@ class Cluster:
                 self._heal(core)
                 self._finish("some nodes", self.application.done)
             self._heal(self.nodes)
+            self._repair()
             self._finish("all nodes", self._finished)
             self._check_equal()
             self.application.check()
@@ -331,31 +326,38 @@ class Cluster:
     def _heal(self, nodes: Collection[NodeId]) -> None:
         self.trace.add("fault", f"nodes {sorted(nodes)} heal")
         self._strikes.end()
+        if self.administrator is not None:
+            self.administrator.settle()
         self.network.heal_among(nodes)
         self._whole = frozenset(nodes)
+        for node in self.nodes.values():
+            # A leader on a full disk keeps its office, and its clients wait (RULES W5).
+            node.filesystem.faults.capacity_bytes = UNLIMITED_BYTES
         for number in sorted(nodes):
             self.nodes[number].heal()
         self.application.heal()
+
+    def _repair(self) -> None:
+        """What can't run any more is replaced, as soon as that shows: now and then until the end."""
+        if self.administrator is not None:
+            self.administrator.repair()
+            self.scheduler.after(REPAIR_AGAIN_US, self._repair)
+
+    def give_empty_disk(self, node: SimulatedNode) -> None:
+        """What an operator does with a node on whose disk no replica can run: it comes back as a new one."""
+        whole, self._whole = self._whole, frozenset()
+        node.wipe(f"its operator gives it an empty disk: {node.damaged}")
+        node.start()
+        self._whole = whole
 
     def _draw_core(self) -> list[NodeId]:
         """Nodes that can decide everything: of each group a quorum is on them, of replicas that are whole."""
         order = self._random.sample(sorted(self.nodes), len(self.nodes))
         core: list[NodeId] = []
         if self._options.heal_some and self._random.random() < 0.6:
-            while order and not self._can_decide(core):
+            while order and not self.roster.can_decide(core):
                 core.append(order.pop())
-        return core if self._can_decide(core) else list(self.nodes)
-
-    def _can_decide(self, nodes: Collection[NodeId]) -> bool:
-        for spec in self.groups:
-            away = [
-                replica
-                for replica, home in self._homes[spec.group].items()
-                if home not in nodes or spec.group in self.nodes[home].impaired
-            ]
-            if not all(minority_at_most(configuration, away) for configuration in self._configurations[spec.group]):
-                return False
-        return True
+        return core if core and self.roster.can_decide(core) else list(self.nodes)
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
@@ -376,11 +378,12 @@ class Cluster:
 
     def comparable(self, group: GroupId) -> list[SimulatedNode]:
         """Where the group's replicas are, without those that can't run for damage."""
-        nodes = [self.nodes[node] for node in self._homes[group].values()]
-        return [node for node in nodes if not (group in node.impaired and node.beyond_repair(group))]
+        nodes = [self.nodes[node] for node in self.roster.nodes_of(group)]
+        return [node for node in nodes if not node.beyond_repair(group)]
 
     def _waits(self) -> list[str]:
         waits = [f"replicas of group {spec.group} to become equal" for spec in self.groups if not self._converged(spec)]
+        waits += self.administrator.waits_for() if self.administrator is not None else []
         return waits or self.requests.open()
 
     def _waits_for(self) -> str:
@@ -398,3 +401,8 @@ class Cluster:
     def example(self, group: GroupId) -> StateMachine:
         """The state machine of a replica that runs; all are equal at the end."""
         return self.comparable(group)[0].machines[group].inner
+
+
+def was_removed(handle: GroupHandle) -> bool:
+    """It does not run because it is no member any more."""
+    return handle.core is not None and handle.core.status().removed

@@ -81,11 +81,11 @@ class Lives:
         elected: Callable[[GroupId], None],
         peer: Callable[[GroupId, ReplicaId], Replica | None],
         durable: Callable[[GroupId, ReplicaId], DurableLog | None],
-        configured: Callable[[GroupId, Configuration], None],
+        configured: Callable[[GroupId, int, Configuration, int], None],
     ) -> None:
         """`peer`: the core of a replica that runs. `durable`: what the disk of a replica holds, also of one that is
         down; None for one that counts for nothing now (forgetful, damaged). `configured`: some replica has a
-        configuration in force that none had before."""
+        configuration in force that none had before: its index, it, and what is known committed."""
         self._trace = trace
         self._elected = elected
         self._peer = peer
@@ -199,7 +199,7 @@ class Lives:
                 f"quorums that share nobody with some of {members(before)}, which was in force before"
             )
         self._trace.add(f"g{group}r{replica.replica}", f"has configuration {members(configuration)} at {index}")
-        self._configured(group, configuration)
+        self._configured(group, index, configuration, self.committed(group))
 
     def _configuration_before(
         self, group: GroupId, replica: Replica, status: Status, index: int

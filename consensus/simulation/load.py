@@ -119,10 +119,10 @@ class LedgerLoad:
     # --- for clients ------------------------------------------------------------------------------------------------
 
     def nodes_of(self, group: GroupId) -> list[NodeId]:
-        return next(list(spec.nodes.values()) for spec in self.cluster.groups if spec.group == group)
+        return self.cluster.roster.nodes_of(group)
 
     def node_of(self, group: GroupId, replica: int) -> NodeId:
-        return next(spec.nodes.get(replica, 0) for spec in self.cluster.groups if spec.group == group)
+        return self.cluster.roster.node_of(group, replica)
 
     def next_number(self) -> int:
         self._number += 1

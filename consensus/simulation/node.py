@@ -14,12 +14,20 @@ from typing import Protocol
 
 from consensus.core.interface import Configuration, GroupId, NodeId, Randomness, ReplicaId
 from consensus.runtime.group import GroupHandle
-from consensus.runtime.interface import GroupListener, StateMachine
+from consensus.runtime.interface import (
+    CreateOutcome,
+    DeleteOutcome,
+    GroupListener,
+    ReplicaCreated,
+    ReplicaDeleted,
+    StateMachine,
+)
 from consensus.runtime.node import NodeRuntime
 from consensus.runtime.options import RuntimeOptions
 from consensus.simulation.lives import DurableLog
 from consensus.simulation.network import Network, SimulatedTransport
 from consensus.simulation.profile import Profile
+from consensus.simulation.roster import Roster
 from consensus.simulation.schedule import MS, DriftingClock, Scheduler, stream
 from consensus.simulation.speech import Speech
 from consensus.simulation.threads import SimulatedLanes, SimulatedLogWriter
@@ -27,7 +35,7 @@ from consensus.simulation.trace import Trace
 from consensus.simulation.witness import Witness, WitnessedMachine
 from consensus.storage.errors import StorageFailed, StorageFull
 from consensus.storage.identity import load_or_create
-from consensus.storage.interface import Recovery
+from consensus.storage.interface import GroupAppend, Recovery
 from consensus.storage.memory import FaultPlan, MemoryFileSystem, PowerLost
 from consensus.storage.options import WalOptions
 from consensus.storage.snapshots import SnapshotFiles
@@ -60,6 +68,7 @@ class Surroundings:
     trace: Trace
     speech: Speech
     witnesses: Mapping[GroupId, Witness]
+    roster: Roster
     groups: tuple[GroupSpec, ...]
     runtime_options: RuntimeOptions
     wal_options: WalOptions
@@ -90,8 +99,10 @@ class SimulatedNode:
         self.machines: dict[GroupId, WitnessedMachine] = {}
         self.durable: dict[GroupId, DurableLog] = {}
         self.disk_lag_us = 0
-        self.impaired: dict[GroupId, str] = {}
-        """Groups whose replica here may have lost what it acknowledged, and how; until it is whole again."""
+        self.wipes = 0
+        """How often its disk was lost with all that it held."""
+        self.damaged = ""
+        """Why no replica at all can run on what this disk holds."""
         self._around = surroundings
         self._owner = owner
         self._random = stream(surroundings.seed, f"node {node}")
@@ -110,27 +121,24 @@ class SimulatedNode:
             drift_ppm=self._random.randrange(-drift_max, drift_max + 1),
         )
 
-    def replica_of(self, group: GroupId) -> ReplicaId | None:
-        return next((spec.replica_on(self.node) for spec in self._around.groups if spec.group == group), None)
-
-    def impair(self, what: str) -> None:
-        """Something durable of its disk was lost: any of its replicas may be hit."""
-        for spec in self._around.groups:
-            if spec.replica_on(self.node) is not None:
-                self.impaired[spec.group] = what
-
     def look_whole(self) -> None:
         """Replicas that run, and don't call themselves forgetful, are whole again."""
-        for group in list(self.impaired):
-            handle = self.handles.get(group)
-            core = handle.core if handle is not None else None
-            if core is not None and not core.status().forgetful:
-                del self.impaired[group]
-                self._around.trace.add(self._name, f"its replica of group {group} is whole")
+        impaired = self._around.roster.impaired
+        for group, handle in self.handles.items():
+            if (group, handle.replica) in impaired and handle.core is not None:
+                status = handle.core.status()
+                if not status.forgetful and not status.removed:
+                    del impaired[group, handle.replica]
+                    self._around.trace.add(self._name, f"replica {handle.replica} of group {group} is whole")
 
     def beyond_repair(self, group: GroupId) -> bool:
-        """It was damaged, and its replica of the group says that it can't run."""
-        return self.running and group in self.handles and bool(self.handles[group].problem)
+        """The replica that should be here does not run, and never will."""
+        if self.damaged:
+            return True
+        if self._runtime is None or not self._around.roster.hosted(self.node, group):
+            return False
+        handle = self.handles.get(group)
+        return handle is None or bool(handle.problem)
 
     def want_snapshots(self) -> None:
         for handle in self.handles.values():
@@ -204,7 +212,11 @@ class SimulatedNode:
             self._start()
         except PowerLost as lost:
             self.power_cut(str(lost))
-        except (StorageFailed, StorageFull) as failure:
+        except StorageFull as full:
+            self.kill(f"can't start: {full}")
+        except StorageFailed as failure:
+            if self._around.roster.impaired_on(self.node):
+                self.damaged = str(failure)
             self.kill(f"can't start: {failure}")
 
     def _start(self) -> None:
@@ -214,7 +226,7 @@ class SimulatedNode:
             DIRECTORY,
             CLUSTER,
             self.node,
-            random_bytes=stream(around.seed, f"uuid {self.node}").randbytes,
+            random_bytes=stream(around.seed, f"uuid {self.node}.{self.wipes}").randbytes,
         )
         wal, recovery = Wal.open(self.filesystem, f"{DIRECTORY}/wal", identity.identity(), around.wal_options)
         self._owner.recovered(self, recovery)
@@ -241,7 +253,7 @@ class SimulatedNode:
                 profile,
                 self,
                 lag_us=lambda: self.disk_lag_us,
-                synced=lambda append: self.durable[append.group].synced(append),
+                synced=self._synced,
             ),
             snapshots=snapshots,
             lanes=self.lanes,
@@ -251,30 +263,88 @@ class SimulatedNode:
             options=around.runtime_options,
         )
         self._runtime = runtime
+        self.damaged = recovery.damage
         self.handles, self.machines = {}, {}
         for spec in around.groups:
-            replica = spec.replica_on(self.node)
-            if replica is None:
-                continue
-            if not notices_damage(recovery, spec.group):
-                around.speech.recovered(spec.group, replica, recovery.groups.get(spec.group))
-            self.durable[spec.group] = DurableLog(recovery.groups.get(spec.group))
-            inner, listener = self._owner.machine(self.node, spec.group)
-            machine = WitnessedMachine(inner, around.witnesses[spec.group], self.node)
-            self.machines[spec.group] = machine
-            self.handles[spec.group] = runtime.add_group(
-                group=spec.group,
-                replica=replica,
-                configuration=spec.configuration,
-                nodes=dict(spec.nodes),
-                machine=machine,
-                listener=listener,
-            )
+            self._add_group(runtime, recovery, spec)
         self._owner.running(self)
         self.later(0, "", runtime.start)
         if transport.receiver is not None:
             around.network.started(self.node, transport.receiver)
         self._tick_later(life)
+
+    def _synced(self, append: GroupAppend) -> None:
+        if append.group in self.durable:
+            self.durable[append.group].synced(append)
+
+    def _add_group(self, runtime: NodeRuntime, recovery: Recovery, spec: GroupSpec) -> None:
+        """The replica that an order made here in an earlier life, or else the one of the bootstrap, unless that was
+        deleted, or the disk it was on is gone."""
+        around, found = self._around, recovery.groups.get(spec.group)
+        made = found.create.replica if found is not None and found.create is not None else 0
+        replica = made or spec.replica_on(self.node) or 0
+        if not replica or (not made and (self.wipes or runtime.deleted(spec.group, replica))):
+            return
+        if not notices_damage(recovery, spec.group):
+            around.speech.recovered(spec.group, replica, found)
+        self.durable[spec.group] = DurableLog(found)
+        machine, listener = self._machine(spec.group)
+        self.handles[spec.group] = runtime.add_group(
+            group=spec.group,
+            replica=replica,
+            configuration=spec.configuration,
+            nodes=dict(spec.nodes),
+            machine=machine,
+            listener=listener,
+        )
+
+    def _machine(self, group: GroupId) -> tuple[WitnessedMachine, GroupListener]:
+        inner, listener = self._owner.machine(self.node, group)
+        machine = self.machines[group] = WitnessedMachine(inner, self._around.witnesses[group], self.node)
+        return machine, listener
+
+    # --- orders -----------------------------------------------------------------------------------------------------
+
+    def create_replica(
+        self, group: GroupId, replica: ReplicaId, configuration: Configuration, done: Callable[[CreateOutcome], None]
+    ) -> None:
+        """Called in an event of this process."""
+        runtime = self._runtime
+        if runtime is None:
+            return
+
+        def created(outcome: CreateOutcome) -> None:
+            if isinstance(outcome, ReplicaCreated):
+                self.handles[group] = runtime.groups[group]
+            done(outcome)
+
+        if group not in runtime.groups:
+            self.durable[group] = DurableLog(None)
+            self._around.roster.placed(group, replica, self.node)
+            machine, listener = self._machine(group)
+            runtime.create_replica(
+                group=group,
+                replica=replica,
+                configuration=configuration,
+                machine=machine,
+                listener=listener,
+                done=created,
+            )
+
+    def delete_replica(self, group: GroupId, replica: ReplicaId, done: Callable[[DeleteOutcome], None]) -> None:
+        """Called in an event of this process."""
+        if self._runtime is None:
+            return
+
+        def deleted(outcome: DeleteOutcome) -> None:
+            if isinstance(outcome, ReplicaDeleted):
+                self._around.roster.deleted(group, replica, self.node)
+            done(outcome)
+
+        self.handles.pop(group, None)
+        self._runtime.delete_replica(group, replica, deleted)
+
+    # --- life and death, continued ----------------------------------------------------------------------------------
 
     def _stream(self, name: str) -> random.Random:
         return stream(self._around.seed, f"{name} {self.node}.{self._life}")
@@ -303,6 +373,15 @@ class SimulatedNode:
         torn = self._random.random() < 0.7
         self.filesystem.crash(self._random, torn=torn)
         self._gone(f"{reason} (power cut{', torn' if torn else ''})", silent=True)
+
+    def wipe(self, reason: str) -> None:
+        """The machine is gone, and its disk with it: it comes back as a new one (RULES I2)."""
+        self._around.roster.impair(self.node, reason)
+        self.filesystem.kill()
+        self._gone(reason, silent=True)
+        self.wipes += 1
+        self.damaged = ""
+        self.filesystem = MemoryFileSystem()
 
     def _gone(self, reason: str, *, silent: bool) -> None:
         was_running = self._runtime is not None

@@ -35,13 +35,18 @@ WEIGHTS = {
     FaultKind.MISDIRECT: 1,
     FaultKind.SNAPSHOT: 2,
     FaultKind.CLIENTS: 2,
+    FaultKind.FULL_DISK: 2,
+    FaultKind.TRANSFER: 3,
+    FaultKind.MEMBERS: 6,
+    FaultKind.WIPE: 2,
 }
 """Kinds that a plan may hold, and how often each comes where all are on."""
+NEED_ADMINISTRATOR = frozenset({FaultKind.MEMBERS, FaultKind.WIPE})
 
 
-def draw_kinds(source: random.Random) -> tuple[FaultKind, ...]:
-    """The kinds that are on: all, one alone, or any."""
-    known = list(WEIGHTS)
+def draw_kinds(source: random.Random, *, administrator: bool = False) -> tuple[FaultKind, ...]:
+    """The kinds that are on: all, one alone, or any. `administrator`: the cluster has one."""
+    known = [kind for kind in WEIGHTS if administrator or kind not in NEED_ADMINISTRATOR]
     how = source.choice(("all", "alone", "some", "some", "some"))
     if how == "all":
         return tuple(known)
@@ -59,9 +64,10 @@ def draw_faults(
     duration_ms: int,
     from_ms: int = 0,
     kinds: Sequence[FaultKind] | None = None,
+    administrator: bool = False,
 ) -> tuple[Fault, ...]:
     """Faults between `from_ms` and `duration_ms`, in order; they may overlap and may stop a majority, or all."""
-    kinds = kinds or draw_kinds(source)
+    kinds = kinds or draw_kinds(source, administrator=administrator)
     weights = [WEIGHTS[kind] for kind in kinds]
     gap_ms = source.choice((150, 500, 1500))
     plan: list[Fault] = []
@@ -88,7 +94,7 @@ def _draw(
     hit: tuple[NodeId, ...] = ()
     if kind is FaultKind.RESTART_ALL:
         hit = nodes
-    elif source.random() < 0.5:
+    elif kind in (FaultKind.TRANSFER, FaultKind.MEMBERS) or source.random() < 0.5:
         leader_of = source.choice(groups)
     else:
         everything = kind in (FaultKind.POWER, FaultKind.KILL) and source.random() < 0.2
@@ -116,9 +122,8 @@ def _draw_amount(source: random.Random, kind: FaultKind) -> int:
         return source.choice((-900_000, -300_000, -5000, 5000, 300_000, 1_000_000))
     if kind is FaultKind.FULL_DISK:
         return source.choice((0, 20_000, 100_000))
-    if kind in (FaultKind.KILL_POWER, FaultKind.RESTART_ALL, FaultKind.FLIP, FaultKind.MISDIRECT, FaultKind.CLIENTS):
-        return source.randrange(1, 1 << 20)
-    return 0
+    plain = (FaultKind.KILL, FaultKind.POWER, FaultKind.SYNC_FAILS, FaultKind.PAUSE, FaultKind.STALL)
+    return 0 if kind in plain else source.randrange(1, 1 << 20)
 
 
 def _draw_length(source: random.Random) -> int:

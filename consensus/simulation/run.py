@@ -30,6 +30,7 @@ def run_case(case: Case) -> Report:
         plan=case.plan,
         options=case.options,
         wire=partial(through_codec, CLUSTER) if case.profile.codec else None,
+        administrator=True,
     )
     return cluster.run()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from consensus.core.interface import GroupId
+from consensus.core.interface import GroupId, ReplicaId
 from consensus.simulation.damage import flip_bits, misdirect
 from consensus.simulation.faults import DAMAGE_KINDS, LINK_KINDS, Fault, FaultKind
 from consensus.simulation.node import DIRECTORY, SimulatedNode
@@ -106,6 +106,8 @@ class Strikes:
             self._cluster.application.crash_clients(stream(self._cluster.seed, f"crash {fault.at_ms} {fault.amount}"))
             return nothing
         running = [node for node in nodes if node.running]
+        if fault.kind in (FaultKind.TRANSFER, FaultKind.MEMBERS):
+            return self._order(fault, running)
         if fault.kind in DAMAGE_KINDS:
             return self._damage(fault, running)
         for node in running:
@@ -169,12 +171,41 @@ class Strikes:
             elif fault.kind is not FaultKind.SNAPSHOT:
                 node.start()
 
+    # --- orders -----------------------------------------------------------------------------------------------------
+
+    def _order(self, fault: Fault, leaders: list[SimulatedNode]) -> Undo | None:
+        cluster, group = self._cluster, fault.leader_of
+        if group is None or not leaders:
+            return None
+        if fault.kind is FaultKind.MEMBERS:
+            source = stream(cluster.seed, f"members {fault.at_ms} {fault.amount}")
+            return (
+                nothing if cluster.administrator is not None and cluster.administrator.change(group, source) else None
+            )
+        voters = cluster.roster.latest(group).voters
+        target = voters[fault.amount % len(voters)]
+        leaders[-1].later(
+            0, f"is told to hand group {group} to {target}", lambda: self._transfer(leaders[-1], group, target)
+        )
+        if fault.amount % 5 == 0:
+            # The one that is to lead dies in the middle (FAULTS 21).
+            host = cluster.nodes[cluster.roster.node_of(group, target)]
+            delay_us = fault.amount % 40 * MS
+            cluster.scheduler.after(delay_us, lambda: self._unless_over(lambda: host.kill("killed as it is to lead")))
+            return lambda: host.start()
+        return nothing
+
+    def _transfer(self, leader: SimulatedNode, group: GroupId, target: ReplicaId) -> None:
+        handle = leader.handles.get(group)
+        if handle is not None:
+            handle.transfer(target, self._cluster.requests.begin(leader.node, "transfer", lambda _: None))
+
     # --- damage -----------------------------------------------------------------------------------------------------
 
     def _damage(self, fault: Fault, nodes: list[SimulatedNode]) -> Undo | None:
         hit = []
         for node in nodes:
-            if self._cluster.may_damage(node.node):
+            if self._cluster.roster.may_damage(node.node):
                 what = self._damage_node(fault, node)
                 self._cluster.trace.add("fault", f"n{node.node}: {what or 'nothing there to hit'}")
                 hit.append(node)
@@ -182,11 +213,14 @@ class Strikes:
 
     def _damage_node(self, fault: Fault, node: SimulatedNode) -> str:
         source = stream(self._cluster.seed, f"damage {fault.at_ms} {fault.amount} {node.node}")
+        if fault.kind is FaultKind.WIPE:
+            node.wipe("its disk is wiped")
+            return "all of it"
         node.kill("its disk rots")
         if fault.kind is FaultKind.FLIP:
             what = flip_bits(node.filesystem, f"{DIRECTORY}/wal", f"{DIRECTORY}/snapshots", source)
         else:
             what = misdirect(node.filesystem, f"{DIRECTORY}/wal", source)
         if what:
-            node.impair(what)
+            self._cluster.roster.impair(node.node, what)
         return what
