@@ -179,6 +179,8 @@ class ThreadLogWriter:
             if not self._take_in(timeout_s, wait=True) and not quiet:
                 quiet = True
                 self._wal.idle()
+                if self._wal.full:
+                    self._prepare.set()  # Somebody must look for space, though nothing comes to be written.
 
     def _take_in(self, timeout_s: float | None = None, *, wait: bool = False) -> bool:
         """Look at what came, or wait for the next that comes; whether there was something."""

@@ -154,21 +154,26 @@ class SimulatedLogWriter:
         for group, below_index in releases:
             self._log.release(group, below_index)
         self._busy = False
-        if self.full() and not self._looking:
-            self._looking = True
-            self._process.on_thread(FULL_RETRY_US, self._look_for_space)
+        self._look_later()
         if self._arrived or self._releases or (len(self._queue) and not self._turned_away):
             self._wake()
             return
         if self._random.randrange(2):
             self._log.prepare()
+            self._look_later()
         work = self._last_work
 
         def idle() -> None:
             if not self._busy and self._last_work == work:
                 self._log.idle()
+                self._look_later()
 
         self._process.on_thread(IDLE_US, idle)
+
+    def _look_later(self) -> None:
+        if self.full() and not self._looking:
+            self._looking = True
+            self._process.on_thread(FULL_RETRY_US, self._look_for_space)
 
     def _look_for_space(self) -> None:
         self._looking = False

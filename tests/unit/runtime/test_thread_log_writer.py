@@ -184,6 +184,30 @@ def test_a_full_disk_turns_commands_away_lets_votes_pass_and_clears_by_itself() 
     assert writer.close()
 
 
+def test_a_disk_found_full_while_idle_is_looked_at_again() -> None:
+    """Found by the simulator (seed 95): making spares ready when idle met a full disk, and nobody looked for space any
+    more, for commands are refused then and nothing comes to be written."""
+
+    class Found(Log):
+        looked = threading.Event()
+
+        def idle(self) -> None:
+            self.full = True
+            super().idle()
+
+        def prepare(self) -> None:
+            if self.full:
+                self.full = False
+                self.looked.set()
+
+    log = Found()
+    writer = ThreadLogWriter(log, Loop().post, idle_ms=1, full_retry_ms=5)
+    assert log.idled.wait(5)
+    assert log.looked.wait(5)
+    assert not writer.full()
+    assert writer.close()
+
+
 def test_a_writer_closes_on_a_full_disk() -> None:
     log, loop, done = Log(), Loop(), []
     log.full = True
