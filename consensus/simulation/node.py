@@ -18,6 +18,7 @@ from consensus.runtime.interface import (
     CreateOutcome,
     DeleteOutcome,
     GroupListener,
+    Refused,
     ReplicaCreated,
     ReplicaDeleted,
     StateMachine,
@@ -97,6 +98,8 @@ class SimulatedNode:
         self.filesystem = MemoryFileSystem()
         self.handles: dict[GroupId, GroupHandle] = {}
         self.machines: dict[GroupId, WitnessedMachine] = {}
+        self._creating: set[GroupId] = set()
+        """Groups of which a replica is being made here: an order that comes again changes nothing of it."""
         self.durable: dict[GroupId, DurableLog] = {}
         self.disk_lag_us = 0
         self.wipes = 0
@@ -314,22 +317,26 @@ class SimulatedNode:
             return
 
         def created(outcome: CreateOutcome) -> None:
+            self._creating.discard(group)
             if isinstance(outcome, ReplicaCreated):
                 self.handles[group] = runtime.groups[group]
             done(outcome)
 
-        if group not in runtime.groups:
-            self.durable[group] = DurableLog(None)
-            self._around.roster.placed(group, replica, self.node)
-            machine, listener = self._machine(group)
-            runtime.create_replica(
-                group=group,
-                replica=replica,
-                configuration=configuration,
-                machine=machine,
-                listener=listener,
-                done=created,
-            )
+        if group in runtime.groups or group in self._creating:
+            done(Refused(0, 0, reason="a replica of that group is here, or being made"))
+            return
+        self._creating.add(group)
+        self.durable[group] = DurableLog(None)
+        self._around.roster.placed(group, replica, self.node)
+        machine, listener = self._machine(group)
+        runtime.create_replica(
+            group=group,
+            replica=replica,
+            configuration=configuration,
+            machine=machine,
+            listener=listener,
+            done=created,
+        )
 
     def delete_replica(self, group: GroupId, replica: ReplicaId, done: Callable[[DeleteOutcome], None]) -> None:
         """Called in an event of this process."""
@@ -393,6 +400,7 @@ class SimulatedNode:
         self._thread_backlog.clear()
         self._life += 1
         self.handles, self.machines = {}, {}
+        self._creating.clear()
         self._around.trace.add(self._name, f"is gone: {reason}")
         if was_running:
             self._around.network.gone(self.node, silent=silent)

@@ -1,0 +1,19 @@
+"""Seeds that once found something, each under the name of what it found.
+
+A change of what seeds draw moves a finding to another seed, so these are no proof that it never comes back: what was
+found in consensus has a directed test of its own beside the code. They are the first seeds to run again.
+"""
+
+import pytest
+
+from paramserver.lab.simulation import campaign
+
+FOUND = {
+    "an order to make a replica that came twice swapped the machine that was looked at": (48, "ledger"),
+}
+
+
+@pytest.mark.parametrize("what", FOUND)
+def test_what_was_found_stays_away(what: str) -> None:
+    seed, kind = FOUND[what]
+    campaign.run_one(seed, kind=kind).raise_if_failed()
