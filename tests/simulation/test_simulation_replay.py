@@ -51,7 +51,8 @@ def test_a_failure_shows_seed_faults_and_trace(monkeypatch: pytest.MonkeyPatch) 
     failed = next(report for report in reports if not report.ok)
     text = failed.text()
     assert f"seed {failed.seed}: Violated: group" in text
-    assert failed.plan and all(fault in text for fault in failed.plan)
+    assert failed.plan
+    assert all(fault in text for fault in failed.plan)
     assert "AppendRequest t" in text
     assert "starts life " in text
     with pytest.raises(Violated, match=failed.trace_hash):
