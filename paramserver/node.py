@@ -75,6 +75,8 @@ CALLS_MAX = 8192
 """Calls and streams served at a time; gRPC refuses further ones with RESOURCE_EXHAUSTED."""
 STOP_GRACE_S = 0.3
 """What calls that are under way get at a clean stop."""
+COMPARE_S = 1.0
+"""How often memory that is not written to is looked at; LeaderOptions.scrub_period_ms says how much of it."""
 CONNECT_CHECK_MS = 5
 CONNECT_MS = 500
 """How long a starting node waits for its peers' connections before it takes part without them."""
@@ -308,6 +310,7 @@ class Node:
         if not self._waiting:
             self._transport.start()
         self._tasks.append(asyncio.create_task(self._lag.run(), name="loop lag"))
+        self._tasks.append(asyncio.create_task(self._compare_states(), name="comparing states"))
         introduced = asyncio.create_task(self._introduced())
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({introduced, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -330,6 +333,13 @@ class Node:
             f"bring the node back, start it with an empty folder and --join {config.address}, then: "
             f"paramserver node add {config.node}={config.address} --servers ..."
         )
+
+    async def _compare_states(self) -> None:
+        """Of blocks that nothing is written to, too (RULES D1)."""
+        while True:
+            await asyncio.sleep(COMPARE_S)
+            for leader in tuple(self._shards.values()):
+                leader.tick(self._clock.now_ms())
 
     async def _peers_connected(self) -> None:
         """Give connections a moment: a first campaign that nobody hears only delays the next, and moves leadership away
@@ -454,6 +464,9 @@ class Node:
             replica=replica,
             propose=lambda payload, crc, done: self._handle(group).propose(payload, crc, done),
             lanes=self._lanes,
+            voters=lambda: self._handle(group).voters,
+            report=lambda to, content: self._handle(group).report(to, content),
+            distrust=lambda reason: self._handle(group).distrust(reason),
             address_of=lambda member: self._address_of(group, member),
             on_alarm=lambda line: log.error("alarm: %s", line),
             on_leading=lambda term: log.info("this node leads group %d in term %d", group, term),
@@ -545,6 +558,11 @@ class Node:
             status = hosted.handle.status()
             if status.problem:
                 lines.append(f"group {group} does not run on node {self._config.node}: {status.problem}")
+            elif status.distrusted:
+                lines.append(
+                    f"group {group}'s replica on node {self._config.node} has a wrong state, and is rebuilt; until "
+                    f"then it neither leads nor serves: {status.distrusted}"
+                )
             elif status.core is not None and status.core.forgetful:
                 lines.append(
                     f"group {group}'s replica on node {self._config.node} lost some of what it had on disk, and is "

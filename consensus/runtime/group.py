@@ -330,6 +330,11 @@ class GroupHandle:
         """It leads and its no-op of this term is applied (RULES S2)."""
         return self._core is not None and self._core.status().ready_to_serve
 
+    @property
+    def voters(self) -> tuple[ReplicaId, ...]:
+        """Of the configuration in force here."""
+        return self._configuration.voters
+
     def report(self, replica: ReplicaId, content: bytes) -> None:
         """Tell another replica's state machine something (at most `note_bytes_max`); it may be lost. It goes between a
         leader and its followers only, and is heard only in this term."""

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 from consensus.core.interface import GroupId, Payload, ReplicaId
 from consensus.runtime.interface import Applied, Lanes, Outcome
-from paramserver.shard.digests import DigestExchange
 from paramserver.shard.effects import Effects
 from paramserver.shard.gathering import Gathering, view_changed
 from paramserver.shard.initialization import Initialization, already_open, stream_open
@@ -22,6 +21,7 @@ from paramserver.shard.machine import ShardMachine
 from paramserver.shard.options import LeaderOptions
 from paramserver.shard.reads import BlockRead, Reads, Value, Waiter, not_open, stale_epoch
 from paramserver.shard.results import Answer, Duplicate, NotTaken, Updated, Why
+from paramserver.shard.soundness import Soundness
 from paramserver.shard.state import ShardInfo
 from paramserver.shard.streams import InitialStream, PushStream, Sink, Stream, StreamState
 from paramserver.wire.errors import Reason, Refusal, invalid
@@ -36,7 +36,8 @@ ALARMS_KEPT = 64
 class ShardLeader:
     """One group's listener.
 
-    propose: `GroupHandle.propose`. lanes: where sums run. address_of: where a replica serves, "" when unknown.
+    propose, voters, report, distrust: `GroupHandle`'s. lanes: where sums run; apply_lane: where the machine works.
+    address_of: where a replica serves, "" when unknown.
     on_alarm: told of every alarm, with one line. on_leading: told (term) once this replica may serve.
     """
 
@@ -48,6 +49,10 @@ class ShardLeader:
         propose: Propose,
         lanes: Lanes,
         options: LeaderOptions | None = None,
+        voters: Callable[[], Sequence[ReplicaId]] = lambda: (),
+        report: Callable[[ReplicaId, bytes], None] = lambda _replica, _content: None,
+        distrust: Callable[[str], None] = lambda _: None,
+        apply_lane: str = "apply",
         address_of: Callable[[ReplicaId], str] = lambda _: "",
         on_alarm: Callable[[str], None] = lambda _: None,
         on_leading: Callable[[int], None] = lambda _: None,
@@ -72,7 +77,21 @@ class ShardLeader:
         self._parked: dict[PushStream, None] = {}
         self._initial: dict[InitialStream, Initialization] = {}
         self._reads = Reads(lambda: machine.shards, self.options)
-        self._digests = DigestExchange(lambda: machine.shards, self.alarm, self.count, self.options)
+        self._soundness = Soundness(
+            lambda: machine.shards,
+            lanes,
+            self.options,
+            replica=replica,
+            apply_lane=apply_lane,
+            voters=voters,
+            report=report,
+            distrust=distrust,
+            served_since=self._reads.served_since,
+            alarm=self.alarm,
+            count=self.count,
+            stop=self._stand_still,
+            effects=self.effects,
+        )
         self._resync()
 
     # --- for clients -------------------------------------------------------------------------------------------------
@@ -85,6 +104,7 @@ class ShardLeader:
     def open_stream(self, hello: Hello, sink: Sink) -> PushStream:
         """A rank's push stream. Its first reply is STREAM_OPEN, at once or when it was parked. Raises `Refusal`."""
         self._check_group(hello)
+        self._check_sound()
         open_streams = sum(len(gathering.streams) for gathering in self._gatherings.values())
         if open_streams + len(self._parked) >= self.options.streams_max:
             raise self._busy(f"{self.options.streams_max} streams are open already")
@@ -102,6 +122,7 @@ class ShardLeader:
     def open_initialization(self, hello: Hello, sink: Sink) -> InitialStream:
         """A stream of initial values. Its first reply is STREAM_OPEN. Raises `Refusal`."""
         self._check_group(hello)
+        self._check_sound()
         if not self._may_judge():
             self._expect_leadership()
             raise Refusal(Reason.NOT_READY, "a new leader is catching up", retry_after_ms=20)
@@ -129,6 +150,8 @@ class ShardLeader:
     def read(self, want: BlockRead, wake: Callable[[], None]) -> Value | Waiter:
         """One block for a pull, from this replica, leader or not; a waiter where the version is not here yet. Raises
         `Refusal`."""
+        if not self._may_serve():
+            raise self._not_sound(Reason.DAMAGED)
         return self._reads.read(want, wake, certain=self._leading)
 
     # --- StreamOwner -------------------------------------------------------------------------------------------------
@@ -195,7 +218,7 @@ class ShardLeader:
 
     def leading(self, term: int) -> None:
         self._term, self._leader, self._leading = term, self._replica, True
-        self._digests.forget()
+        self._soundness.leads(self._replica)
         self._resync()
         self.effects.post(self._on_leading, term)
         self._judge_parked()
@@ -206,13 +229,14 @@ class ShardLeader:
         self._leading = False
         if self._leader == self._replica:
             self._leader = 0
-        self._digests.forget()
+        self._soundness.leads(self._leader)
         self._end_all(self.not_leader())
         self.effects.flush()
 
     def leader_changed(self, leader: ReplicaId, term: int) -> None:
         self._leader, self._term = leader, term
         if leader != self._replica:
+            self._soundness.leads(leader)
             self._end_all(self.not_leader())
         self.effects.flush()
 
@@ -230,7 +254,7 @@ class ShardLeader:
         self.effects.flush()
 
     def restored(self, index: int) -> None:
-        self._digests.forget()
+        self._soundness.restored()
         self._gatherings.clear()
         self._resync()
         for wake in self._reads.all():
@@ -254,18 +278,46 @@ class ShardLeader:
         return all(gathering.drained() for gathering in self._gatherings.values())
 
     def note(self) -> bytes:
-        return self._digests.note()
+        return self._soundness.note()
 
     def noted(self, replica: ReplicaId, note: bytes) -> None:
-        if self._leading:
-            self._digests.noted(replica, note)
-            self.effects.flush()
+        self._soundness.noted(replica, note)
+        self.effects.flush()
+
+    def tick(self, now_ms: int) -> None:
+        """Time passed: states are compared although nothing is written (RULES D1). About once a second."""
+        self._soundness.tick(now_ms)
+        self.effects.flush()
 
     # --- within ------------------------------------------------------------------------------------------------------
 
     def _may_judge(self) -> bool:
         """RULES S2: not before the no-op of this term is applied here; until then versions may be old."""
         return self._leading
+
+    def _may_serve(self) -> bool:
+        """A replica whose state was found wrong serves nothing (RULES D1)."""
+        return not self._soundness.distrusted
+
+    def _check_sound(self) -> None:
+        """Raises `Refusal` where nothing may be written."""
+        if self._soundness.problem:
+            self._expect_leadership()
+            raise self._not_sound(Reason.NOT_READY)
+
+    def _not_sound(self, reason: Reason) -> Refusal:
+        return Refusal(
+            reason,
+            f"group {self.group}: {self._soundness.problem}",
+            group=self.group,
+            retry_after_ms=self.options.retry_after_ms,
+        )
+
+    def _stand_still(self) -> None:
+        """Nothing more is taken, and who waits for a version asks again, and hears why."""
+        self._end_all(self._not_sound(Reason.NOT_READY))
+        for wake in self._reads.all():
+            self.effects.post(wake)
 
     def _ripe(self, hello: Hello) -> bool:
         """May this stream be opened now? False: it waits for its view. Raises `Refusal`."""
@@ -354,7 +406,7 @@ class ShardLeader:
         if isinstance(result, NotTaken) and result.why in (Why.AHEAD, Why.MALFORMED):
             self.alarm(f"a command in the log was refused: {result.message}")
         if isinstance(result, Updated):
-            self._digests.applied(result, leading=self._leading)
+            self._soundness.applied(result)
             for wake in self._reads.ready(result.model, result.block, result.version):
                 self.effects.post(wake)
         if isinstance(result, Updated | Duplicate | NotTaken) and result.model in self._gatherings:

@@ -24,6 +24,8 @@ class LeaderOptions:
     """Digests that ride on one answer to the leader; the others wait for the next."""
     digests_backlog: int = 4096
     """Digests waiting to be sent, or to be compared; the oldest is dropped and counted."""
+    scrub_period_ms: int = 300_000
+    """Every block that is not updated is checked in memory, and compared between replicas, once in this time."""
     retry_after_ms: int = 100
     """What a BUSY refusal suggests."""
 

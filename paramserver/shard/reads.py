@@ -15,6 +15,9 @@ from paramserver.shard.state import Published, Shard
 from paramserver.wire.errors import Reason, Refusal, invalid
 from paramserver.wire.layout import Flat
 
+SERVED_KEPT = 8
+"""Versions of a block whose pulls are counted; older ones are forgotten."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockRead:
@@ -57,6 +60,21 @@ class Reads:
         self._options = options
         self._waiters: dict[tuple[int, int], list[Waiter]] = {}
         self.waiting = 0
+        self._served: dict[tuple[int, int], dict[int, int]] = {}
+        """(model, block) -> pulls answered, by version; the newest few versions."""
+
+    def served_since(self, model: int, block: int, version: int) -> str:
+        """What was answered of a block above that version, for people."""
+        pulls = {at: count for at, count in self._served.get((model, block), {}).items() if at > version}
+        if not pulls:
+            return "none of it was pulled from here since"
+        return f"{sum(pulls.values())} pulls here were answered with versions {min(pulls)} to {max(pulls)} since"
+
+    def _note_served(self, want: BlockRead, version: int) -> None:
+        pulls = self._served.setdefault((want.model, want.block), {})
+        pulls[version] = pulls.get(version, 0) + 1
+        if len(pulls) > SERVED_KEPT:
+            del pulls[min(pulls)]
 
     def read(self, want: BlockRead, wake: Callable[[], None], *, certain: bool = False) -> Value | Waiter:
         """The value, or a waiter. `certain`: this replica leads, so what it does not know does not exist; others may
@@ -75,8 +93,10 @@ class Reads:
                     received=str(want.version),
                     version=block.version,
                 )
+            self._note_served(want, want.version)
             return _value(want.version, *kept)
         if want.min_version is not None and want.min_version <= block.version and block.weights is not None:
+            self._note_served(want, block.version)
             return _value(block.version, block.weights, block.crc)
         return self._wait(want, want.version if want.version is not None else want.min_version or 0, wake)
 

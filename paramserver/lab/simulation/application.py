@@ -30,6 +30,7 @@ from paramserver.wire.spec import ModelSpec, TensorSpec, adam, momentum, sgd
 STEPS_AFTER = 4
 """Steps after healing, to show that there is progress."""
 LINES_KEPT = 512
+COMPARE_MS = 100
 COUNTED = ("pushes_repeated", "pushes_duplicate", "sums_dropped", "streams_parked", "updates_refused")
 """Of what leaders count, what a run must have met to be worth much."""
 
@@ -67,7 +68,7 @@ class TrainingLoad:
         self.generation = 1
         self.acknowledged_versions: dict[int, int] = {}
         self._seed = seed
-        self._options = LeaderOptions(window_blocks=source.choice((1, 2, 3, 16)))
+        self._options = LeaderOptions(window_blocks=source.choice((1, 2, 3, 16)), scrub_period_ms=1000)
         self._random = source
         self._ranks = [Rank(self, number, seed) for number in range(self.training.spec.ranks)]
         self._deaths = draw_deaths(source, len(self._ranks), load_ms)
@@ -91,12 +92,26 @@ class TrainingLoad:
             propose=propose,
             lanes=host.lanes,
             options=self._options,
+            voters=lambda: host.handles[group].voters,
+            report=lambda to, content: host.handles[group].report(to, content),
+            distrust=lambda reason: host.handles[group].distrust(reason),
             address_of=lambda replica: f"n{replica}",
             on_alarm=self._alarm,
             on_leading=lambda term: self._announce(group, term, node),
         )
         self._leaders[(node, group)] = leader
+        self._look_after(host, group, leader)
         return machine, leader
+
+    def _look_after(self, host: SimulatedNode, group: GroupId, leader: ShardLeader) -> None:
+        """What a server does about once a second."""
+
+        def look() -> None:
+            if self._leaders.get((host.node, group)) is leader:
+                leader.tick(self.cluster.scheduler.now_us // MS)
+                self._look_after(host, group, leader)
+
+        host.later(COMPARE_MS * MS, "", look)
 
     def begin(self, cluster: Cluster) -> None:
         self.cluster = cluster

@@ -17,7 +17,7 @@ from consensus.runtime.interface import Applied, GroupListener, Outcome, StateMa
 from consensus.simulation.cluster import Cluster
 from consensus.simulation.loop import VirtualLoop, virtual_loop
 from consensus.simulation.node import CLUSTER
-from consensus.simulation.schedule import stream
+from consensus.simulation.schedule import MS, stream
 from paramserver.catalogue.bootstrap import CATALOGUE_GROUP
 from paramserver.catalogue.leader import CatalogueLeader
 from paramserver.catalogue.machine import CatalogueMachine
@@ -37,6 +37,8 @@ from paramserver.shard.leader import ShardLeader
 from paramserver.shard.machine import ShardMachine
 from paramserver.shard.options import LeaderOptions
 from paramserver.v1 import paramserver_pb2 as pb
+
+COMPARE_MS = 1000
 
 
 class World(Protocol):
@@ -164,13 +166,24 @@ class SimulatedServer:
                 propose=self._proposing(group),
                 lanes=self._host.lanes,
                 options=self._world.leader_options,
+                voters=lambda: self._host.handles[group].voters,
+                report=lambda to, content: self._host.handles[group].report(to, content),
+                distrust=lambda reason: self._host.handles[group].distrust(reason),
                 address_of=address_of,
                 on_alarm=self._world.alarm,
                 on_leading=lambda term: self._trace(f"serves group {group} in term {term}"),
             )
+            self._compare_states(owner)
         handle: Any = _Handle(self._host.handles, group)
         self._groups.hosted[group] = Hosted(group, self._node, handle, machine)
         return machine, InLoop(self.loop, Announced(group, owner, self._board))
+
+    def _compare_states(self, leader: ShardLeader) -> None:
+        """For as long as this life lasts."""
+        now_ms = self._world.cluster.scheduler.now_us // MS
+        with self.loop.running():
+            leader.tick(now_ms)
+        self._host.later(COMPARE_MS * MS, "", lambda: self._compare_states(leader))
 
     def _trace(self, what: str) -> None:
         self._world.cluster.trace.add(f"n{self._node}", what)

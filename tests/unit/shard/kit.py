@@ -160,10 +160,15 @@ class Log:
 class Node:
     """One replica: machine and listener. It applies when told to."""
 
-    def __init__(self, log: Log, replica: int = 1, *, options: LeaderOptions | None = None) -> None:
+    def __init__(
+        self, log: Log, replica: int = 1, *, options: LeaderOptions | None = None, voters: tuple[int, ...] = ()
+    ) -> None:
         self.log = log
         self.lane = Lane()
         self.alarms: list[str] = []
+        self.voters = voters
+        self.reports: list[tuple[int, bytes]] = []
+        self.distrusted: list[str] = []
         self.machine = ShardMachine(GROUP)
         self.leader = ShardLeader(
             machine=self.machine,
@@ -171,6 +176,9 @@ class Node:
             propose=log.propose,
             lanes=self.lane,
             options=options,
+            voters=lambda: self.voters,
+            report=lambda to, content: self.reports.append((to, content)),
+            distrust=self.distrusted.append,
             address_of=lambda other: f"node{other}:7000",
             on_alarm=self.alarms.append,
         )
@@ -294,13 +302,18 @@ class Rank:
 
 
 def started(
-    *, ranks: int = 2, blocks: int = 3, options: LeaderOptions | None = None, **spec: Any
+    *,
+    ranks: int = 2,
+    blocks: int = 3,
+    options: LeaderOptions | None = None,
+    voters: tuple[int, ...] = (),
+    **spec: Any,
 ) -> tuple[Node, ModelSpec]:
     """A leading node with an open model in view 1."""
     made = model_spec(ranks=ranks, blocks=blocks, **spec)
     log = Log()
     log.add(*opening_commands(made))
-    node = Node(log, options=options)
+    node = Node(log, options=options, voters=voters)
     node.lead()
     return node, made
 
@@ -331,6 +344,12 @@ def expected_weights(spec: ModelSpec, block: int, steps: int) -> Flat:
         )
         weights = out
     return weights
+
+
+def flip(values: Flat, element: int = 5, bit: int = 20) -> None:
+    """A bit of memory is another, and nobody was told."""
+    values.flags.writeable = True
+    values.view(np.uint32)[element] ^= np.uint32(1 << bit)
 
 
 def same_bits(left: Flat, right: Flat) -> bool:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+from collections import Counter
+
 import numpy as np
 
+from paramserver.shard.digests import DigestExchange
 from paramserver.shard.options import LeaderOptions
-from tests.unit.shard.kit import MODEL, Node, Rank, started
+from paramserver.shard.results import Updated
+from tests.unit.shard.kit import MODEL, Node, Rank, flip, machine_with, model_spec, opening_commands, started
 
 
 def pair(**options: int) -> tuple[Node, Node, Rank]:
@@ -38,10 +43,7 @@ def test_one_flipped_bit_is_an_alarm_that_says_where() -> None:
     node.settle()
     follower.apply()
     exchange(node, follower)
-    weights = follower.machine.shards[MODEL].published[1].weights
-    assert weights is not None
-    weights.flags.writeable = True
-    weights.view(np.uint32)[5] ^= 1 << 20
+    flip(follower.weights(1))
     for step in (1, 2):
         rank.push(step, 0, 1, 2)
         node.settle()
@@ -92,3 +94,43 @@ def test_early_digests_are_bounded() -> None:
     exchange(node, follower)
     node.apply()
     assert node.leader.counters["digests_compared"] <= 2
+
+
+def test_what_is_remembered_is_bounded_also_where_everything_is_in_doubt() -> None:
+    """Followers that say nothing, or the wrong thing, or what will be, fill no memory."""
+    machine = machine_with(opening_commands(model_spec(blocks=40)))
+    counts: Counter[str] = Counter()
+    alarms: list[str] = []
+    options = LeaderOptions(digests_backlog=8)
+    exchange = DigestExchange(
+        lambda: machine.shards,
+        alarms.append,
+        lambda name: counts.update([name]),
+        options,
+        replica=1,
+        voters=lambda: (1, 2, 3),
+    )
+    shard = machine.shards[MODEL]
+    for block, published in enumerate(shard.published):
+        assert published.weights is not None
+        digest = published.digests[-1][1]
+        updated = Updated(
+            model=MODEL,
+            block=block,
+            step=0,
+            version=0,
+            view=1,
+            weights=published.weights,
+            crc=published.crc,
+            digest=digest,
+        )
+        exchange.applied(updated, leading=True)
+        assert len(exchange._seen) <= 8
+    for version in range(3):
+        for block in range(40):
+            exchange.noted(2, struct.pack("<2sQIQ16s", b"D\x01", MODEL, block, version, b"something else  "))
+            assert len(exchange._seen) <= 8
+            assert len(exchange._doubts) <= 8
+    assert exchange.doubt
+    assert counts["digests_dropped"]
+    assert len(exchange.questions()) <= 4
