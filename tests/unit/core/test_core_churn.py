@@ -16,7 +16,7 @@ from consensus.core.configuration import members_of
 from consensus.core.errors import MembershipRefused, NotLeader, TransferRefused
 from consensus.core.interface import Configuration, MembershipChange, Role, SnapshotMeta
 from tests.unit.core.harness import Host
-from tests.unit.core.test_core_random import SMALL, Chaos
+from tests.unit.core.test_core_random import Chaos
 
 VOTERS_MAX = 5
 
@@ -43,7 +43,7 @@ class Churn(Chaos):
     # --- what happens -----------------------------------------------------------------------------------------------
 
     def event(self) -> None:
-        host = self.hosts[self.random.choice(self.active)]
+        host = self.pick()
         touched = {host.replica: host}
         kind = self.random.choices(
             [
@@ -65,8 +65,7 @@ class Churn(Chaos):
             for _ in range(self.random.randrange(1, 6)):
                 self.deliver_one(touched)
         elif kind == "persist":
-            while host.writing and self.random.random() < 0.9:
-                host.persist_one()
+            self.persist(host)
         elif kind == "tick":
             host.core.tick(self.random.randrange(1, 30))
         elif kind == "change":
@@ -85,6 +84,14 @@ class Churn(Chaos):
             if one.core.status().removed and one.replica in self.active and len(self.active) > 1:
                 self.active.remove(one.replica)
         self.look(touched.values())
+
+    def pick(self) -> Host:
+        """Whom something happens to."""
+        return self.hosts[self.random.choice(self.active)]
+
+    def persist(self, host: Host) -> None:
+        while host.writing and self.random.random() < 0.9:
+            host.persist_one()
 
     def deliver_one(self, touched: dict[int, Host]) -> None:
         if not self.network:
@@ -144,7 +151,7 @@ class Churn(Chaos):
         begins_with = furthest.core.configuration_at(furthest.core.status().commit_index)
         rng = random.Random(self.seed * 1000 + replica)
         self.active.append(replica)
-        self.hosts[replica] = Host(replica, begins_with, config=SMALL, random=rng)
+        self.hosts[replica] = Host(replica, begins_with, config=self.config, random=rng)
         return replica
 
     def compact(self, host: Host) -> None:

@@ -30,11 +30,13 @@ SMALL = RaftConfig(
 
 
 class Chaos:
+    config = SMALL
+
     def __init__(self, seed: int, size: int) -> None:
         self.random = random.Random(seed)
         configuration = Configuration(tuple(range(1, size + 1)))
         self.hosts = {
-            replica: Host(replica, configuration, config=SMALL, random=random.Random(seed * 10 + replica))
+            replica: Host(replica, configuration, config=self.config, random=random.Random(seed * 10 + replica))
             for replica in configuration.voters
         }
         self.network: list[AnyMessage] = []
