@@ -144,7 +144,8 @@ class RaftCore:
         if reason:
             state.drop(reason)
             if reason == FROM_REMOVED and not isinstance(message, Removed):
-                self._reconfiguration.tell(message.sender)
+                # No time passes while the group sleeps.
+                self._reconfiguration.tell(message.sender, at_once=self._quiescence.asleep)
             return
         if isinstance(message, Removed):
             self._told_removed(message)
@@ -375,6 +376,8 @@ class RaftCore:
         if stalled == state.storage_stalled:
             return
         state.storage_stalled = stalled
+        if not stalled:
+            self._transfer.disk_recovered()
         self._wake()
         self._leave_when_stalled()
 

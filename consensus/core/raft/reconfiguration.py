@@ -166,11 +166,11 @@ class Reconfiguration:
 
     # --- those who left ---------------------------------------------------------------------------------------------
 
-    def tell(self, replica: ReplicaId) -> None:
-        """It is no member any more, and should stop (RULES I1); now and then, however often it asks."""
+    def tell(self, replica: ReplicaId, *, at_once: bool = False) -> None:
+        """It is no member any more, and should stop (RULES I1); now and then, however often it asks, or `at_once`."""
         state = self._state
         told = self._told.get(replica)
-        if told is not None and self._now_ms - told < state.config.election_timeout_ms:
+        if told is not None and not at_once and self._now_ms - told < state.config.election_timeout_ms:
             return
         index = state.membership.committed(self._commit.index)[0]
         if not index or not state.term:

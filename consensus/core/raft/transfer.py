@@ -177,16 +177,32 @@ class Transfer:
         """A leader's disk stands still: hand over to the voter that has most. False when it should step down instead,
         because there is nobody to hand over to, or it was tried.
 
-        A leader without which there is no quorum leads on: whoever came after it would need the same disk."""
+        A leader without which there is no quorum leads on: whoever came after it would need the same disk. While that
+        is so because others are down it tries again and again: it does not campaign itself, so if it stepped down with
+        more in its log than those who are left, nobody could win."""
         state = self._state
-        configuration = state.membership.configuration
         others = [voter for voter in state.membership.voters if voter != state.me]
-        if not has_quorum(configuration, others):
+        if not has_quorum(state.membership.configuration, others):
             return True
-        if self._tried:
+        if self._tried and not self._needed():
             return False
         self._tried = True
-        return self.to_best()
+        return self.to_best() or self._needed()
+
+    def _needed(self) -> bool:
+        """Those who are there have a quorum with this leader only."""
+        state, progress = self._state, self._replication.progress
+        there = {
+            voter
+            for voter in state.membership.voters
+            if self._replication.reachable(voter) and not self._disconnected(voter) and not progress[voter].forgetful
+        }
+        configuration = state.membership.configuration
+        return not has_quorum(configuration, there) and has_quorum(configuration, there | {state.me})
+
+    def disk_recovered(self) -> None:
+        """The next time that it stands still is another one."""
+        self._tried = False
 
     def to_best(self) -> bool:
         """Hand over to the voter that has most, the preferred one of equals; False when none is fit."""

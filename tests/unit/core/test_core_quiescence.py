@@ -2,7 +2,7 @@
 
 import pytest
 
-from consensus.core.interface import AnyMessage, CampaignNow, Configuration, ReadRequest, Role
+from consensus.core.interface import AnyMessage, CampaignNow, Configuration, HardState, ReadRequest, Removed, Role
 from consensus.core.raft import RaftConfig
 from tests.unit.core.harness import (
     Cluster,
@@ -12,6 +12,7 @@ from tests.unit.core.harness import (
     Host,
     VoteRequest,
     VoteResponse,
+    configuration_entry,
     entry,
     follower,
     leader,
@@ -317,3 +318,17 @@ def test_leader_whom_nobody_answers_stops_renewing() -> None:
     cluster.run(1500)
     assert cluster.hosts[1].role is not Role.LEADER
     assert [host.replica for host in cluster.leaders()] == [2]
+
+
+def test_replica_that_left_is_told_by_sleepers_as_often_as_it_asks() -> None:
+    """No time passes here, so an answer that was lost would have been the last one."""
+    without_4 = Configuration((1, 2, 3), next_replica=5)
+    entries = [entry(1, 1), configuration_entry(1, 2, without_4)]
+    host = Host(2, Configuration((1, 2, 3, 4)), config=SLEEPY, disk=Disk(HardState(1, 0, 2), entries))
+    host.append(after=(1, 2), commit=2)
+    host.heartbeat(commit=2, number=5, quiesce=True)
+    host.persist()
+    for _ in range(3):
+        left = host.step(host.message(VoteRequest, sender=4, term=2, pre=True, last_index=2, last_term=1))
+        assert only(Removed, left).to == 4
+        assert host.core.status().quiesced

@@ -312,3 +312,33 @@ def test_stalled_replica_does_not_campaign_until_its_disk_is_back() -> None:
     assert host.core.status().storage_stalled
     host.core.storage(stalled=False)
     assert of(VoteRequest, host.tick(1000)) != []
+
+
+def test_stalled_leader_that_those_who_are_left_need_keeps_trying() -> None:
+    """3 is down and 2 lacks entries: if 1 stepped down, which does not campaign, nobody could win."""
+    host = settled(leader(1))
+    host.propose(b"a", b"b")
+    host.core.connection(3, closed=True)
+    host.core.storage(stalled=True)
+    for _ in range(200):
+        host.tick(10)
+        host.match(2, 2)
+        assert host.role is Role.LEADER
+    host.tick(10)
+    host.match(2, 4)
+    host.tick(100)
+    assert host.core.status().transferee == 2
+    assert orders(host.sent)[-1] == (2, 4)
+
+
+def test_disk_that_stands_still_again_hands_over_again() -> None:
+    host = settled(leader(1))
+    for stalled in (True, False):
+        host.core.storage(stalled=stalled)
+        assert host.core.status().transferee == 2
+    while host.core.status().transferee:
+        host.tick(10)
+        host.match(2, 2)
+        host.match(3, 2)
+    host.core.storage(stalled=True)
+    assert (host.role, host.core.status().transferee) == (Role.LEADER, 2)
