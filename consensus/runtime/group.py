@@ -354,6 +354,8 @@ class GroupHandle:
         with self._services.input() as running:
             if self._rebuilding is not None and running and not self.distrusted:
                 self._rebuilding.begin(reason)
+                if self._sending is not None:
+                    self._sending.give_up()
                 self._proposals.forget()
                 self._reads.stop(Refused(0, 0, reason=self._not_to_be_trusted()))
                 self._mark()
@@ -461,7 +463,7 @@ class GroupHandle:
             group=self.group,
             replica=self.replica,
             core=core,
-            newest=lambda: self._snapshot,
+            newest=lambda: None if self.distrusted else self._snapshot,
             send=self._send,
             want_new=self._want_snapshot,
             changed=self._mark,
@@ -495,10 +497,11 @@ class GroupHandle:
             resume=self._apply,
             handed_out=snapshot.index if snapshot is not None else 0,
         )
-        self._mark()
+        self._tell_fit()
 
     def stop(self) -> None:
-        """No more inputs will come."""
+        """No more inputs will come. Who asks again when told so is refused at once."""
+        self._stopped = True
         if self._leads_term:
             self._depose()
         self._end_requests("this replica stops")
@@ -506,7 +509,6 @@ class GroupHandle:
             self._receiving.stop()
         if self._writing is not None:
             self._writing.stop()
-        self._stopped = True
 
     def _end_requests(self, reason: str) -> None:
         """What waits gets its outcome."""

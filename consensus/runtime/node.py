@@ -83,7 +83,8 @@ class NodeRuntime:
         """What recovery found and no replica has taken over yet."""
         self._damage = recovery.damage
         self._tombstones = set(recovery.tombstones)
-        self._creating: dict[GroupId, ReplicaId] = {}
+        self._creating: dict[GroupId, tuple[ReplicaId, Callable[[CreateOutcome], None]]] = {}
+        """Whose creation is not durable yet, and who waits for it."""
         self._deleting: dict[tuple[GroupId, ReplicaId], list[Callable[[DeleteOutcome], None]]] = {}
         self._writer = WatchedWriter(writer)
         self._transport = transport
@@ -191,6 +192,7 @@ class NodeRuntime:
             on_configuration=on_configuration,
         )
         self._groups[group] = self._awake[group] = handle
+        handle.storage(stalled=self._writer.stalled)
         if self._running:
             with self.input():
                 handle.start()
@@ -242,13 +244,16 @@ class NodeRuntime:
             if problem or not running:
                 done(Refused(0, 0, reason=problem or "this node does not run"))
                 return
-            self._creating[group] = replica
+            if any(deleted == group for deleted, _ in self._deleting):
+                # Files are removed by their group: those of the new one would go with them.
+                done(Refused(0, 0, busy=True, reason="a replica of the group is being deleted"))
+                return
+            self._creating[group] = (replica, done)
 
             def durable() -> None:
                 with self.input() as running:
                     if not running:
-                        done(Refused(0, 0, reason="this node stops; its creation may be found at the next start"))
-                        return
+                        return  # it was answered when the node stopped
                     del self._creating[group]
                     self.add_group(
                         group=group,
@@ -276,7 +281,7 @@ class NodeRuntime:
             elif (group, replica) in self._tombstones:
                 done(ReplicaDeleted(group, replica))
             elif group in self._creating:
-                done(Refused(0, 0, busy=True, reason=f"replica {self._creating[group]} is being made"))
+                done(Refused(0, 0, busy=True, reason=f"replica {self._creating[group][0]} is being made"))
             elif handle is not None and handle.replica != replica:
                 done(Refused(0, 0, reason=f"replica {handle.replica} of the group is here"))
             else:
@@ -350,14 +355,17 @@ class NodeRuntime:
         if self._stopped:
             return
         with self.input():
-            for handle in self._groups.values():
+            for handle in list(self._groups.values()):
                 handle.stop()
+            self._running = False
+            self._stopped = True
+            creating, self._creating = self._creating, {}
+            for _, created in creating.values():
+                created(Refused(0, 0, reason="this node stops; its creation may be found at the next start"))
             deleting, self._deleting = self._deleting, {}
             for waiting in deleting.values():
                 for done in waiting:
                     done(Refused(0, 0, reason="this node stops; its tombstone may be found at the next start"))
-            self._running = False
-            self._stopped = True
 
     # --- inputs -----------------------------------------------------------------------------------------------------
 

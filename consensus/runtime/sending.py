@@ -363,6 +363,12 @@ class SnapshotSending:
             # On its lane: a read may be under way.
             self._services.lanes.run(FILES_LANE, close, lambda _: None)
 
+    def give_up(self) -> None:
+        """What is being sent is not to be trusted. The core asks again."""
+        for transfer in list(self._transfers.values()):
+            self._end(transfer, ok=False, resumable=False)
+        self._broken_off.clear()
+
     def stop(self) -> None:
         """Leadership ended: the core has forgotten its peers."""
         transfers, self._transfers = self._transfers, {}

@@ -253,7 +253,7 @@ class SnapshotWriting:
             # A snapshot of the leader's came in between. Its record must stay the last one.
             self._end()
             return
-        self.record(meta, self._end)
+        self.record(meta, lambda: self._was_recorded(work.number))
 
     def record(self, meta: SnapshotMeta, done: Callable[[], None]) -> None:
         """The file is durable: make its record durable, then release the log that it covers."""
@@ -277,6 +277,11 @@ class SnapshotWriting:
         self.written += 1
         done()
         self._on_recorded(meta)
+
+    def _was_recorded(self, number: int) -> None:
+        """It may have been given up meanwhile, and another one begun."""
+        if self.active and number == self._number:
+            self._end()
 
     def _end(self) -> None:
         self.active = False

@@ -332,6 +332,78 @@ def test_stopping_answers_deletions_that_wait() -> None:
     assert [type(outcome) for outcome in outcomes] == [Refused]
 
 
+def test_stopping_answers_creations_that_wait() -> None:
+    cluster = Cluster()
+    node = cluster.join(4)
+    node.writer.held = True
+    outcomes = cluster.create(4, LATER, learner_of(1, 2, 3))
+    node.runtime.stop()
+    assert [type(outcome) for outcome in outcomes] == [Refused]
+    node.writer.held = False
+    cluster.quiet()
+    assert [type(outcome) for outcome in outcomes] == [Refused]
+
+
+def test_a_replica_is_not_made_before_the_files_of_the_one_before_are_gone() -> None:
+    """They go by group: those that the new one receives would go with them."""
+    cluster, joined = with_a_learner()
+    change(cluster, (1, 2, 3))
+    cluster.run(200)
+    joined.lanes.held.add("apply")
+    deleted = delete(joined, LATER)
+    cluster.run(20)
+    later = learner_of(1, 2, 3, replica=LATER + 1)
+    (refused,) = cluster.create(4, LATER + 1, later)
+    assert isinstance(refused, Refused)
+    assert refused.busy
+    joined.lanes.held.clear()
+    cluster.run(20)
+    assert deleted == [ReplicaDeleted(1, LATER)]
+    created = cluster.create(4, LATER + 1, later)
+    cluster.run(20)
+    assert created == [ReplicaCreated(1, LATER + 1)]
+
+
+def test_who_asks_again_when_a_replica_stops_is_answered_too() -> None:
+    cluster = Cluster()
+    leader = cluster.leader()
+    leader.lanes.held.add("apply")
+    outcomes: list[Any] = []
+
+    def propose_again(outcome: Any) -> None:
+        outcomes.append(outcome)
+        if len(outcomes) == 1:
+            leader.handle.propose(b"", 0, propose_again)
+            leader.handle.read_index(outcomes.append)
+            leader.handle.transfer(cluster.members[-1], outcomes.append)
+            leader.handle.propose_membership(MembershipChange((1, 2)), outcomes.append)
+
+    leader.handle.propose(b"", 0, propose_again)
+    leader.runtime.stop()
+    assert [type(outcome) for outcome in outcomes] == [Unknown, Refused, Refused, Refused, Refused]
+
+
+def test_a_replica_made_while_the_disk_stands_still_knows_it() -> None:
+    cluster = Cluster()
+    node = cluster.followers()[0]
+    node.writer.held = True
+    leader = cluster.leader()
+    cluster.propose(b"waits for the disk", at=leader)
+    cluster.until(lambda: node.handle.status().core.storage_stalled)
+    handle = node.runtime.add_group(
+        group=9,
+        replica=node.runtime.node,
+        configuration=cluster.configuration,
+        nodes={member: member for member in cluster.members},
+        machine=Journal(),
+        listener=Listener(),
+    )
+    cluster.tick()
+    core = handle.status().core
+    assert core is not None
+    assert core.storage_stalled
+
+
 # --- where replicas live --------------------------------------------------------------------------------------------
 
 

@@ -200,3 +200,51 @@ def test_reports_go_between_a_leader_and_its_followers_only() -> None:
     assert two.listener.notes == [(leader.runtime.node, b"to two")]
     assert two.runtime.dropped["report_unexpected"] == 1
     assert one.runtime.dropped["note_too_long"] == 1
+
+
+def test_what_a_leader_in_doubt_holds_goes_to_nobody() -> None:
+    """A wrong state that travelled would be two of three, and the right one the odd one."""
+    cluster, leader, third = behind()
+    other = cluster.followers()[0]
+    other.handle.storage(stalled=True)  # it does not take over
+    leader.machine.commands[3] = b"something else"
+    leader.handle.distrust("spoilt by hand")
+    away = cluster.restart(third)
+    cluster.run(2000)
+    assert leader.handle.status().snapshots_sent == 0
+    assert away.machine.commands == []
+    other.handle.storage(stalled=False)
+    cluster.until(lambda: whole(cluster), ms=10_000)
+    assert b"something else" not in away.machine.commands
+
+
+def test_a_transfer_under_way_ends_when_its_sender_is_in_doubt() -> None:
+    cluster, leader, third = behind()
+    other = cluster.followers()[0]
+    other.handle.storage(stalled=True)
+    leader.lanes.held.add("files")
+    away = cluster.restart(third)
+    cluster.until(lambda: leader.handle.status().snapshots_sent == 1)
+    leader.handle.distrust("spoilt by hand")
+    leader.lanes.held.clear()
+    cluster.run(1000)
+    assert away.machine.commands == []
+    other.handle.storage(stalled=False)
+    cluster.until(lambda: whole(cluster), ms=10_000)
+
+
+def test_doubt_while_a_snapshot_is_recorded_leaves_one_slot_for_snapshots() -> None:
+    """RULES W6: one at a time on a node."""
+    cluster = Cluster(options=QUIET)
+    cluster.commit(*numbered(20))
+    node = cluster.followers()[0]
+    node.writer.held = True
+    node.handle.want_snapshot()
+    cluster.run(20)
+    assert node.writer.queue
+    node.handle.distrust("spoilt by hand")
+    node.writer.held = False
+    cluster.run(50)
+    assert node.handle.status().snapshots_written == 1
+    assert node.runtime._services.writing._free == 1
+    cluster.until(lambda: whole(cluster), ms=5000)
