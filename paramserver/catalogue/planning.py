@@ -141,6 +141,10 @@ def replace_node(placement: Placement, survey: Survey, old: NodeId, new: Node) -
         up = survey.up
     moves, steps, arithmetic = [], [], []
     for group, picture in _all(survey):
+        moving = placement.move_of(group)
+        if moving is not None and (moving.from_node, moving.to_node) == (old, new.node):
+            steps.append(f"group {group}: its replica moves to node {new.node} already")
+            continue
         for replica in picture.at(old):
             if new.node != old and picture.at(new.node):
                 raise Refusal(
@@ -149,6 +153,7 @@ def replace_node(placement: Placement, survey: Survey, old: NodeId, new: Node) -
                     group=group,
                     hint=f"replace node {old} by a new node, or drain it: paramserver node drain {old}",
                 )
+            _one_at_a_time(placement, group)
             arithmetic.append(change_possible(picture, up))
             moves.append(_move(picture, replica, old, leaving.node_uuid, new.node))
             steps.append(_swap_step(picture, replica, old, new.node))
@@ -170,6 +175,7 @@ def drain(placement: Placement, survey: Survey, number: NodeId) -> Plan:
             steps.append(f"group {group}: its replica moves to node {moving.to_node} already")
             continue
         for replica in picture.at(number):
+            _one_at_a_time(placement, group)
             arithmetic.append(change_possible(picture, survey.up))
             target = _place(placement, survey, picture, number, load)
             load[target] += 1
@@ -260,6 +266,7 @@ def move(placement: Placement, survey: Survey, group: GroupId, from_node: NodeId
             group=group,
             hint="start it first",
         )
+    _one_at_a_time(placement, group)
     arithmetic = change_possible(picture, survey.up)
     wanted = _move(picture, held[0], from_node, source.node_uuid, to_node)
     return Plan(
@@ -329,6 +336,18 @@ def _all(survey: Survey) -> list[tuple[GroupId, GroupPicture]]:
             hint="paramserver status shows which nodes are down; start them first",
         )
     return sorted(survey.groups.items())
+
+
+def _one_at_a_time(placement: Placement, group: GroupId) -> None:
+    """Apply refuses it as well; a dry run should say so too."""
+    moving = placement.move_of(group)
+    if moving is not None:
+        raise Refusal(
+            Reason.CONFLICT,
+            f"a replica of group {group} is being moved already, to node {moving.to_node}; one at a time",
+            group=group,
+            hint=f"wait for it (paramserver group list), or paramserver group cancel {group}",
+        )
 
 
 def _without(picture: GroupPicture, number: NodeId, up: Collection[NodeId]) -> tuple[bool, str]:

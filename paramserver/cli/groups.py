@@ -143,14 +143,18 @@ def _transfer(values: flags.Values) -> int:
 
 
 def _move(values: flags.Values) -> int:
+    from paramserver.lab.admin import Refused
     from paramserver.v1 import paramserver_pb2 as pb
 
     group, source, target = values["GROUP"], values["from"], values["to"]
 
     def done(view: ClusterView) -> bool:
         found = view.group(group)
-        moving = any(move.group == group for move in view.moves)
-        return not moving and found is not None and target in found.nodes()
+        if found is None or any(move.group == group for move in view.moves):
+            return False
+        if target not in found.nodes():
+            raise Refused(f"the move of group {group} to node {target} was given up; node {source} keeps its replica")
+        return True
 
     wish = pb.ReshapeRequest(move=pb.MoveReplica(group=group, from_node=source, to_node=target))
     return change(values, wish, done)

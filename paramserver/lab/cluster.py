@@ -13,6 +13,7 @@ ends. Must not know: what a test wants to prove.
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,6 +34,8 @@ READY_TIMEOUT_S = 60.0
 WAIT_TIMEOUT_S = 30.0
 POLL_S = 0.01
 CATALOGUE_GROUP = 0
+WAITING = "waiting to be admitted"
+"""What a server says that came after the bootstrap, until it is admitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +96,14 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="paramserver-")) if folder is None else folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self._ports = ReservedPorts(nodes)
+        self._more_ports: list[ReservedPorts] = []
         self.addresses: dict[int, str] = {
             node: f"{self._ports.host}:{port}" for node, port in enumerate(self._ports.numbers, start=1)
         }
+        self._bootstrap = ",".join(f"{node}={address}" for node, address in self.addresses.items())
         self.servers: dict[int, Child] = {
-            node: Child(f"server {node}", self._server_command(node), self.folder / f"server-{node}.log",
-                        environment=self.options.environment)
-            for node in self.addresses
-        }  # fmt: skip
+            node: self._server(node, self._server_command(node)) for node in self.addresses
+        }
         self.workers: dict[int, WorkerProcess] = {}
         self.children: list[Child] = []
         """Others that were started here and end with the cluster."""
@@ -127,6 +130,30 @@ class Cluster:
         self.servers[node].start()
         if wait:
             self.await_ready([node])
+
+    def join(self, node: int) -> str:
+        """Start a server that comes after the bootstrap, on an empty folder, under a new number or that of a dead one.
+        Returns where, when it waits to be admitted."""
+        if node not in self.addresses:
+            ports = ReservedPorts(1)
+            self._more_ports.append(ports)
+            self.addresses[node] = f"{ports.host}:{ports.numbers[0]}"
+        shutil.rmtree(self.data_folder(node), ignore_errors=True)
+        server = self._server(node, [*self._server_command(node), "--join", self.addresses[node]])
+        if node in self.servers:
+            self.servers[node].kill()
+        self.servers[node] = server
+        server.start()
+        self.wait_for(lambda: WAITING in server.output() or not server.running, f"{server.name} to wait")
+        if not server.running:
+            raise LabError(f"{server.name} ended with {server.code}", f"log {server.log}:\n{server.last_words()}")
+        return self.addresses[node]
+
+    def command(self, *words: str, timeout_s: float = READY_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
+        """One of the commands that take `--servers`, as a person would give it; the servers that run are named."""
+        servers = ",".join(address for node, address in self.addresses.items() if self.servers[node].running)
+        command = [*PARAMSERVER, *words, "--servers", servers]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
 
     def await_ready(self, nodes: Iterable[int], timeout_s: float = READY_TIMEOUT_S) -> None:
         """Until each has said `ready`."""
@@ -227,7 +254,8 @@ class Cluster:
         """Kill and reap everything; a temporary folder is removed."""
         for child in (*self.workers.values(), *self.children, *self.servers.values()):
             child.kill()
-        self._ports.close()
+        for ports in (self._ports, *self._more_ports):
+            ports.close()
         if self._temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -246,9 +274,12 @@ class Cluster:
 
     # --- command lines
 
+    def _server(self, node: int, command: list[str]) -> Child:
+        log = self.folder / f"server-{node}.log"
+        return Child(f"server {node}", command, log, environment=self.options.environment)
+
     def _server_command(self, node: int) -> list[str]:
-        members = ",".join(f"{node}={address}" for node, address in self.addresses.items())
-        command = [*PARAMSERVER, "server", "--node", str(node), "--members", members]
+        command = [*PARAMSERVER, "server", "--node", str(node), "--members", self._bootstrap]
         command += ["--data-dir", str(self.data_folder(node))]
         if self.options.token:
             command += ["--token", self.options.token]
