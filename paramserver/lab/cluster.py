@@ -115,6 +115,11 @@ class Cluster:
         """As `--servers` and `connect()` take them."""
         return ",".join(self.addresses.values())
 
+    @property
+    def running_endpoints(self) -> str:
+        """Of the servers that run."""
+        return ",".join(address for node, address in self.addresses.items() if self.servers[node].running)
+
     def data_folder(self, node: int) -> Path:
         return self.folder / f"node-{node}"
 
@@ -151,8 +156,7 @@ class Cluster:
 
     def command(self, *words: str, timeout_s: float = READY_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
         """One of the commands that take `--servers`, as a person would give it; the servers that run are named."""
-        servers = ",".join(address for node, address in self.addresses.items() if self.servers[node].running)
-        command = [*PARAMSERVER, *words, "--servers", servers]
+        command = [*PARAMSERVER, *words, "--servers", self.running_endpoints]
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
 
     def await_ready(self, nodes: Iterable[int], timeout_s: float = READY_TIMEOUT_S) -> None:
