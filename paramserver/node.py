@@ -31,7 +31,7 @@ from consensus.storage.identity import NodeIdentity, load_or_create
 from consensus.storage.interface import Recovery
 from consensus.storage.snapshots import SnapshotFiles
 from consensus.storage.wal import Wal
-from consensus.transport.errors import FolderReplaced, IntroductionRefused
+from consensus.transport.errors import FolderOutdated, FolderReplaced, IntroductionRefused
 from consensus.transport.grpc import GrpcOptions, GrpcTransport, server_options
 from paramserver.catalogue.bootstrap import CATALOGUE_GROUP, cluster_id, data_groups, layout
 from paramserver.catalogue.leader import CatalogueLeader
@@ -138,7 +138,7 @@ async def _serve(config: NodeConfig) -> int:
         node = Node(config, disk, server, transport_options, loop)
         try:
             await node.start(stop)
-            await stop.wait()
+            await node.serve(stop)
         finally:
             await node.stop()
     finally:
@@ -320,6 +320,10 @@ class Node:
             return
         introduced.result()
         await self._peers_connected()
+        try:
+            self._transport.check_folder()
+        except FolderOutdated as error:
+            raise CannotStart(str(error)) from None
         self._hosting.begin()
         self._runtime.start()
         self._ticker.start()
@@ -340,6 +344,17 @@ class Node:
             await asyncio.sleep(COMPARE_S)
             for leader in tuple(self._shards.values()):
                 leader.tick(self._clock.now_ms())
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Until `stop` is set. Raises `CannotStart` when a member that was away at the start has met a later life of
+        this folder: from then on it would only be in the way."""
+        stopped = asyncio.create_task(stop.wait())
+        outdated = asyncio.create_task(self._transport.outdated())
+        await asyncio.wait({stopped, outdated}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (stopped, outdated):
+            task.cancel()
+        if outdated.done() and not stop.is_set():
+            raise CannotStart(str(outdated.result()))
 
     async def _peers_connected(self) -> None:
         """Give connections a moment: a first campaign that nobody hears only delays the next, and moves leadership away

@@ -37,6 +37,7 @@ class NodeIdentity:
         peers: dict[NodeId, bytes],
         activated: bool,
         joined: bool = False,
+        lives: dict[NodeId, tuple[int, bytes]] | None = None,
     ) -> None:
         self._filesystem = filesystem
         self._directory = directory
@@ -46,11 +47,18 @@ class NodeIdentity:
         self._peers = dict(peers)
         self._activated = activated
         self._joined = joined
+        self._lives = dict(lives or {})
 
     @property
     def peers(self) -> dict[NodeId, bytes]:
         """Uuids of the other nodes' folders that this one holds durably."""
         return dict(self._peers)
+
+    @property
+    def lives(self) -> dict[NodeId, tuple[int, bytes]]:
+        """The latest life of each peer that this node has met: incarnation, and what tells two lives of one incarnation
+        apart."""
+        return dict(self._lives)
 
     @property
     def activated(self) -> bool:
@@ -90,11 +98,19 @@ class NodeIdentity:
             raise IdentityMismatch(f"data folder {uuid.hex()} is none for node {node} as a peer of node {self.node}")
         if self._peers.get(node) != uuid:
             self._peers[node] = uuid
+            self._lives.pop(node, None)
             self._save()
 
     def forget_peer(self, node: NodeId) -> None:
         """It takes part no more."""
-        if self._peers.pop(node, None) is not None:
+        known, _ = self._peers.pop(node, None), self._lives.pop(node, None)
+        if known is not None:
+            self._save()
+
+    def meet(self, node: NodeId, uuid: bytes, incarnation: int, life: bytes) -> None:
+        """Hold the latest life of a peer's folder durably: an older one is a folder that was put back."""
+        if self._peers.get(node) == uuid and self._lives.get(node, (0, b""))[0] < incarnation:
+            self._lives[node] = (incarnation, life)
             self._save()
 
     def activate(self) -> None:
@@ -122,6 +138,7 @@ class NodeIdentity:
             "peers": {str(node): uuid.hex() for node, uuid in sorted(self._peers.items())},
             "activated": self._activated,
             "joined": self._joined,
+            "lives": {str(node): [number, life.hex()] for node, (number, life) in sorted(self._lives.items())},
         }
         line = json.dumps(content, sort_keys=True).encode() + b"\n"
         path, temporary = f"{self._directory}/{_FILE}", f"{self._directory}/{_FILE}.temporary"
@@ -203,6 +220,9 @@ def _loaded(filesystem: FileSystem, directory: str, cluster: bytes, node: NodeId
         peers={int(peer): bytes.fromhex(uuid) for peer, uuid in content["peers"].items()},
         activated=bool(content["activated"]),
         joined=bool(content.get("joined", False)),
+        lives={
+            int(peer): (int(number), bytes.fromhex(life)) for peer, (number, life) in content.get("lives", {}).items()
+        },
     )
 
 

@@ -27,6 +27,7 @@ class IntroduceRequest(google.protobuf.message.Message):
     PROTOCOL_FIELD_NUMBER: builtins.int
     ACTIVATED_FIELD_NUMBER: builtins.int
     KERNEL_ANSWERS_FIELD_NUMBER: builtins.int
+    LIFE_FIELD_NUMBER: builtins.int
     cluster: builtins.bytes
     """16 bytes, derived from member list and token"""
     node: builtins.int
@@ -41,6 +42,8 @@ class IntroduceRequest(google.protobuf.message.Message):
     """the sender has been confirmed by every member before"""
     kernel_answers: builtins.bytes
     """known-answer test of the arithmetic (RULES S13); opaque to consensus"""
+    life: builtins.bytes
+    """random, of this process: tells two lives of one incarnation apart"""
     def __init__(
         self,
         *,
@@ -52,8 +55,9 @@ class IntroduceRequest(google.protobuf.message.Message):
         protocol: builtins.int = ...,
         activated: builtins.bool = ...,
         kernel_answers: builtins.bytes = ...,
+        life: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["activated", b"activated", "cluster", b"cluster", "incarnation", b"incarnation", "kernel_answers", b"kernel_answers", "node", b"node", "node_uuid", b"node_uuid", "protocol", b"protocol", "to_node", b"to_node"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["activated", b"activated", "cluster", b"cluster", "incarnation", b"incarnation", "kernel_answers", b"kernel_answers", "life", b"life", "node", b"node", "node_uuid", b"node_uuid", "protocol", b"protocol", "to_node", b"to_node"]) -> None: ...
 
 global___IntroduceRequest = IntroduceRequest
 
@@ -67,6 +71,8 @@ class IntroduceResponse(google.protobuf.message.Message):
     INCARNATION_FIELD_NUMBER: builtins.int
     HOLDS_UUID_FIELD_NUMBER: builtins.int
     OTHER_FOLDER_FIELD_NUMBER: builtins.int
+    LIFE_FIELD_NUMBER: builtins.int
+    OUTDATED_FIELD_NUMBER: builtins.int
     accepted: builtins.bool
     refusal: builtins.str
     """one line: cause and repair"""
@@ -76,6 +82,9 @@ class IntroduceResponse(google.protobuf.message.Message):
     """the answering node holds the sender's uuid durably"""
     other_folder: builtins.bool
     """refused because the answering node knows the sender's number with another folder"""
+    life: builtins.bytes
+    outdated: builtins.bool
+    """refused because the answering node met a later life of the sender's folder"""
     def __init__(
         self,
         *,
@@ -85,8 +94,10 @@ class IntroduceResponse(google.protobuf.message.Message):
         incarnation: builtins.int = ...,
         holds_uuid: builtins.bool = ...,
         other_folder: builtins.bool = ...,
+        life: builtins.bytes = ...,
+        outdated: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "holds_uuid", b"holds_uuid", "incarnation", b"incarnation", "node_uuid", b"node_uuid", "other_folder", b"other_folder", "refusal", b"refusal"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "holds_uuid", b"holds_uuid", "incarnation", b"incarnation", "life", b"life", "node_uuid", b"node_uuid", "other_folder", b"other_folder", "outdated", b"outdated", "refusal", b"refusal"]) -> None: ...
 
 global___IntroduceResponse = IntroduceResponse
 

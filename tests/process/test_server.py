@@ -216,6 +216,24 @@ def test_a_wiped_node_is_refused_under_its_old_number(tmp_path: Path) -> None:
         assert "ready" not in server.output()
 
 
+def test_a_node_whose_folder_was_put_back_to_an_older_copy_ends_and_names_the_repair(tmp_path: Path) -> None:
+    """The copy is of the life before the last one: what the node acknowledged in that is not in it."""
+    with Cluster(3, folder=tmp_path, options=SMALL) as cluster:
+        server, data = cluster.servers[2], cluster.data_folder(2)
+        cluster.kill(2)
+        shutil.copytree(data, tmp_path / "copy")
+        cluster.start_server(2)
+        cluster.await_leaders(range(4))
+        cluster.kill(2)
+        shutil.rmtree(data)
+        shutil.copytree(tmp_path / "copy", data)
+        server.start()
+        assert server.wait(20) == 2
+        assert f"paramserver node replace 2 2={cluster.addresses[2]}" in server.output()
+        assert "put back to an older copy" in server.output()
+        assert "Traceback" not in server.output()
+
+
 def test_a_new_folder_waits_for_all_members_and_can_be_stopped_meanwhile(tmp_path: Path) -> None:
     cluster = Cluster(3, folder=tmp_path, options=SMALL)
     try:

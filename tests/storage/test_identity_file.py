@@ -92,6 +92,22 @@ def test_a_newer_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         load(disk)
 
 
+def test_lives_only_go_up_and_belong_to_a_folder() -> None:
+    disk = MemoryFileSystem()
+    identity = load(disk)
+    identity.meet(2, b"2" * 16, 3, b"early")
+    assert identity.lives == {}, "a folder that is not known is none to remember lives of"
+    identity.remember_peer(2, b"2" * 16)
+    for incarnation, life in ((3, b"a"), (2, b"b"), (3, b"c")):
+        identity.meet(2, b"2" * 16, incarnation, life)
+    disk.crash(random.Random(1))
+    again = load(disk)
+    assert again.lives == {2: (3, b"a")}
+    again.replace_peer(2, b"X" * 16)
+    again.meet(2, b"2" * 16, 9, b"late")
+    assert load(disk).lives == {}
+
+
 @pytest.mark.parametrize("fault", ["stop", "fail"])
 def test_a_crash_at_every_call_keeps_what_was_told(fault: str) -> None:
     for call in range(1, 1000):
@@ -100,7 +116,7 @@ def test_a_crash_at_every_call_keeps_what_was_told(fault: str) -> None:
             disk.faults.stop_call = call
         else:
             disk.faults.fail_call = call
-        uuid, peers, activated = b"", 0, False
+        uuid, peers, activated, met = b"", 0, False, 0
         try:
             identity = load(disk, seed=1)
             uuid = identity.uuid
@@ -109,6 +125,9 @@ def test_a_crash_at_every_call_keeps_what_was_told(fault: str) -> None:
                 peers = node
             identity.activate()
             activated = True
+            for incarnation in (4, 5):
+                identity.meet(3, bytes([3]) * 16, incarnation, b"life")
+                met = incarnation
         except (PowerLost, StorageFailed):
             pass
         fired = disk.faults.fired
@@ -118,6 +137,7 @@ def test_a_crash_at_every_call_keeps_what_was_told(fault: str) -> None:
         assert not uuid or again.uuid == uuid
         assert len(again.peers) >= max(0, peers - 1)
         assert again.activated >= activated
+        assert again.lives.get(3, (0, b""))[0] >= met
         if not fired:
             return
     pytest.fail("a run without a fault never came")

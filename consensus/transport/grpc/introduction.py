@@ -1,13 +1,15 @@
 """First contact of two nodes: who are you, and do you hold my folder's uuid? (RULES I2)
 
 Owns the judgement of an introduction and the wait of a new folder. Invariants: a peer's uuid is confirmed only after it
-is held durably; another uuid under a known node is refused for ever, with the repair; a node of a new folder is done
-waiting only when every other member has confirmed. Must not know: streams, groups.
+is held durably; another uuid under a known node is refused for ever, with the repair; so is a life of a folder that is
+not later than the latest one met; a node of a new folder is done waiting only when every other member has confirmed.
+Must not know: streams, groups.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -17,8 +19,12 @@ from consensus.v1 import consensus_pb2 as pb
 
 PROTOCOL = 1
 UUID_BYTES = 16
+LIFE_BYTES_MAX = 16
 KERNEL_ANSWERS_MAX = 4096
 """Bytes of a known-answer test's result."""
+
+
+_log = logging.getLogger(__name__)
 
 
 class Folder(Protocol):
@@ -37,6 +43,9 @@ class Folder(Protocol):
     def peers(self) -> dict[NodeId, bytes]: ...
 
     @property
+    def lives(self) -> dict[NodeId, tuple[int, bytes]]: ...
+
+    @property
     def activated(self) -> bool: ...
 
     def remember_peer(self, node: NodeId, uuid: bytes) -> None:
@@ -48,6 +57,9 @@ class Folder(Protocol):
     def forget_peer(self, node: NodeId) -> None:
         """Durably; touches the disk."""
 
+    def meet(self, node: NodeId, uuid: bytes, incarnation: int, life: bytes) -> None:
+        """Durably; touches the disk."""
+
     def activate(self) -> None:
         """Durably; touches the disk."""
 
@@ -56,10 +68,22 @@ class Introductions:
     """Both ends of the handshake, on the event loop; the disk is touched on other threads."""
 
     def __init__(
-        self, folder: Folder, *, incarnation: int, members: Mapping[NodeId, str], kernel_answers: bytes = b""
+        self,
+        folder: Folder,
+        *,
+        incarnation: int,
+        members: Mapping[NodeId, str],
+        kernel_answers: bytes = b"",
+        life: bytes = b"",
     ) -> None:
+        """`life`: random, of this process. An incarnation counts starts of a folder; if an older copy of the folder is
+        put back, it comes a second time."""
         self._folder = folder
         self._incarnation = incarnation
+        self._life = life
+        self._lives = folder.lives
+        """The latest life of each peer that was met; on disk a little later."""
+        self._keeping: set[asyncio.Task[None]] = set()
         self._members = dict(members)
         self._kernel_answers = kernel_answers
         self._saving = asyncio.Lock()
@@ -69,6 +93,8 @@ class Introductions:
         """Why a member refuses this node, or this node that member; cleared when they agree."""
         self.other_folder = False
         """A member knows this node's number with another folder than this one."""
+        self.outdated = asyncio.Event()
+        """A member has met a later life of this node's folder; `refusals` says which."""
         self.changed = asyncio.Event()
 
     def missing(self) -> list[NodeId]:
@@ -87,12 +113,51 @@ class Introductions:
             f"paramserver node replace {node} {node}={address} --servers {here}"
         )
 
+    def met(self, node: NodeId) -> int:
+        """The highest incarnation of that node that was met."""
+        return self._lives.get(node, (0, b""))[0]
+
+    def outdated_folder(self, node: NodeId, *, met: int, shown: int) -> str:
+        """Why, and the command that repairs it."""
+        address, here = self._members.get(node, "host:port"), self._members.get(self._folder.node, "host:port")
+        again = "another process with" if shown == met else "only"
+        return (
+            f"node {node} was met in incarnation {met} and comes back with {again} incarnation {shown}: its "
+            "data folder was put back to an older copy, or lost the newest part of its log, and what it acknowledged "
+            "since is not in it; restore the folder as it was, or move it away, start the node on an empty one and "
+            f"give its place to that: paramserver node replace {node} {node}={address} --servers {here}"
+        )
+
+    def _meet(self, node: NodeId, uuid: bytes, incarnation: int, life: bytes) -> str:
+        """Note the life of a peer; returns the refusal where a later one is known. Nobody waits for the disk, which may
+        be the one that stands still."""
+        met = self._lives.get(node)
+        if met == (incarnation, life):
+            return ""
+        if met is not None and incarnation <= met[0]:
+            return self.outdated_folder(node, met=met[0], shown=incarnation)
+        self._lives[node] = (incarnation, life)
+        task = asyncio.create_task(self._keep(node, uuid, incarnation, life), name=f"life of node {node}")
+        self._keeping.add(task)
+        task.add_done_callback(self._keeping.discard)
+        return ""
+
+    async def _keep(self, node: NodeId, uuid: bytes, incarnation: int, life: bytes) -> None:
+        async with self._saving:
+            try:
+                await asyncio.to_thread(self._folder.meet, node, uuid, incarnation, life)
+            except Exception as error:
+                _log.error("cannot write down that node %d was met in incarnation %d: %s", node, incarnation, error)
+
     # --- members that come and go ------------------------------------------------------------------------------------
 
     async def admit(self, node: NodeId, address: str, uuid: bytes) -> None:
         """That node belongs to the cluster, under that folder and no other; durable when it returns."""
+        another = self.known(node) != uuid
         async with self._saving:
             await asyncio.to_thread(self._folder.replace_peer, node, uuid)
+        if another:
+            self._lives.pop(node, None)
         self._members[node] = address
         self.refusals.pop(node, None)
 
@@ -102,6 +167,7 @@ class Introductions:
         self.refusals.pop(node, None)
         async with self._saving:
             await asyncio.to_thread(self._folder.forget_peer, node)
+        self._lives.pop(node, None)
 
     # --- asked ------------------------------------------------------------------------------------------------------
 
@@ -110,13 +176,19 @@ class Introductions:
         refusal = self._refusal(request)
         if not refusal:
             refusal = await self._remember(request.node, request.node_uuid)
+        other = self.known(request.node) not in (None, request.node_uuid) if refusal else False
+        outdated = ""
+        if not refusal:
+            refusal = outdated = self._meet(request.node, request.node_uuid, request.incarnation, request.life)
         return pb.IntroduceResponse(
             accepted=not refusal,
             refusal=refusal,
             node_uuid=self._folder.uuid,
             incarnation=self._incarnation,
             holds_uuid=not refusal,
-            other_folder=self.known(request.node) not in (None, request.node_uuid) if refusal else False,
+            other_folder=other,
+            life=self._life,
+            outdated=bool(outdated),
         )
 
     def _refusal(self, request: pb.IntroduceRequest) -> str:
@@ -140,6 +212,8 @@ class Introductions:
             )
         if len(request.node_uuid) != UUID_BYTES or request.incarnation >= NUMBER_MAX:
             return f"node_uuid, incarnation: expected {UUID_BYTES} bytes and less than {NUMBER_MAX}"
+        if len(request.life) > LIFE_BYTES_MAX:
+            return f"life: {len(request.life)} bytes, expected at most {LIFE_BYTES_MAX}"
         return self._arithmetic(request.node, request.kernel_answers)
 
     def _arithmetic(self, node: NodeId, answers: bytes) -> str:
@@ -176,6 +250,7 @@ class Introductions:
             protocol=PROTOCOL,
             activated=folder.activated,
             kernel_answers=self._kernel_answers[:KERNEL_ANSWERS_MAX],
+            life=self._life,
         )
 
     async def answered(self, node: NodeId, response: pb.IntroduceResponse) -> str:
@@ -185,13 +260,18 @@ class Introductions:
             refusal = f"node {node} refuses this node: {response.refusal[:500] or 'no reason given'}"
         elif len(response.node_uuid) != UUID_BYTES:
             refusal = f"node {node} answers with a uuid of {len(response.node_uuid)} bytes, expected {UUID_BYTES}"
+        elif len(response.life) > LIFE_BYTES_MAX or response.incarnation >= NUMBER_MAX:
+            refusal = f"node {node} answers with a life that can't be"
         else:
             refusal = await self._remember(node, response.node_uuid)
+            refusal = refusal or self._meet(node, response.node_uuid, response.incarnation, response.life)
         if refusal:
             self.refusals[node] = refusal
         else:
             self.refusals.pop(node, None)
             self.confirmed.add(node)
+        if response.outdated:
+            self.outdated.set()
         self.changed.set()
         return refusal
 

@@ -134,4 +134,7 @@ class PeerService:
             return f"from_node: {sender.node}, which has not introduced itself"
         if known != sender.node_uuid:
             return self._introductions.another_folder(sender.node, known=known, shown=sender.node_uuid)
+        met = self._introductions.met(sender.node)
+        if sender.incarnation < met:
+            return self._introductions.outdated_folder(sender.node, met=met, shown=sender.incarnation)
         return ""

@@ -8,6 +8,7 @@ a new life of a peer is reported as a break first. Must not know: groups, what m
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,13 +16,14 @@ import grpc.aio
 
 from consensus.core.interface import NodeId
 from consensus.transport.codec import Origin
-from consensus.transport.errors import FolderReplaced, IntroductionRefused
+from consensus.transport.errors import FolderOutdated, FolderReplaced, IntroductionRefused
 from consensus.transport.grpc.introduction import Folder, Introductions
 from consensus.transport.grpc.options import GrpcOptions
 from consensus.transport.grpc.peer import PeerLink
 from consensus.transport.grpc.service import PeerService
 from consensus.transport.interface import Channel, Envelope, Receiver
 
+LIFE_BYTES = 8
 REPORT_S = 1.0
 """How often a new folder says whom it waits for."""
 
@@ -51,7 +53,11 @@ class GrpcTransport:
         self.dropped: Counter[str] = Counter()
         """What was lost or refused, by reason."""
         self.introductions = Introductions(
-            folder, incarnation=incarnation, members=addresses, kernel_answers=kernel_answers
+            folder,
+            incarnation=incarnation,
+            members=addresses,
+            kernel_answers=kernel_answers,
+            life=os.urandom(LIFE_BYTES),
         )
         self._receiver: Receiver | None = None
         self._node = folder.node
@@ -103,8 +109,7 @@ class GrpcTransport:
         introductions = self.introductions
         while not introductions.activated:
             if introductions.refusals:
-                kind = FolderReplaced if introductions.other_folder else IntroductionRefused
-                raise kind("; ".join(text for _, text in sorted(introductions.refusals.items())))
+                raise self._refused()
             missing = introductions.missing()
             if not missing:
                 await introductions.activate()
@@ -115,6 +120,24 @@ class GrpcTransport:
             except TimeoutError:
                 if waiting is not None:
                     waiting(missing)
+
+    def _refused(self) -> IntroductionRefused:
+        introductions = self.introductions
+        text = "; ".join(text for _, text in sorted(introductions.refusals.items()))
+        if introductions.outdated.is_set():
+            return FolderOutdated(text)
+        return FolderReplaced(text) if introductions.other_folder else IntroductionRefused(text)
+
+    async def outdated(self) -> FolderOutdated:
+        """Returns when a member has met a later life of this node's folder, which then must not take part; else
+        never."""
+        await self.introductions.outdated.wait()
+        return FolderOutdated("; ".join(text for _, text in sorted(self.introductions.refusals.items())))
+
+    def check_folder(self) -> None:
+        """Raises `FolderOutdated` if a member said so already."""
+        if self.introductions.outdated.is_set():
+            raise self._refused()
 
     async def close(self) -> None:
         await asyncio.gather(*(link.close() for link in self._links.values()))

@@ -24,15 +24,22 @@ class Folder:
         self.uuid = uuid or bytes([node]) * 16
         self.peers: dict[NodeId, bytes] = {}
         self.activated = activated
+        self.lives: dict[NodeId, tuple[int, bytes]] = {}
 
     def remember_peer(self, node: NodeId, uuid: bytes) -> None:
         self.peers[node] = uuid
 
     def replace_peer(self, node: NodeId, uuid: bytes) -> None:
+        if self.peers.get(node) != uuid:
+            self.lives.pop(node, None)
         self.peers[node] = uuid
 
     def forget_peer(self, node: NodeId) -> None:
         self.peers.pop(node, None)
+        self.lives.pop(node, None)
+
+    def meet(self, node: NodeId, uuid: bytes, incarnation: int, life: bytes) -> None:
+        self.lives[node] = (incarnation, life)
 
     def activate(self) -> None:
         self.activated = True

@@ -11,7 +11,7 @@ from crc32c import crc32c
 
 from consensus.core.interface import AppendRequest, Entry, EntryKind, Heartbeat
 from consensus.transport.codec import Origin, encode
-from consensus.transport.errors import IntroductionRefused
+from consensus.transport.errors import FolderOutdated, IntroductionRefused
 from consensus.transport.grpc.service import SERVICE, PeerService
 from consensus.transport.interface import Channel, Envelope
 from consensus.v1 import consensus_pb2 as pb
@@ -248,6 +248,87 @@ def test_strangers_are_refused_with_the_repair(stranger: Folder, kernel: bytes, 
         finally:
             await one.stop()
             await two.stop()
+
+    asyncio.run(main())
+
+
+# --- lives of a folder ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shown", [4, 5], ids=["an older incarnation", "the same one in another process"])
+def test_a_folder_that_was_put_back_is_refused_with_the_repair(shown: int) -> None:
+    """Each start raises the incarnation durably before it speaks, so one that is not above the last is no restart; the
+    memory outlives those that hold it."""
+
+    async def main() -> None:
+        members = addresses(2)
+        one, two = End(Folder(1, activated=True), members), End(Folder(2, activated=True), members, incarnation=5)
+        for end in (one, two):
+            await end.start()
+        await until(lambda: one.transport.connected == {2} and 2 in one.folder.lives)
+        for end in (one, two):
+            await end.stop()
+        one = End(one.folder, members, incarnation=2)
+        old = End(two.folder, members, incarnation=shown)
+        old.folder.lives.clear()
+        for end in (one, old):
+            await end.start()
+        try:
+            error = await asyncio.wait_for(old.transport.outdated(), 5)
+            assert f"comes back with {'only' if shown == 4 else 'another process with'} incarnation {shown}" in str(
+                error
+            )
+            assert f"paramserver node replace 2 2={members[2]} --servers {members[1]}" in str(error)
+            assert "\n" not in str(error)
+            with pytest.raises(FolderOutdated):
+                old.transport.check_folder()
+            assert one.inbox.connections == []
+            assert one.transport.connected == frozenset()
+            assert not one.transport.introductions.outdated.is_set()
+        finally:
+            await one.stop()
+            await old.stop()
+
+    asyncio.run(main())
+
+
+def test_restarts_are_no_older_lives_and_a_new_folder_begins_anew() -> None:
+    async def main() -> None:
+        async with ends(2) as (one, two):
+            await until(lambda: one.transport.connected == {2})
+            for incarnation in (2, 3, 9):
+                await two.abort()
+                await until(lambda: one.transport.connected == frozenset())
+                two = End(two.folder, two.members, incarnation=incarnation)
+                await two.start()
+                await until(lambda: one.transport.connected == {2})
+            await two.abort()
+            await until(lambda: one.folder.lives[2][0] == 9)
+            await one.transport.admit(2, two.members[2], b"n" * 16)
+            new = Folder(2, uuid=b"n" * 16, activated=True)
+            two = End(new, two.members, incarnation=1)
+            await two.start()
+            try:
+                await until(lambda: one.transport.connected == {2})
+                assert not two.transport.introductions.outdated.is_set()
+            finally:
+                await two.stop()
+
+    asyncio.run(main())
+
+
+def test_frames_of_an_older_life_are_not_taken() -> None:
+    async def main() -> None:
+        async with ends(2) as (one, two):
+            await until(lambda: one.transport.connected == {2})
+            one.transport.introductions._lives[2] = (7, b"")
+            async with grpc.aio.insecure_channel(one.members[1]) as channel:
+                call = channel.stream_stream(f"/{SERVICE}/Control")()
+                await call.write(encode(Origin(CLUSTER, 2, bytes([2]) * 16, 6), [beat(1)]))
+                assert await call.code() is grpc.StatusCode.FAILED_PRECONDITION
+                assert "was met in incarnation 7" in await call.details()
+            assert one.inbox.rounds() == []
+            del two
 
     asyncio.run(main())
 
