@@ -113,7 +113,10 @@ class DataService:
     async def _stream(self, context: Context, opened: Open) -> None:
         outbox = Outbox()
         hello = await self._hello(context)
-        stream = opened(self._leader(hello), hello, outbox)
+        try:
+            stream = opened(self._leader(hello), hello, outbox)
+        except Refusal as refusal:
+            raise self._complete(refusal) from None
         self.streams += 1
         reader = asyncio.create_task(self._read(context, stream, outbox), name="push stream")
         try:

@@ -12,3 +12,10 @@ def test_the_whole_system_ends_with_the_bits_of_the_reference_run(seed: int) -> 
 
 def test_the_same_seed_gives_the_same_run() -> None:
     assert run_system_seed(3).trace_hash == run_system_seed(3).trace_hash
+
+
+def test_reads_that_must_be_new_are_answered_and_miss_nothing() -> None:
+    report = run_system_seed(4)
+    report.raise_if_failed()
+    assert report.counts["linearizable reads"] > 0
+    assert report.counts["bounded reads"] > 0

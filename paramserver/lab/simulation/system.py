@@ -8,6 +8,7 @@ replicas are equal; there is one model, and at most one session a worker. Must n
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -66,6 +67,8 @@ class SystemLoad:
         self._lines: list[Line] = []
         self._healed = False
         self._steps_seen = 0
+        self._seen_at_us: list[int] = [0]
+        """[steps]: when a rank first saw the end of that many."""
 
     # --- Application ------------------------------------------------------------------------------------------------
 
@@ -129,7 +132,8 @@ class SystemLoad:
         return self._steps_seen * self.training.layout.blocks
 
     def operations_checked(self) -> int:
-        return self.acknowledged()
+        counts = self.cluster.counts
+        return self.acknowledged() + counts["linearizable reads"] + counts["bounded reads"]
 
     def check(self) -> None:
         steps = self._workers[0].step
@@ -188,7 +192,13 @@ class SystemLoad:
 
     def step_done(self, rank: int, step: int) -> None:
         self._steps_seen = max(self._steps_seen, step)
+        while len(self._seen_at_us) <= self._steps_seen:
+            self._seen_at_us.append(self.cluster.scheduler.now_us)
         self.cluster.trace.add(f"rank {rank}", f"has version {step} of everything")
+
+    def steps_seen(self, at_us: int) -> int:
+        """The end of so many steps had been seen by then."""
+        return max(bisect_right(self._seen_at_us, at_us) - 1, 0)
 
     def _kill(self, worker: SimulatedWorker, away_ms: int) -> None:
         if self._healed:

@@ -2,7 +2,7 @@
 that may die anywhere and come back with its session.
 
 Owns the lives of one rank's process. What it checks: each version of the weights that it is given has the bits of the
-reference run, whoever served it. Must not know: what servers do.
+reference run, whoever served it; and while it trains, what a `Reader` checks. Must not know: what servers do.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from consensus.simulation.profile import between
 from consensus.simulation.schedule import MS, stream
 from paramserver.lab.simulation.calls import Caller, Service, SimulatedNetwork, address_of
 from paramserver.lab.simulation.line import Line
+from paramserver.lab.simulation.reader import Reader
 from paramserver.lab.simulation.reference import Training
 from paramserver.wire.frames import PushKind
 from worker.catalogue import Catalogue
@@ -49,6 +50,8 @@ class World(Protocol):
     def line(self, line: Line) -> None: ...
 
     def step_done(self, rank: int, step: int) -> None: ...
+
+    def steps_seen(self, at_us: int) -> int: ...
 
 
 class SimulatedWorker:
@@ -142,6 +145,16 @@ class SimulatedWorker:
         tensors = Tensors(training.layout)
         await engine.pull(tensors, version=engine.step)
         self.step, self.training = engine.step, True
+        reader = Reader(
+            world,
+            self.name,
+            stream(world.cluster.seed, f"reads of {self.name}, life {self.life}"),
+            network=network,
+            known=cluster,
+            model=described,
+        )
+        self._reading = asyncio.create_task(reader.run(), name=f"reads of {self.name}")
+        self._reading.add_done_callback(self._ended)
         await self._train(engine, tensors)
 
     async def _train(self, engine: Engine, tensors: Tensors) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from consensus.core.interface import Configuration, Heartbeat, Home, MembershipChange, Role
 from consensus.runtime.homes import PAST_MAX, STRANGERS_MAX, Homes
-from consensus.runtime.interface import Committed, Outcome, Refused, ReplicaCreated, ReplicaDeleted, Unknown
+from consensus.runtime.interface import Committed, Outcome, ReadIndex, Refused, ReplicaCreated, ReplicaDeleted, Unknown
 from consensus.transport.interface import Envelope
 from tests.unit.runtime.cluster import Cluster, Journal, Listener, Node
 
@@ -58,6 +58,17 @@ def test_a_replica_made_later_is_filled_promoted_and_votes() -> None:
     assert "no member of group 1 any more" in gone.problem
     cluster.kill(1)
     cluster.commit(b"three")
+    assert joined.machine.commands == [b"one", b"two", b"three"]
+
+
+def test_a_learner_answers_reads_with_all_that_was_committed() -> None:
+    cluster, joined = with_a_learner()
+    cluster.commit(b"three")
+    outcomes: list[Any] = []
+    joined.handle.read_index(outcomes.append)
+    cluster.run(300)
+    (answer,) = outcomes
+    assert isinstance(answer, ReadIndex)
     assert joined.machine.commands == [b"one", b"two", b"three"]
 
 
