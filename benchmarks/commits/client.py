@@ -61,7 +61,9 @@ class Window:
             "ops_per_s": round(count / seconds, 1),
             "mb_per_s": round(count * size / seconds / 1e6, 2),
             "p50_ms": results.percentile(milliseconds, 0.5),
+            "p90_ms": results.percentile(milliseconds, 0.9),
             "p99_ms": results.percentile(milliseconds, 0.99),
+            "worst_ms": results.percentile(milliseconds, 1.0),
             "client_cpu_us_per_op": round(cpu_s / count * 1e6, 1) if count else None,
         }
 

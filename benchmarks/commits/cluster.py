@@ -23,7 +23,13 @@ from paramserver.lab.processes import Child
 ROOT = Path(__file__).resolve().parents[2]
 READY_TIMEOUT_S = 30.0
 POLL_S = 0.01
+ASLEEP_POLL_S = 0.5
 ASK_TIMEOUT_S = 1.0
+WARM_UP_S_MAX = 1.0
+
+
+class LoadFailed(SystemExit):
+    """A client ended with an error: leadership changed, say."""
 
 
 class Servers:
@@ -114,6 +120,22 @@ class Servers:
             time.sleep(POLL_S)
         raise SystemExit(f"not every group had a leader within {timeout_s:g} s")
 
+    def awake(self) -> int:
+        """Groups that do not sleep, over all nodes."""
+        answers = [self.status(node) for node in self.nodes]
+        return sum(one["awake"] if one is not None else 1 for one in answers)
+
+    def await_asleep(self, quiet_s: float, timeout_s: float = 120.0) -> float:
+        """Until every group has slept for `quiet_s` at every node. Returns how long that took, seconds."""
+        began_s = woke_s = time.monotonic()
+        while time.monotonic() < began_s + timeout_s:
+            if self.awake():
+                woke_s = time.monotonic()
+            elif time.monotonic() - woke_s >= quiet_s:
+                return time.monotonic() - began_s
+            time.sleep(ASLEEP_POLL_S)
+        raise SystemExit(f"the groups did not fall asleep within {timeout_s:g} s")
+
     def await_equal(self, timeout_s: float = 30.0) -> None:
         """Until every node has applied as much as the leader had when it was asked."""
         deadline_s = time.monotonic() + timeout_s
@@ -127,15 +149,16 @@ class Servers:
 
 
 def load(mode: str, address: str, *, size: int, inflight: int, seconds: float) -> dict[str, Any]:
-    """Run a client to its end."""
+    """Run a client to its end. Raises `LoadFailed`."""
     line = [sys.executable, "-m", "benchmarks.commits.client", "--mode", mode, "--address", address]
     line += ["--size", str(size), "--inflight", str(inflight), "--seconds", str(seconds)]
+    line += ["--warm-up", str(min(seconds, WARM_UP_S_MAX))]
     return last_json(line, timeout_s=seconds + 60)
 
 
 def last_json(line: Sequence[str], *, timeout_s: float) -> dict[str, Any]:
     done = subprocess.run(line, capture_output=True, text=True, timeout=timeout_s, cwd=ROOT, check=False)
     if done.returncode != 0:
-        raise SystemExit(f"{' '.join(line)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+        raise LoadFailed(f"{' '.join(line)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

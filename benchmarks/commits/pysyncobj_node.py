@@ -60,7 +60,9 @@ class Load:
             "ops_per_s": round(count / seconds, 1),
             "mb_per_s": round(count * self._size / seconds / 1e6, 2),
             "p50_ms": round(ordered[count // 2] * 1000, 2) if ordered else None,
+            "p90_ms": round(ordered[int(count * 0.9)] * 1000, 2) if ordered else None,
             "p99_ms": round(ordered[int(count * 0.99)] * 1000, 2) if ordered else None,
+            "worst_ms": round(ordered[-1] * 1000, 2) if ordered else None,
             "refused": self._refused,
         }
 

@@ -185,6 +185,7 @@ class CommitService:
                 "count": self.counter.count,
                 "bytes": self.counter.total_bytes,
                 "leads": sum(one.ready_to_serve for one in self._runtime.groups.values()),
+                "awake": sum(one.asleep is None for one in self._runtime.groups.values()),
             }
         )
 
