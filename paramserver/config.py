@@ -18,6 +18,7 @@ from paramserver.catalogue.leases import LEASE_MS
 LEASE_MS_MIN, LEASE_MS_MAX = 1_000, 3_600_000
 NODE_MAX = 65_535
 TOKEN_CHARACTERS_MAX = 256
+DURABILITY = "fsync"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,9 @@ class NodeConfig:
     """A leader hands its group to the first of the group's voters when that has been well for this long; 0: never."""
     lease_ms: int = LEASE_MS
     """How long a silent worker keeps its rank."""
+    durability: str = DURABILITY
+    """When an update is acknowledged (RULES W8): `fsync`, once a majority has it on its disks. The other one that is
+    planned, `replicated`, is refused."""
     segment_bytes: int = 64 << 20
     """A segment of the write-ahead log."""
     snapshot_log_bytes_min: int = 8 << 20
@@ -67,6 +71,7 @@ class NodeConfig:
             problems.append("data_dir is missing: name the folder where this node keeps its log")
         if not LEASE_MS_MIN <= self.lease_ms <= LEASE_MS_MAX:
             problems.append(f"lease_ms is {self.lease_ms}; expected {LEASE_MS_MIN} to {LEASE_MS_MAX}")
+        problems += self._durability_problems()
         return problems + self._time_problems() + self._size_problems()
 
     def runtime_options(self) -> RuntimeOptions:
@@ -150,6 +155,12 @@ class NodeConfig:
             times = f"heartbeat_ms ({self.heartbeat_ms}) must be below election_timeout_ms ({self.election_timeout_ms})"
             return [f"{times}: several heartbeats should fit into one timeout"]
         return self.runtime_options().validate()
+
+    def _durability_problems(self) -> list[str]:
+        if self.durability == "replicated":
+            what = "durability is 'replicated', which does not exist yet: updates are acknowledged after an fsync on a"
+            return [f"{what} majority; use {DURABILITY!r}, or leave it out"]
+        return [] if self.durability == DURABILITY else [f"durability is {self.durability!r}; expected {DURABILITY!r}"]
 
     def _size_problems(self) -> list[str]:
         try:

@@ -84,7 +84,6 @@ HAND_OVER_S = 1.0
 """What a stopping node gives its leaderships to go to others; then it stops all the same."""
 REMIND_S = 10.0
 """How often a node that waits to be admitted says so."""
-DURABILITY = "fsync"
 
 
 class CannotStart(Exception):
@@ -534,7 +533,7 @@ class Node:
                 node_uuid=self._disk.identity.uuid,
                 incarnation=self._disk.recovery.incarnation,
                 version=_version(),
-                durability=DURABILITY,
+                durability=self._config.durability,
             ),
             groups=self._groups,
             catalogue=catalogue,

@@ -51,6 +51,12 @@ FLAGS = (
         metavar="MS",
     ),
     Flag("--lease-ms", "how long a silent worker keeps its rank [10000]", flags.integer(1, _MS), metavar="MS"),
+    Flag(
+        "--durability",
+        "when updates are acknowledged: fsync, once a majority has them on disk (the only one so far) [fsync]",
+        flags.text_value,
+        metavar="MODE",
+    ),
     Flag("--segment-bytes", "size of a segment of the log", flags.integer(1, _BYTES), metavar="BYTES"),
     Flag("--snapshot-log-bytes-min", "no snapshot for less log than this", flags.integer(0, _BYTES), metavar="BYTES"),
 )
