@@ -9,6 +9,7 @@ request has one outcome. Must not know: how membership changes work.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from consensus.core.configuration import members_of, next_replica_of
 from consensus.core.interface import Configuration, GroupId, Home, MembershipChange, NodeId, ReplicaId, Status
 from consensus.runtime.interface import Refused
 from consensus.simulation.profile import between
+from consensus.simulation.quorums import minority_at_most
 from consensus.simulation.schedule import MS, stream
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class Administrator:
         if group in self._goals or configuration.outgoing:
             return False
         goal = self._draw(group, configuration, source)
-        if goal is None:
+        if goal is None or not self._can_decide(group, goal.voters):
             return False
         self._begin(group, goal)
         return True
@@ -85,6 +87,12 @@ class Administrator:
 
     def waits_for(self) -> list[str]:
         return [f"members of group {group} to become {goal.voters}" for group, goal in self._goals.items()]
+
+    def _can_decide(self, group: GroupId, voters: Sequence[ReplicaId]) -> bool:
+        """Whether a majority of them holds what it acknowledged: the quorum arithmetic that group 0 does before it
+        orders anything."""
+        hit = [voter for voter in voters if (group, voter) in self._cluster.roster.impaired]
+        return minority_at_most(Configuration(tuple(voters)), hit)
 
     # --- goals ------------------------------------------------------------------------------------------------------
 
@@ -217,6 +225,11 @@ class Administrator:
         learners: tuple[ReplicaId, ...],
     ) -> None:
         if not voters:
+            return
+        if not self._can_decide(group, voters):
+            # Somebody was damaged since this began: it is to be replaced first (RULES I2).
+            self._cluster.trace.add("admin", f"group {group}: {voters} could not decide; this change is given up")
+            del self._goals[group]
             return
         homes = tuple(Home(replica, node) for replica, node in goal.made.items() if replica in (*voters, *learners))
         change = MembershipChange(voters, learners, homes)

@@ -103,7 +103,12 @@ def draw_options(source: random.Random) -> SimulationOptions:
         retired_segments_max=source.choice((0, 2, 8)),
         open_copy_bytes_max=source.choice((0, 16 * KIB, 8 << 20)),
     )
-    return SimulationOptions(load_ms=source.choice((2500, 4000, 5000)), runtime=runtime, wal=wal)
+    return SimulationOptions(
+        load_ms=source.choice((2500, 4000, 5000)),
+        runtime=runtime,
+        wal=wal,
+        snapshot_chunk_bytes=source.choice((KIB, 4 * KIB, 1024 * KIB)),
+    )
 
 
 def draw_case(seed: int, *, nodes: int | None = None) -> Case:

@@ -64,6 +64,8 @@ def small_runtime_options() -> RuntimeOptions:
         snapshot_budget_bytes=16 * 1024,
         keep_bytes_max=4 * 1024,
         transfer_keep_bytes_max=64 * 1024,
+        chunk_bytes_min=1,
+        transfer_resend_ms=40,
     )
 
 
@@ -87,6 +89,8 @@ class SimulationOptions:
     """Whether the report holds the trace also when all was well."""
     runtime: RuntimeOptions = field(default_factory=small_runtime_options)
     wal: WalOptions = field(default_factory=small_wal_options)
+    snapshot_chunk_bytes: int = 1 << 20
+    """Small enough, and a snapshot is sent in many pieces."""
 
 
 class Application(Protocol):
@@ -176,12 +180,14 @@ class Cluster:
             groups=self.groups,
             runtime_options=options.runtime,
             wal_options=options.wal,
+            snapshot_chunk_bytes=options.snapshot_chunk_bytes,
         )
         self.nodes = {node: SimulatedNode(node, around, self) for node in nodes}
         for host in self.nodes.values():
             self.network.join(host)
         self.administrator = Administrator(self, seed) if administrator else None
         self._strikes = Strikes(self, self._plan)
+        self.network.piece_arrives = self._strikes.piece_arrives
 
     # --- a node's owner ---------------------------------------------------------------------------------------------
 

@@ -34,6 +34,9 @@ class FaultKind(Enum):
     """The host's thread hangs; the disk and the lanes go on (FAULTS 19)."""
     CLOCK = "clock drift"
     """The monotonic clock runs too fast or too slow for a while."""
+    CLOCK_JUMP = "clock jump"
+    """The clock is suddenly later, by up to hours, as after a suspended machine. A monotonic one never goes back, and
+    nothing here reads another."""
     CUT = "cut"
     """Nothing passes on some links, in the given direction; connections stand until a keepalive notices."""
     RESET = "reset"
@@ -49,6 +52,8 @@ class FaultKind(Enum):
     """The process ends; a batch of its log is found elsewhere than where it was written."""
     SNAPSHOT = "snapshot"
     """A snapshot is due now."""
+    RECEIVER = "receiver struck"
+    """The next node that is sent a piece of a snapshot ends in the middle of it (FAULTS 24)."""
     CLIENTS = "client crash"
     """Some clients forget what they asked for, and never ask again."""
     TRANSFER = "transfer"
@@ -78,8 +83,8 @@ class Fault:
     ambush_ms: int | None = None
     """Lies in wait from `at_ms` on: comes so long after the next election in the group of `leader_of`."""
     amount: int = 0
-    """IO calls until a power cut or an error; extra delay in ms of a clogged link or a slow disk; drift in ppm; free
-    bytes of a full disk; anything else that the kind draws from."""
+    """IO calls until a power cut or an error; extra delay in ms of a clogged link or a slow disk; drift in ppm; ms
+    of a jump; free bytes of a full disk; anything else that the kind draws from."""
 
     def describe(self) -> str:
         parts = [self.kind.value]

@@ -17,7 +17,7 @@ from consensus.simulation.connections import Connections, Pair
 from consensus.simulation.profile import Profile, between
 from consensus.simulation.schedule import MS, Scheduler
 from consensus.simulation.trace import Trace
-from consensus.transport.interface import Channel, Envelope, NodeHeartbeat, NodeHeartbeatAnswer, Receiver
+from consensus.transport.interface import Channel, Envelope, NodeHeartbeat, NodeHeartbeatAnswer, Receiver, SnapshotChunk
 
 Link: TypeAlias = tuple[NodeId, NodeId]
 Wire: TypeAlias = Callable[[NodeId, Sequence[Envelope]], Sequence[Envelope]]
@@ -47,6 +47,8 @@ class Network:
         self._random = source
         self._trace = trace
         self._wire = wire
+        self.piece_arrives: Callable[[NodeId], None] = lambda _: None
+        """Told of each piece of a snapshot that reaches a node."""
         self._hosts: dict[NodeId, Host] = {}
         self._receivers: dict[NodeId, Receiver] = {}
         self._cuts: Counter[Link] = Counter()
@@ -167,6 +169,8 @@ class Network:
         if receiver is not None:
             what = "; ".join(map(describe, envelopes))
             self._hosts[target].later(0, f"from {source}: {what}", lambda: receiver.received(source, envelopes))
+            if any(isinstance(envelope.message, SnapshotChunk) for envelope in envelopes):
+                self.piece_arrives(target)
 
     def _release(self, link: Link) -> None:
         """A healed stream delivers what waited, in order, if the connection lived through it."""

@@ -73,6 +73,7 @@ class Surroundings:
     groups: tuple[GroupSpec, ...]
     runtime_options: RuntimeOptions
     wal_options: WalOptions
+    snapshot_chunk_bytes: int
 
 
 class Owner(Protocol):
@@ -233,7 +234,7 @@ class SimulatedNode:
         )
         wal, recovery = Wal.open(self.filesystem, f"{DIRECTORY}/wal", identity.identity(), around.wal_options)
         self._owner.recovered(self, recovery)
-        snapshots = SnapshotFiles(self.filesystem, f"{DIRECTORY}/snapshots")
+        snapshots = SnapshotFiles(self.filesystem, f"{DIRECTORY}/snapshots", chunk_bytes=around.snapshot_chunk_bytes)
         around.trace.add(
             self._name,
             f"recovered incarnation {recovery.incarnation}, {recovery.discarded_tail_bytes} bytes of torn tail, "

@@ -27,6 +27,7 @@ WEIGHTS = {
     FaultKind.PAUSE: 3,
     FaultKind.STALL: 2,
     FaultKind.CLOCK: 1,
+    FaultKind.CLOCK_JUMP: 1,
     FaultKind.CUT: 5,
     FaultKind.RESET: 2,
     FaultKind.CLOG: 3,
@@ -34,6 +35,7 @@ WEIGHTS = {
     FaultKind.FLIP: 3,
     FaultKind.MISDIRECT: 1,
     FaultKind.SNAPSHOT: 2,
+    FaultKind.RECEIVER: 3,
     FaultKind.CLIENTS: 2,
     FaultKind.FULL_DISK: 2,
     FaultKind.TRANSFER: 3,
@@ -41,6 +43,7 @@ WEIGHTS = {
     FaultKind.WIPE: 2,
 }
 """Kinds that a plan may hold, and how often each comes where all are on."""
+HOUR_MS = 3_600_000
 NEED_ADMINISTRATOR = frozenset({FaultKind.MEMBERS, FaultKind.WIPE})
 
 
@@ -86,6 +89,8 @@ def _draw(
         return [Fault(at_ms=at_ms, kind=kind, links=_draw_cut(source, nodes), for_ms=_draw_length(source))]
     if kind is FaultKind.CLOG and source.random() < 0.5:
         return _draw_storm(source, at_ms, nodes)
+    if kind is FaultKind.TRANSFER and source.random() < 0.3:
+        return _draw_transfers(source, at_ms, groups)
     if kind in (FaultKind.RESET, FaultKind.CLOG):
         links = tuple(link for link in _all_links(nodes) if source.random() < 0.4)
         amount = source.randrange(5, 800)
@@ -120,6 +125,8 @@ def _draw_amount(source: random.Random, kind: FaultKind) -> int:
         return source.choice((source.randrange(20, 1000), source.randrange(1000, 5000)))
     if kind is FaultKind.CLOCK:
         return source.choice((-900_000, -300_000, -5000, 5000, 300_000, 1_000_000))
+    if kind is FaultKind.CLOCK_JUMP:
+        return source.choice((120, 400, 3000, 60_000, HOUR_MS, 5 * HOUR_MS))
     if kind is FaultKind.FULL_DISK:
         return source.choice((0, 20_000, 100_000))
     plain = (FaultKind.KILL, FaultKind.POWER, FaultKind.SYNC_FAILS, FaultKind.PAUSE, FaultKind.STALL)
@@ -147,6 +154,23 @@ def _draw_storm(source: random.Random, at_ms: int, nodes: tuple[NodeId, ...]) ->
             Fault(at_ms=at_ms, kind=FaultKind.CLOG, links=(link,), for_ms=_draw_length(source), amount=amount)
         )
         at_ms += source.randrange(5, 60)
+    return faults
+
+
+def _draw_transfers(source: random.Random, at_ms: int, groups: tuple[GroupId, ...]) -> list[Fault]:
+    """One hand-over after the other, faster than elections."""
+    faults = []
+    for _ in range(source.randrange(3, 12)):
+        faults.append(
+            Fault(
+                at_ms=at_ms,
+                kind=FaultKind.TRANSFER,
+                leader_of=source.choice(groups),
+                for_ms=_draw_length(source),
+                amount=_draw_amount(source, FaultKind.TRANSFER),
+            )
+        )
+        at_ms += source.randrange(1, 120)
     return faults
 
 

@@ -66,6 +66,12 @@ class DriftingClock:
         self._since_us = self._scheduler.now_us
         self._ppm = self._own_ppm + more_ppm
 
+    def jump(self, ms: int) -> None:
+        """Be so much later from now on."""
+        if ms < 0:
+            raise Misused(f"a monotonic clock can't go back by {-ms} ms")
+        self._local_us += ms * MS
+
     def _now_us(self) -> int:
         return self._local_us + (self._scheduler.now_us - self._since_us) * (1_000_000 + self._ppm) // 1_000_000
 

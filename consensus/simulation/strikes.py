@@ -8,9 +8,10 @@ healed before; faults are counted by kind, when they really come. Must not know:
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from consensus.core.interface import GroupId, ReplicaId
+from consensus.core.interface import GroupId, NodeId, ReplicaId
 from consensus.simulation.damage import flip_bits, misdirect
 from consensus.simulation.faults import DAMAGE_KINDS, LINK_KINDS, Fault, FaultKind
 from consensus.simulation.node import DIRECTORY, SimulatedNode
@@ -33,6 +34,8 @@ class Strikes:
         self._cluster = cluster
         self._plan = plan
         self._ambushes: list[Fault] = []
+        self._for_receivers: list[Fault] = []
+        """Lie in wait for pieces of snapshots."""
         self._over = False
         self._number = 0
 
@@ -50,7 +53,18 @@ class Strikes:
             self._ambushes.remove(fault)
             self._cluster.scheduler.after((fault.ambush_ms or 0) * MS, lambda: self._strike(fault))
 
+    def piece_arrives(self, node: NodeId) -> None:
+        """A piece of a snapshot reaches that node."""
+        if self._for_receivers and not self._over:
+            fault = self._for_receivers.pop(0)
+            # Now and then what is written of it by then is on its way to the disk.
+            delay_us = fault.amount % 3 * fault.amount % (5 * MS)
+            self._cluster.scheduler.after(delay_us, lambda: self._strike(replace(fault, nodes=(node,))))
+
     def _come(self, fault: Fault) -> None:
+        if fault.kind is FaultKind.RECEIVER and not self._over:
+            self._for_receivers.append(fault)
+            return
         if fault.ambush_ms is None:
             self._strike(fault)
         else:
@@ -125,6 +139,11 @@ class Strikes:
             self._cluster.scheduler.after(after_ms * MS, lambda: self._unless_over(lambda: self._power(node)))
         elif kind is FaultKind.POWER or (kind is FaultKind.RESTART_ALL and fault.amount % 2):
             node.power_cut("struck")
+        elif kind is FaultKind.RECEIVER:
+            if fault.amount % 2:
+                node.power_cut("struck as it is sent a snapshot")
+            else:
+                node.kill("killed as it is sent a snapshot")
         elif kind is FaultKind.RESTART_ALL:
             node.kill("killed with all others")
         elif kind is FaultKind.POWER_DURING_IO:
@@ -141,6 +160,8 @@ class Strikes:
             node.stall()
         elif kind is FaultKind.CLOCK:
             node.clock.drift(fault.amount)
+        elif kind is FaultKind.CLOCK_JUMP:
+            node.clock.jump(fault.amount)
         elif kind is FaultKind.SLOW_DISK:
             node.disk_lag_us += fault.amount * MS
         elif kind is FaultKind.SNAPSHOT:
@@ -168,7 +189,7 @@ class Strikes:
                 node.disk_lag_us = max(0, node.disk_lag_us - fault.amount * MS)
             elif fault.kind is FaultKind.FULL_DISK:
                 node.filesystem.faults.capacity_bytes = 1 << 62
-            elif fault.kind is not FaultKind.SNAPSHOT:
+            elif fault.kind not in (FaultKind.SNAPSHOT, FaultKind.CLOCK_JUMP):
                 node.start()
 
     # --- orders -----------------------------------------------------------------------------------------------------

@@ -94,8 +94,10 @@ class SnapshotFile:
         meta: SnapshotMeta,
         *,
         receiving: bool = False,
+        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         self._filesystem = filesystem
+        self._chunk_bytes = chunk_bytes
         self._folder = f"{directory}/group-{group}"
         self._group = group
         self._meta = meta
@@ -119,12 +121,12 @@ class SnapshotFile:
         """Take the next piece of the content, of any size. Raises `StorageFull`, `StorageFailed`."""
         view = memoryview(chunk).cast("B")
         while len(view):
-            room = CHUNK_BYTES - len(self._pending)
-            if not self._pending and len(view) >= CHUNK_BYTES:
-                self._write_chunk(view[:CHUNK_BYTES])
+            room = self._chunk_bytes - len(self._pending)
+            if not self._pending and len(view) >= self._chunk_bytes:
+                self._write_chunk(view[: self._chunk_bytes])
             else:
                 self._pending += view[:room]
-                if len(self._pending) == CHUNK_BYTES:
+                if len(self._pending) == self._chunk_bytes:
                     self._flush()
             view = view[room:]
 
@@ -167,11 +169,11 @@ class SnapshotFile:
 
     def _take_over(self, file: File) -> None:
         """Go on behind the whole chunks that lie there. The last one comes again, for it ends the transfer."""
-        while self._content_bytes + CHUNK_BYTES < self._meta.size_bytes:
-            raw = file.pread(HEADER.size + CHUNK_BYTES, self._end)
+        while self._content_bytes + self._chunk_bytes < self._meta.size_bytes:
+            raw = file.pread(HEADER.size + self._chunk_bytes, self._end)
             content = memoryview(raw)[HEADER.size :]
-            header = _header(_CHUNK, self._group, self._chunks, self._content_bytes, CHUNK_BYTES, crc32c(content))
-            if len(content) != CHUNK_BYTES or raw[: HEADER.size] != header:
+            header = _header(_CHUNK, self._group, self._chunks, self._content_bytes, self._chunk_bytes, crc32c(content))
+            if len(content) != self._chunk_bytes or raw[: HEADER.size] != header:
                 return
             self._write_chunk(content)
 
@@ -219,9 +221,13 @@ class SnapshotFiles:
     """`SnapshotStore`. Temporary files that an earlier life left are removed when it is made, but for those that it was
     receiving: `receive` goes on with one, `sweep` removes the others."""
 
-    def __init__(self, filesystem: FileSystem, directory: str, *, read_only: bool = False) -> None:
-        """`read_only`: for looking at a folder that a server may be using."""
+    def __init__(
+        self, filesystem: FileSystem, directory: str, *, read_only: bool = False, chunk_bytes: int = CHUNK_BYTES
+    ) -> None:
+        """`read_only`: for looking at a folder that a server may be using. `chunk_bytes`: fewer are for simulations,
+        whose states are small; all nodes must agree."""
         self._filesystem = filesystem
+        self._chunk_bytes = chunk_bytes
         self._directory = directory
         if read_only:
             return
@@ -237,10 +243,12 @@ class SnapshotFiles:
             raise StorageFailed(f"opening the snapshots in {directory}: {error}") from error
 
     def create(self, group: GroupId, meta: SnapshotMeta) -> SnapshotFile:
-        return SnapshotFile(self._filesystem, self._directory, group, meta)
+        return SnapshotFile(self._filesystem, self._directory, group, meta, chunk_bytes=self._chunk_bytes)
 
     def receive(self, group: GroupId, meta: SnapshotMeta) -> SnapshotFile:
-        return SnapshotFile(self._filesystem, self._directory, group, meta, receiving=True)
+        return SnapshotFile(
+            self._filesystem, self._directory, group, meta, receiving=True, chunk_bytes=self._chunk_bytes
+        )
 
     def sweep(self, group: GroupId, keep_snapshot_id: str) -> None:
         """Remove the group's half-received snapshots, but for that one."""
@@ -270,8 +278,8 @@ class SnapshotFiles:
         file, path = self._open(group, snapshot_id)
         try:
             meta, chunks = self._manifest(file, path, group, snapshot_id)
-            skip = offset % CHUNK_BYTES
-            for number in range(offset // CHUNK_BYTES, chunks):
+            skip = offset % self._chunk_bytes
+            for number in range(offset // self._chunk_bytes, chunks):
                 chunk = self._chunk(file, path, group, number, meta.size_bytes)
                 if skip < len(chunk):
                     yield chunk[skip:]
@@ -400,8 +408,8 @@ class SnapshotFiles:
         return meta, frame.number
 
     def _chunk(self, file: File, path: str, group: GroupId, number: int, size_bytes: int) -> memoryview:
-        start = number * CHUNK_BYTES
-        length = min(CHUNK_BYTES, size_bytes - start)
+        start = number * self._chunk_bytes
+        length = min(self._chunk_bytes, size_bytes - start)
         raw = file.pread(HEADER.size + length, number * HEADER.size + start)
         frame = _parse(raw[: HEADER.size], path)
         content = memoryview(raw)[HEADER.size :]

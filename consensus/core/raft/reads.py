@@ -164,7 +164,7 @@ class Reads:
         # of a later read (HAZARDS 13).
         number = (state.incarnation & _INCARNATION_MASK) << _COUNTER_BITS | self._counter
         self._forwarded[number] = (token, self._now_ms)
-        self._durability.send(
+        self._durability.send_durable(
             ReadRequest(sender=state.me, to=state.leader, term=state.term, incarnation=state.incarnation, token=number)
         )
 

@@ -67,11 +67,14 @@ class Totals:
     operations_checked: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
+    """Seeds by what they simulated."""
     failed: list[Report] = field(default_factory=list)
     """Without an order that means anything."""
 
-    def add(self, report: Report) -> None:
+    def add(self, report: Report, *, kind: str = "") -> None:
         self.seeds += 1
+        self.kinds[kind_of(report.seed, kind)] += 1
         self.events += report.events
         self.simulated_ms += report.simulated_ms
         self.operations_checked += report.operations_checked
@@ -90,6 +93,8 @@ class Totals:
             "violations": len(self.failed),
             "failed_seeds": sorted(report.seed for report in self.failed),
             "wall_s": round(wall_s, 2),
+            "simulated_to_real": round(self.simulated_ms / 1000 / wall_s, 2) if wall_s else 0.0,
+            "kinds": dict(sorted(self.kinds.items())),
         }
 
 
@@ -120,7 +125,7 @@ def campaign(
     totals, started, interrupted = Totals(), time.monotonic(), False
     try:
         for report in reports(seeds, kind=kind, nodes=nodes, jobs=jobs):
-            totals.add(report)
+            totals.add(report, kind=kind)
             if progress is not None:
                 progress(totals, report)
     except KeyboardInterrupt:

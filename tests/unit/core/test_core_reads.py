@@ -234,6 +234,14 @@ def test_follower_asks_its_leader() -> None:
     assert len(host.reads) == 1
 
 
+def test_a_forwarded_read_names_no_term_that_is_not_durable() -> None:
+    """A stalled disk, then a power cut: a replica spoke in term 4 and came back in term 3 (simulator, seed 5034)."""
+    host = follower(1, term=1)
+    host.heartbeat(term=4)
+    assert of(ReadRequest, ask(host, 7)) == []
+    assert only(ReadRequest, of(ReadRequest, host.persist())).term == host.disk.hard_state.term == 4
+
+
 def test_replica_without_a_leader_refuses_at_once() -> None:
     host = follower(1)
     assert ask(host, 7) == []
