@@ -67,7 +67,7 @@ class Administrator:
         """Replicas that can't run any more are replaced."""
         roster = self._cluster.roster
         for node in self._cluster.nodes.values():
-            if node.damaged:
+            if node.needs_an_empty_disk and roster.may_damage(node.node):
                 self._cluster.give_empty_disk(node)
         for group in roster.groups:
             configuration = roster.latest(group)

@@ -106,7 +106,7 @@ class SimulatedNode:
         self.wipes = 0
         """How often its disk was lost with all that it held."""
         self.damaged = ""
-        """Why no replica at all can run on what this disk holds."""
+        """Why replicas that this disk does not name can't run on it, or none at all."""
         self._around = surroundings
         self._owner = owner
         self._random = stream(surroundings.seed, f"node {node}")
@@ -137,12 +137,17 @@ class SimulatedNode:
 
     def beyond_repair(self, group: GroupId) -> bool:
         """The replica that should be here does not run, and never will."""
-        if self.damaged:
-            return True
-        if self._runtime is None or not self._around.roster.hosted(self.node, group):
+        if self._runtime is None:
+            return bool(self.damaged)
+        if not self._around.roster.hosted(self.node, group):
             return False
         handle = self.handles.get(group)
         return handle is None or bool(handle.problem)
+
+    @property
+    def needs_an_empty_disk(self) -> bool:
+        """Damage may have hit any replica, and keeps one from running."""
+        return bool(self.damaged) and any(map(self.beyond_repair, self._around.roster.groups))
 
     def want_snapshots(self) -> None:
         for handle in self.handles.values():

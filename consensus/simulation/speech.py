@@ -19,7 +19,7 @@ from consensus.core.interface import (
 )
 from consensus.simulation.errors import Violated
 from consensus.storage.interface import RecoveredGroup
-from consensus.transport.interface import Envelope, unpacked
+from consensus.transport.interface import Envelope, Report, SnapshotAnswer, SnapshotRequest, unpacked
 
 
 @dataclass(slots=True)
@@ -41,6 +41,10 @@ class Speech:
             message = envelope.message
             if isinstance(message, VoteRequest | VoteResponse) and message.pre:
                 continue
+            if isinstance(message, SnapshotRequest | Report) or (
+                isinstance(message, SnapshotAnswer) and not message.installed
+            ):
+                continue  # The runtime's own: pieces of a file and notes promise nothing.
             who = (envelope.group, message.sender)
             said = self._said.setdefault(who, _Said())
             if message.term < said.term:
