@@ -54,6 +54,8 @@ class Chaos:
             # The host streams its newest snapshot; the transfer takes one event and may fail.
             snapshot = host.disk.snapshot
             ok = snapshot is not None and self.random.random() < 0.7 and not {replica, host.replica} & self.cut
+            # Who was deposed meanwhile must not send it in the new leader's term.
+            ok = ok and host.role is Role.LEADER
             if ok and snapshot is not None:
                 life = host.disk.incarnation
                 receiver = self.hosts[replica]
