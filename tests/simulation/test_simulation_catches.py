@@ -21,7 +21,15 @@ def finds(run: Callable[[int], Report]) -> bool:
 
 
 @pytest.mark.parametrize(
-    "name", ["ack_before_flush", "truncate_on_append", "hard_state_not_durable", "snapshot_index_apart"]
+    "name",
+    [
+        "ack_before_flush",
+        "truncate_on_append",
+        "hard_state_not_durable",
+        "snapshot_index_apart",
+        "vote_lost_with_segment",
+        "read_before_own_commit",
+    ],
 )
 def test_ledgers_find(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     catalogue.find(name).install(monkeypatch)
