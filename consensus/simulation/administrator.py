@@ -73,17 +73,17 @@ class Administrator:
             configuration = roster.latest(group)
             if group in self._goals or configuration.outgoing:
                 continue
-            dead = [
-                member
-                for member in sorted(members_of(configuration))
-                if self._cluster.nodes[roster.node_of(group, member)].beyond_repair(group)
-                or roster.hosted(roster.node_of(group, member), group) != member
-            ]
+            dead = [member for member in sorted(members_of(configuration)) if self._is_lost(group, member)]
             if dead:
                 voters = [voter for voter in configuration.voters if voter not in dead]
                 made = {self._new_id(group): roster.node_of(group, member) for member in dead}
                 learners = tuple(learner for learner in configuration.learners if learner not in dead)
                 self._begin(group, _Goal((*voters, *made), learners, made))
+
+    def _is_lost(self, group: GroupId, member: ReplicaId) -> bool:
+        """It will never run again."""
+        node = self._cluster.roster.node_of(group, member)
+        return self._cluster.nodes[node].beyond_repair(group) or self._cluster.roster.hosted(node, group) != member
 
     def waits_for(self) -> list[str]:
         return [f"members of group {group} to become {goal.voters}" for group, goal in self._goals.items()]
@@ -162,6 +162,10 @@ class Administrator:
         if status is None or current is None or not settled(status, current):
             return
         members = members_of(current)
+        if any(one in members and self._is_lost(group, one) for one in (*goal.voters, *goal.learners)):
+            self._cluster.trace.add("admin", f"group {group}: one of {goal.voters} is lost; this change is given up")
+            del self._goals[group]
+            return
         if current.next_replica > max(goal.made, default=current.next_replica) and not members & set(goal.made):
             if goal.made:
                 # Passed over: a change that was given up came through after all.
