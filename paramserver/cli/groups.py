@@ -45,15 +45,20 @@ def _list(values: flags.Values) -> int:
         moving = [f"{one.from_node} -> {one.to_node}" for one in view.moves if one.group == group.group]
         rows.append((str(group.group), str(group.leader_node) if group.leader_node else "none", str(group.term),
                      members, ", ".join(moving)))  # fmt: skip
-    out = table(("group", "leader", "term", "on nodes", "moving"), rows)
+    print("\n".join([*table(("group", "leader", "term", "on nodes", "moving"), rows), *underway(view)]))
+    return codes.OK
+
+
+def underway(view: ClusterView) -> list[str]:
+    """A line for each move, and for each replica that waits to be deleted."""
+    out = []
     for move in view.moves:
         state = "being given up" if move.cancelled else STAGES[move.stage]
         trouble = f": {escape(move.trouble)}" if move.trouble else ""
         out += [f"group {move.group}: replica {move.replica} on node {move.to_node} is {state}{trouble}"]
     for left in view.leftovers:
         out += [f"group {left.group}: replica {left.replica} on node {left.node} is no member and waits to be deleted"]
-    print("\n".join(out))
-    return codes.OK
+    return out
 
 
 def _member(node: int, role: str) -> str:

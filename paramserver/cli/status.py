@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from paramserver.cli import codes, flags
 from paramserver.cli.codes import CommandError
 from paramserver.cli.flags import Flag
-from paramserver.cli.groups import marks
+from paramserver.cli.groups import marks, underway
 from paramserver.cli.text import escape, table
 
 if TYPE_CHECKING:
+    from paramserver.lab.admin import ClusterView
     from paramserver.lab.status import Answer, BlockSnapshot, GroupSnapshot, NodeSnapshot, Unreachable
 
 DESCRIPTION = (
@@ -30,6 +31,10 @@ FLAGS = (
     Flag("--json", "one JSON object instead of tables"),
     Flag("--timeout", "seconds to wait for a node", flags.number(0.05, 600), 2.0, "SECONDS"),
 )
+CATALOGUE_GROUP = 0
+SURVEY_S = 1.5
+"""What group 0's leader takes more than another node: it asks all nodes, and waits a second for silent ones."""
+ROLES_SHOWN = ("voter", "learner", "incoming", "outgoing")
 DIGEST_SHOWN = 12
 """Characters of a digest in tables; --json has all."""
 
@@ -41,10 +46,12 @@ def run(values: flags.Values, problems: list[str]) -> int:
     addresses = status.everybody(values["servers"], timeout_s=values["timeout"])
     answers = status.ask_all(addresses, blocks=True, timeout_s=values["timeout"])
     answers = status.named(answers, timeout_s=values["timeout"])
+    leader = status.leader_of(answers, CATALOGUE_GROUP)
+    view = placement(leader.address, values["timeout"] + SURVEY_S) if leader is not None else None
     if values["json"]:
-        print(json.dumps(as_json(answers)))
+        print(json.dumps(as_json(answers, view)))
     elif status.reached(answers):
-        print("\n".join(lines(answers, blocks=values["blocks"])))
+        print("\n".join(lines(answers, blocks=values["blocks"], view=view)))
     if not status.reached(answers):
         raise CommandError(
             "no server answered: "
@@ -55,29 +62,43 @@ def run(values: flags.Values, problems: list[str]) -> int:
     return codes.OK
 
 
-def as_json(answers: Sequence[Answer]) -> dict[str, Any]:
-    """`nodes`: snapshots of those that answered; `unreachable`: the others, with the reason; `leaders`: group ->
-    node."""
+def placement(leader: str, timeout_s: float) -> ClusterView | None:
+    """As group 0's leader sees it; None: it does not answer."""
+    from paramserver.lab.admin import Admin, AdminError
+
+    try:
+        return Admin([leader], timeout_s=timeout_s).members()
+    except AdminError:
+        return None
+
+
+def as_json(answers: Sequence[Answer], view: ClusterView | None = None) -> dict[str, Any]:
+    """`nodes`: snapshots of those that answered; `unreachable`: the others, with the reason; `leaders`: group -> node;
+    `placement`: nodes with their states, members of groups and moves, as group 0's leader sees them (null: nobody
+    leads it)."""
     from paramserver.lab import status
 
     return {
+        "placement": asdict(view) if view is not None else None,
         "nodes": [asdict(node) for node in status.reached(answers)],
         "unreachable": [asdict(answer) for answer in answers if isinstance(answer, status.Unreachable)],
         "leaders": {str(group): node for group, node in status.leaders(answers).items()},
     }
 
 
-def lines(answers: Sequence[Answer], *, blocks: bool = False) -> list[str]:
+def lines(answers: Sequence[Answer], *, blocks: bool = False, view: ClusterView | None = None) -> list[str]:
     """The picture for people."""
     from paramserver.lab import status
 
     nodes = status.reached(answers)
     out = [f"cluster {escape(nodes[0].cluster)}" if nodes else "cluster unknown", ""]
-    out += table(("node", "address", "state", "incarnation", "version"), [_node(answer) for answer in answers])
+    node_head = ("node", "address", "state", "incarnation", "version")
+    out += table(node_head, [*(_node(answer, view) for answer in answers), *_removed(answers, view)])
     foreign = sorted({node.cluster for node in nodes})
     if len(foreign) > 1:
         out += ["", f"! these servers belong to {len(foreign)} different clusters: {', '.join(map(escape, foreign))}"]
     leaders = status.leaders(answers)
+    out += _members(nodes, leaders, view)
     head = ("group", "node", "role", "leader", "term", "commit", "applied", "last", "snapshot", "state", "note")
     rows = [
         _group(node, group, leaders)
@@ -105,17 +126,56 @@ def lines(answers: Sequence[Answer], *, blocks: bool = False) -> list[str]:
     return out
 
 
-def _node(answer: NodeSnapshot | Unreachable) -> tuple[str, ...]:
+def _members(nodes: Sequence[NodeSnapshot], leaders: dict[int, int], view: ClusterView | None) -> list[str]:
+    """Who belongs to each group, told by the replica that knows best, and what is being moved."""
+    rows = []
+    for group in sorted({state.group for node in nodes for state in node.groups if state.members}):
+        known = [state for node in nodes for state in node.groups if state.group == group and state.members]
+        best = max(known, key=lambda state: (state.leads, state.term, state.configuration_index))
+        by_role = {role: [one.node for one in best.members if one.role == role] for role in ROLES_SHOWN}
+        joint = [f"node {node} enters" for node in by_role["incoming"]]
+        joint += [f"node {node} leaves" for node in by_role["outgoing"]]
+        rows.append((str(group), str(leaders.get(group) or "none"), _listed(by_role["voter"]),
+                     _listed(by_role["learner"]), ", ".join(joint) or ("yes" if best.joint else "-")))  # fmt: skip
+    out = ["", *table(("group", "leader", "voters", "learners", "joint"), rows)] if rows else []
+    if view is None:
+        return [*out, "group 0 has no leader that answers: what is being moved is not known"]
+    return out + underway(view)
+
+
+def _listed(nodes: Sequence[int]) -> str:
+    return " ".join(map(str, nodes)) or "-"
+
+
+def _removed(answers: Sequence[Answer], view: ClusterView | None) -> list[tuple[str, ...]]:
+    """Nodes that are not asked any more."""
+    asked = {answer.address for answer in answers}
+    nodes = view.nodes if view is not None else ()
+    return [
+        (str(node.node), escape(node.address), "removed", "", "")
+        for node in nodes
+        if node.state == "removed" and node.address not in asked
+    ]
+
+
+def _node(answer: NodeSnapshot | Unreachable, view: ClusterView | None = None) -> tuple[str, ...]:
     from paramserver.lab import status
 
+    known = next((one for one in view.nodes if one.address == answer.address), None) if view is not None else None
     if isinstance(answer, status.Unreachable):
-        return (str(answer.node or "?"), escape(answer.address), f"UNREACHABLE ({escape(answer.cause)})", "", "")
+        number = answer.node or (known.node if known is not None else 0)
+        cause = f"UNREACHABLE ({escape(answer.cause)})"
+        if known is not None and known.state != "active":
+            cause = "removed" if known.state == "removed" else f"{known.state}, {cause}"
+        return (str(number or "?"), escape(answer.address), cause, "", "")
     damaged = sum(1 for group in answer.groups if group.problem)
     state = {"serving": "up", "waiting": "WAITING to be admitted", "removed": "REMOVED"}.get(answer.state, answer.state)
     if damaged:
         state += f", {damaged} replica{'s' if damaged > 1 else ''} not well"
     if answer.disk_full:
         state += ", DISK FULL"
+    if known is not None and known.node_uuid == answer.node_uuid and known.state in ("draining", "no leaders"):
+        state += f", {known.state}"
     return (str(answer.node), escape(answer.address), state, str(answer.incarnation), escape(answer.version))
 
 

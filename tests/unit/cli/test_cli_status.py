@@ -4,9 +4,11 @@ import json
 from dataclasses import replace
 
 from paramserver.cli import status as command
+from paramserver.lab.admin import ClusterView
 from paramserver.lab.status import (
     BlockSnapshot,
     GroupSnapshot,
+    MemberSnapshot,
     ModelSnapshot,
     NodeSnapshot,
     RankSnapshot,
@@ -15,6 +17,7 @@ from paramserver.lab.status import (
     leader_of,
     leaders,
 )
+from tests.unit.cli.scripted_admin import move, node
 
 GROUP = GroupSnapshot(
     group=1,
@@ -91,3 +94,40 @@ def test_a_deposed_leader_is_outvoted() -> None:
     assert found.node == 2
     assert leaders((NODE, FOLLOWER)) == {1: 1}
     assert leader_of((FOLLOWER,), 1) is None
+
+
+MEMBERS = (
+    MemberSnapshot(1, 1, "voter", 9),
+    MemberSnapshot(65_536, 4, "incoming", 9),
+    MemberSnapshot(2, 2, "outgoing", 9),
+    MemberSnapshot(65_537, 5, "learner", 2),
+)
+
+
+def test_members_moves_and_states_of_nodes_are_told() -> None:
+    leading = replace(NODE, node_uuid="ab" * 16, address="h:1", groups=(replace(GROUP, members=MEMBERS, joint=True),))
+    view = ClusterView(
+        5,
+        (node(1, state="no leaders"), node(2, state="draining"), node(3, state="removed", up=False), node(6)),
+        (),
+        (move(7, 1, 2, 4, stage="swap"),),
+        (),
+    )
+    answers = (leading, Unreachable("h:2", "refused"), Unreachable("h:6", "refused"))
+    shown = command.lines(answers, view=view)
+    rows = [line.split() for line in shown]
+    assert ["1", "1", "1", "5", "node", "4", "enters,", "node", "2", "leaves"] in rows
+    assert ["1", "h:1", "up,", "no", "leaders", "2", "0.1.0"] in rows
+    assert ["2", "h:2", "draining,", "UNREACHABLE", "(refused)"] in rows
+    assert ["3", "h:3", "removed"] in rows
+    assert ["6", "h:6", "UNREACHABLE", "(refused)"] in rows
+    assert "group 1: replica 65536 on node 4 is taking its place as a voter" in shown
+    placement = command.as_json(answers, view)["placement"]
+    assert [one["state"] for one in placement["nodes"]] == ["no leaders", "draining", "removed", "active"]
+    assert placement["moves"][0]["stage"] == "swap"
+
+
+def test_without_a_leader_of_group_0_the_rest_is_told() -> None:
+    shown = "\n".join(command.lines((NODE,)))
+    assert "group 0 has no leader that answers" in shown
+    assert command.as_json((NODE,))["placement"] is None
