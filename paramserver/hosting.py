@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Protocol, TypeAlias
 
 from consensus.core.interface import Configuration, GroupId, NodeId, ReplicaId
@@ -69,7 +69,10 @@ class Hosting:
         save: Callable[[pb.Directory], None],
         vacated: Callable[[GroupId], None],
         changed: Callable[[int], None],
+        blocking: Callable[[Callable[[], None]], Awaitable[None]] = asyncio.to_thread,
     ) -> None:
+        """`blocking`: runs what touches the disk beside the event loop."""
+        self._blocking = blocking
         self._groups = groups
         self._runtime = runtime
         self._peers = peers
@@ -145,13 +148,13 @@ class Hosting:
                 groups=[protos.from_members(group, one) for group, one in members.items()],
             )
             if version > self._groups.directory:
-                await asyncio.to_thread(self._save, told)
+                await self._blocking(lambda: self._save(told))
             self._groups.told(version, nodes, members)
             self._avoid(nodes)
             await self._reach(nodes)
             self._note_removal(me)
             if not self._folder.activated and not self.removed:
-                await asyncio.to_thread(self._folder.activate)
+                await self._blocking(self._folder.activate)
             if not self.removed:
                 self.admitted.set()
             self._changed(version)

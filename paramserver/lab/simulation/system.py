@@ -29,12 +29,14 @@ from paramserver.catalogue.machine import CatalogueMachine
 from paramserver.lab.simulation.application import draw_spec, shard_digest
 from paramserver.lab.simulation.calls import Service
 from paramserver.lab.simulation.line import Line
+from paramserver.lab.simulation.operator import SimulatedOperator
 from paramserver.lab.simulation.rank import draw_deaths
 from paramserver.lab.simulation.reference import Training
 from paramserver.lab.simulation.server import SimulatedServer
 from paramserver.lab.simulation.worker import SimulatedWorker
 from paramserver.shard.machine import ShardMachine
 from paramserver.shard.options import LeaderOptions
+from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.checksum import digest
 from paramserver.wire.frames import PushKind
 
@@ -53,17 +55,21 @@ class WholeSteps(Training):
 class SystemLoad:
     """`consensus.simulation.cluster.Application`."""
 
-    def __init__(self, *, seed: int, load_ms: int) -> None:
+    def __init__(self, *, seed: int, load_ms: int, reshaped: bool = False) -> None:
+        """`reshaped`: an operator moves replicas meanwhile."""
         source = stream(seed, "training")
         self.training = WholeSteps(seed, draw_spec(source))
         self.lease_ms = source.choice((2500, 5000))
         self.leader_options = LeaderOptions(window_blocks=source.choice((1, 2, 3, 16)))
         self._deaths = draw_deaths(source, self.training.spec.ranks, load_ms)
         self._seed = seed
+        self.directories: dict[NodeId, pb.Directory] = {}
         self._servers: dict[NodeId, SimulatedServer] = {}
         self._all_servers: list[SimulatedServer] = []
         """Of all lives; kept, so that what was cut off is tidied up at the end of the run and not before."""
         self._workers: list[SimulatedWorker] = []
+        self._reshaped = reshaped
+        self._operator: SimulatedOperator | None = None
         self._lines: list[Line] = []
         self._healed = False
         self._steps_seen = 0
@@ -73,12 +79,16 @@ class SystemLoad:
     # --- Application ------------------------------------------------------------------------------------------------
 
     def machine(self, node: NodeId, group: GroupId) -> tuple[StateMachine, GroupListener]:
+        return self._server(node).machine(group)
+
+    def _server(self, node: NodeId) -> SimulatedServer:
+        """Of its present life."""
         server = self._servers.get(node)
         if server is None or server.life != self.cluster.nodes[node].life:
             layout = {spec.group: spec.configuration for spec in self.cluster.groups}
             server = self._servers[node] = SimulatedServer(self, node, layout)
             self._all_servers.append(server)
-        return server.machine(group)
+        return server
 
     def begin(self, cluster: Cluster) -> None:
         # Back-offs draw from the module's own source.
@@ -87,11 +97,14 @@ class SystemLoad:
         self._workers = [SimulatedWorker(self, rank) for rank in range(self.training.spec.ranks)]
         for worker in self._workers:
             cluster.scheduler.after((50 + worker.rank * 13) * MS, worker.start)
+        if self._reshaped:
+            self._operator = SimulatedOperator(self, list(cluster.nodes), [spec.group for spec in cluster.groups])
+            self._operator.start()
         for at_ms, rank, away_ms in self._deaths:
             cluster.scheduler.at(at_ms * MS, partial(self._kill, self._workers[rank], away_ms))
 
     def running(self, node: SimulatedNode) -> None:
-        return None
+        self._server(node.node).begin()
 
     def stopped(self, node: NodeId) -> None:
         server = self._servers.get(node)
@@ -112,16 +125,34 @@ class SystemLoad:
         goal = self._steps_seen + STEPS_AFTER
         for worker in self._workers:
             worker.go_on_to(goal)
+        if self._operator is not None:
+            self._operator.settle()
 
     def done(self) -> bool:
-        return all(worker.done for worker in self._workers)
+        return all(worker.done for worker in self._workers) and not self._underway()
 
     def waits_for(self) -> str:
-        return ", ".join(
+        waiting = [
             f"{worker.name} {'at step ' + str(worker.step) if worker.training else 'without its rank'}"
             for worker in self._workers
             if not worker.done
-        )
+        ]
+        return ", ".join(waiting + self._underway())
+
+    def _underway(self) -> list[str]:
+        """What of the operator's wishes is not done; while a part of the nodes is away nobody waits for it."""
+        if self._operator is None or len(self.cluster._whole) < len(self.cluster.nodes):
+            return []
+        if not self._operator.idle:
+            return ["the operator's wish"]
+        leader = self.cluster.leader_of(CATALOGUE_GROUP)
+        if leader is None or leader not in self._servers:
+            return ["a leader of group 0"]
+        placement = self._servers[leader].catalogue.placement
+        moves = [f"move {move.move} of group {move.group} to node {move.to_node}" for move in placement.moves.values()]
+        moves += [f"replica {one.replica} of group {one.group} to be deleted" for one in placement.leftovers]
+        moves += [f"node {node.node} to be removed" for node in placement.nodes.values() if node.then_remove]
+        return moves
 
     def digest(self, machine: StateMachine) -> bytes:
         if isinstance(machine, CatalogueMachine):
@@ -152,7 +183,7 @@ class SystemLoad:
         if models != [self.training.spec.name]:
             raise Violated(f"node {node}: group 0 holds the models {models}")
         sessions = sum(machine.session(session) is not None for session in range(1, 10_000))
-        if sessions > len(self._workers):
+        if sessions > len(self._workers) + self._reshaped:
             raise Violated(f"node {node}: group 0 holds {sessions} sessions of {len(self._workers)} workers")
 
     def _check_shard(self, node: NodeId, machine: ShardMachine, steps: int) -> None:
@@ -172,6 +203,8 @@ class SystemLoad:
         """The run is over and judged."""
         for worker in self._workers:
             worker.close()
+        if self._operator is not None:
+            self._operator.close()
         for server in self._all_servers:
             server.loop.close()
 
@@ -232,13 +265,14 @@ def draw_system_case(seed: int, *, nodes: int | None = None) -> Case:
     return replace(case, plan=plan)
 
 
-def run_system_case(case: Case) -> Report:
-    """The same case gives the same report, trace hash included."""
-    load = SystemLoad(seed=case.seed, load_ms=case.options.load_ms)
+def run_system_case(case: Case, *, reshaped: bool = False) -> Report:
+    """The same case gives the same report, trace hash included. `reshaped`: one of the nodes begins with nothing, and
+    an operator moves replicas, drains and replaces nodes and hands leaderships over, through all the faults."""
+    load = SystemLoad(seed=case.seed, load_ms=case.options.load_ms, reshaped=reshaped)
     cluster = Cluster(
         seed=case.seed,
         nodes=case.node_ids,
-        groups=lay_out(case.node_ids),
+        groups=lay_out(case.node_ids[:-1] if reshaped else case.node_ids),
         application=load,
         profile=case.profile,
         plan=case.plan,
@@ -248,6 +282,12 @@ def run_system_case(case: Case) -> Report:
     report = cluster.run()
     load.close()
     return report
+
+
+def run_reshaped_seed(seed: int) -> Report:
+    """Bootstrap and train under faults, while replicas move from node to node (FAULTS 22 and 30, in whole)."""
+    source = stream(seed, "reshaped")
+    return run_system_case(draw_system_case(seed, nodes=source.choice((3, 4, 4, 5))), reshaped=True)
 
 
 def run_system_seed(seed: int) -> Report:
