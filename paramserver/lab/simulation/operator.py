@@ -87,37 +87,36 @@ class SimulatedOperator:
             if self._over:
                 return
             self._asking = 1
-            await self._ask(self._draw(self._random))
+            await self._ask(*self._draw(self._random))
             self._asking = 0
 
-    def _draw(self, source: random.Random) -> pb.ReshapeRequest:
-        node, other = source.choice(self._nodes), source.choice((*self._nodes, *self._nodes[-1:] * len(self._nodes)))
-        group = source.choice(self._groups)
-        kind = source.choice(
-            ("transfer", "move", "move", "move", "drain", "leaders", "undo", "undo", "cancel", "replace")
-        )
-        if kind == "replace" and (not self._replaces or node == other):
-            kind = "undo"
-        if kind == "move" and node == other:
-            kind = "transfer"
+    def _draw(self, source: random.Random) -> tuple[str, pb.ReshapeRequest]:
+        """What it is called, and the wish; some are for what can't be."""
+        *first, spare = self._nodes
+        group, node = source.choice(self._groups), source.choice(self._nodes)
+        other = spare if source.random() < 0.6 else source.choice(self._nodes)
+        kinds = ["transfer", "move", "move", "move", "move", "drain", "leaders", "undo", "undo", "cancel"]
+        kind = source.choice([*kinds, *["replace"] * self._replaces])
+        if kind in ("move", "replace"):
+            node = source.choice([one for one in (*first, *first, spare) if one != other])
         match kind:
             case "transfer":
-                return pb.ReshapeRequest(transfer=pb.TransferTo(group=group, to_node=node))
+                wish = pb.ReshapeRequest(transfer=pb.TransferTo(group=group, to_node=node))
             case "move":
-                return pb.ReshapeRequest(move=pb.MoveReplica(group=group, from_node=node, to_node=other))
+                wish = pb.ReshapeRequest(move=pb.MoveReplica(group=group, from_node=node, to_node=other))
             case "drain":
-                return pb.ReshapeRequest(drain=pb.DrainNode(node=node))
+                wish = pb.ReshapeRequest(drain=pb.DrainNode(node=node))
             case "leaders":
-                return pb.ReshapeRequest(drain=pb.DrainNode(node=node, leaders_only=True))
+                wish = pb.ReshapeRequest(drain=pb.DrainNode(node=node, leaders_only=True))
             case "undo":
-                return pb.ReshapeRequest(drain=pb.DrainNode(node=node, undo=True))
+                wish = pb.ReshapeRequest(drain=pb.DrainNode(node=node, undo=True))
             case "replace":
-                return pb.ReshapeRequest(replace=pb.ReplaceNode(node=node, by=other))
+                wish = pb.ReshapeRequest(replace=pb.ReplaceNode(node=node, by=other))
             case _:
-                return pb.ReshapeRequest(cancel=pb.CancelMove(group=group))
+                wish = pb.ReshapeRequest(cancel=pb.CancelMove(group=group))
+        return kind, wish
 
-    async def _ask(self, wish: pb.ReshapeRequest) -> None:
-        kind = wish.WhichOneof("kind") or ""
+    async def _ask(self, kind: str, wish: pb.ReshapeRequest) -> None:
         trace, counts = self._world.cluster.trace, self._world.cluster.counts
         trace.add("operator", f"wants {str(wish).split()}")
         self._sequence += 1
