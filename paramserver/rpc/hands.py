@@ -40,11 +40,21 @@ class Reach:
     def __init__(self) -> None:
         self._channels = Channels()
 
-    async def call(self, address: str, method: str, request: Message, answer: type[Answer], timeout_s: float) -> Answer:
-        """Raises `Refusal`."""
+    async def call(
+        self,
+        address: str,
+        method: str,
+        request: Message,
+        answer: type[Answer],
+        timeout_s: float,
+        *,
+        patient: bool = False,
+    ) -> Answer:
+        """`patient`: a server that has just been started is waited for; else what the connection came to before, within
+        its back-off, is the answer. Raises `Refusal`."""
         call: Any = self._channels.to(address).unary_unary(method)
         try:
-            return answer.FromString(await call(request.SerializeToString(), timeout=timeout_s))
+            return answer.FromString(await call(request.SerializeToString(), timeout=timeout_s, wait_for_ready=patient))
         except grpc.aio.AioRpcError as error:
             raise refusal_of(error) from None
 
@@ -118,10 +128,14 @@ class RemoteHands:
         )
 
     async def identify(self, address: str) -> Stranger:
+        request = pb.StatusRequest(brief=True)
         try:
-            found = await self._reach.call(address, STATUS, pb.StatusRequest(brief=True), pb.NodeStatus, ASK_TIMEOUT_S)
-        except Refusal as refusal:
-            cause = refusal.message.rpartition("last error: ")[2]  # gRPC tells the whole way to it
+            try:
+                found = await self._reach.call(address, STATUS, request, pb.NodeStatus, ASK_TIMEOUT_S)
+            except Refusal as first:
+                cause = first.message.rpartition("last error: ")[2]  # gRPC tells the whole way to it
+                found = await self._reach.call(address, STATUS, request, pb.NodeStatus, ASK_TIMEOUT_S, patient=True)
+        except Refusal:
             raise Refusal(
                 Reason.CONFLICT,
                 f"no server answers at {address}: {cause}",

@@ -128,7 +128,16 @@ class SimulatedReach(Reach):
         super().__init__()
         self._caller = caller
 
-    async def call(self, address: str, method: str, request: Message, answer: type[Answer], timeout_s: float) -> Answer:
+    async def call(
+        self,
+        address: str,
+        method: str,
+        request: Message,
+        answer: type[Answer],
+        timeout_s: float,
+        *,
+        patient: bool = False,
+    ) -> Answer:
         name = method.removeprefix("/paramserver.v1.")
         return answer.FromString(
             await self._caller.unary(node_of(address), name, request.SerializeToString(), timeout_s)
