@@ -89,9 +89,15 @@ class Administrator:
         return [f"members of group {group} to become {goal.voters}" for group, goal in self._goals.items()]
 
     def _can_decide(self, group: GroupId, voters: Sequence[ReplicaId]) -> bool:
-        """Whether a majority of them holds what it acknowledged: the quorum arithmetic that group 0 does before it
-        orders anything."""
-        hit = [voter for voter in voters if (group, voter) in self._cluster.roster.impaired]
+        """Whether a majority of them holds what it acknowledged, and is not dead for now: the quorum arithmetic that
+        group 0 does before it orders anything."""
+        roster, whole = self._cluster.roster, self._cluster.whole
+        hit = [
+            voter
+            for voter in voters
+            if (group, voter) in roster.impaired
+            or (whole and roster.node_of(group, voter) not in whole and voter in members_of(roster.latest(group)))
+        ]
         return minority_at_most(Configuration(tuple(voters)), hit)
 
     # --- goals ------------------------------------------------------------------------------------------------------

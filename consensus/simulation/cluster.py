@@ -247,6 +247,11 @@ class Cluster:
             return None
         return self.nodes[node].durable.get(group)
 
+    @property
+    def whole(self) -> frozenset[NodeId]:
+        """Nodes that were healed; none while faults come. The others may stay dead."""
+        return self._whole
+
     def committed(self, group: GroupId) -> int:
         """The highest index that any replica was seen to know committed."""
         return self._lives.committed(group)
