@@ -128,9 +128,12 @@ class Reconfiguration:
         return ""
 
     def _reachable(self) -> set[ReplicaId]:
+        """Who answered this leader lately, and counts. One that leads since a moment ago has not heard of everybody."""
         replication = self._replication
         others = {
-            peer for peer, one in replication.progress.items() if replication.reachable(peer) and not one.forgetful
+            peer
+            for peer, one in replication.progress.items()
+            if one.answered and replication.reachable(peer) and not one.forgetful
         }
         return others | {self._state.me}
 

@@ -271,6 +271,17 @@ def test_removing_what_leaves_no_quorum_is_refused_with_the_arithmetic() -> None
     host.core.propose_membership(change(1, 3))
 
 
+def test_a_new_leader_does_not_take_for_alive_who_never_answered_it() -> None:
+    """Seeds 30064 and 30065: a joint configuration that waits for a dead voter, begun milliseconds after an election,
+    ends the group."""
+    host = Host(1, Configuration((1, 2, 3), next_replica=4)).lead()
+    host.match(3, 1)
+    assert host.core.status().commit_index == 1
+    assert "replica 2 does not answer" in str(refused(host, change(1, 2)))
+    host.match(2, 1)
+    host.core.propose_membership(change(1, 2))
+
+
 def test_a_dead_node_is_replaced_in_one_change() -> None:
     host = serving(silent=(3,))
     host.core.propose_membership(change(1, 2, 4))
