@@ -280,12 +280,20 @@ class NodeRuntime:
                 self._deleting[group, replica].append(done)
             elif (group, replica) in self._tombstones:
                 done(ReplicaDeleted(group, replica))
+            elif group in self._recovered and self._recovered_replica(group) != replica:
+                # The log's tombstone would take it along.
+                done(Refused(0, 0, reason=f"replica {self._recovered_replica(group)} of the group is in the log here"))
             elif group in self._creating:
                 done(Refused(0, 0, busy=True, reason=f"replica {self._creating[group][0]} is being made"))
             elif handle is not None and handle.replica != replica:
                 done(Refused(0, 0, reason=f"replica {handle.replica} of the group is here"))
             else:
                 self._delete(group, replica, handle, done)
+
+    def _recovered_replica(self, group: GroupId) -> ReplicaId:
+        """Whose log was found, and not taken over yet; replicas of the bootstrap carry their node's id."""
+        create = self._recovered[group].create
+        return create.replica if create is not None else self.node
 
     def _delete(
         self,

@@ -162,6 +162,8 @@ class Rebuilding:
         )
         if before.commit_index < meta.index <= self._core.status().snapshot_index:
             return  # The log ends below it: the core has it installed, and `replaced` follows.
+        if self._core.status().commit_index < meta.index:
+            return  # Not taken, because the leader changed meanwhile; it will be asked for again.
         self._arrived = meta
         self._load_when_possible()
 

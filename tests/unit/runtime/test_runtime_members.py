@@ -334,6 +334,19 @@ def test_another_replica_of_the_group_is_not_deleted_by_mistake() -> None:
     assert 1 in joined.runtime.groups
 
 
+def test_a_replica_in_the_log_is_not_deleted_under_the_name_of_another() -> None:
+    """Nobody has taken it over yet, and a tombstone takes all of the group along."""
+    cluster, joined = with_a_learner()
+    cluster.crash(4)
+    add, cluster._add_group = cluster._add_group, lambda node: None  # type: ignore[method-assign]
+    joined = cluster.restart(4)
+    (refused,) = delete(joined, 4)
+    assert isinstance(refused, Refused)
+    assert f"replica {LATER}" in refused.reason
+    cluster._add_group = add  # type: ignore[method-assign]
+    assert joined.runtime.creations[1].replica == LATER
+
+
 def test_stopping_answers_deletions_that_wait() -> None:
     cluster = Cluster()
     node = cluster.nodes[1]

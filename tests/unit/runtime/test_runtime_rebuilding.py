@@ -2,9 +2,10 @@
 
 import pytest
 
-from consensus.core.interface import Role
+from consensus.core.interface import Role, SnapshotMeta
 from consensus.runtime import RuntimeOptions
 from consensus.runtime.interface import Committed, Outcome, Refused
+from consensus.transport.interface import SnapshotChunk
 from tests.unit.runtime.cluster import Cluster, Node
 from tests.unit.runtime.test_runtime_snapshots import SMALL, behind, numbered
 
@@ -247,4 +248,33 @@ def test_doubt_while_a_snapshot_is_recorded_leaves_one_slot_for_snapshots() -> N
     cluster.run(50)
     assert node.handle.status().snapshots_written == 1
     assert node.runtime._services.writing._free == 1
+    cluster.until(lambda: whole(cluster), ms=5000)
+
+
+def test_a_snapshot_that_the_core_does_not_take_is_asked_for_again() -> None:
+    """Its leader was deposed while the last chunk was written. The log may end below it for long: it must not be waited
+    for."""
+    cluster = Cluster(options=QUIET)
+    cluster.commit(*numbered(20))
+    node = spoilt(cluster)
+    node.handle.distrust("spoilt by hand")
+    cluster.quiet()
+    rebuilding, status = node.handle._rebuilding, node.handle.status().core
+    assert rebuilding is not None
+    assert status is not None
+    meta = SnapshotMeta(status.last_index + 5, status.term, cluster.configuration, "of-a-leader-of-the-past")
+    late = SnapshotChunk(
+        sender=status.leader,
+        to=node.handle.replica,
+        term=status.term - 1,
+        incarnation=1,
+        meta=meta,
+        offset=0,
+        data=b"",
+        crc=0,
+        last=True,
+    )
+    with node.runtime.input():
+        rebuilding.arrived(meta, late)
+    assert not rebuilding.has_arrived
     cluster.until(lambda: whole(cluster), ms=5000)
