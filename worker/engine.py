@@ -74,7 +74,7 @@ class Engine:
         )
         self._flight: Flight | None = None
         self._failure: ParameterServerError | None = None
-        self._finishing: set[asyncio.Task[None]] = set()
+        self._finishing: dict[asyncio.Task[None], None] = {}
 
     # --- rank
 
@@ -176,8 +176,8 @@ class Engine:
         missing = [block for part in flight.parts.values() for block in part.without_weights]
         if missing:
             task = asyncio.create_task(self._fetch(flight, missing))
-            self._finishing.add(task)
-            task.add_done_callback(self._finishing.discard)
+            self._finishing[task] = None
+            task.add_done_callback(lambda done: self._finishing.pop(done, None))
         else:
             self._finish(flight)
 

@@ -78,13 +78,14 @@ class Discovery:
 
     async def _ask_all(self) -> pb.ClusterDescription | None:
         """The first answer; the others are not waited for."""
-        asking = {asyncio.create_task(self._ask(address)) for address in self._servers}
+        asking = [asyncio.create_task(self._ask(address)) for address in self._servers]
         try:
             while asking:
-                done, asking = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
+                done, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+                for task in (task for task in asking if task in done):
                     if (description := task.result()) is not None:
                         return description
+                asking = [task for task in asking if task not in done]
             return None
         finally:
             for task in asking:
@@ -129,17 +130,18 @@ class Watchers:
         self._routes = routes
         self._name = name
         self._tasks: dict[Node, asyncio.Task[None]] = {}
-        self._others: set[asyncio.Task[None]] = set()
-        """Questions on their way, and watches that end."""
+        self._others: dict[asyncio.Task[None], None] = {}
+        """Questions on their way, and watches that end, in order."""
         self._broken: dict[int, str] = {}
         self._asking = asyncio.Lock()
 
     def start(self) -> None:
         """Watch every node there is now, and none that there is no more."""
-        known = set(self._cluster.nodes.values())
-        for node in known - self._tasks.keys():
-            self._tasks[node] = asyncio.create_task(self._watch(node))
-        for node in self._tasks.keys() - known:
+        known = dict.fromkeys(self._cluster.nodes.values())
+        for node in known:
+            if node not in self._tasks:
+                self._tasks[node] = asyncio.create_task(self._watch(node))
+        for node in [node for node in self._tasks if node not in known]:
             task = self._tasks.pop(node)
             self._keep(task)
             task.cancel()
@@ -183,8 +185,8 @@ class Watchers:
             await asyncio.sleep(backoff.next_s())
 
     def _keep(self, task: asyncio.Task[None]) -> None:
-        self._others.add(task)
-        task.add_done_callback(self._others.discard)
+        self._others[task] = None
+        task.add_done_callback(lambda done: self._others.pop(done, None))
 
     async def _learn(self, node: Node, version: int) -> None:
         """Nodes or members changed: the one that says so tells of them. It says so again when its stream is opened

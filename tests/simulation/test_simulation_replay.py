@@ -11,13 +11,15 @@ from consensus.core.raft.durability import Durability
 from consensus.simulation.errors import Violated
 from consensus.simulation.run import run_seed
 from paramserver.lab.simulation import run_seed as train_seed
+from paramserver.lab.simulation.system import run_system_seed
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = """
 from consensus.simulation.run import run_seed
 from paramserver.lab.simulation import run_seed as train_seed
+from paramserver.lab.simulation.system import run_system_seed
 
-print(run_seed(3).trace_hash, run_seed(5).trace_hash, train_seed(7).trace_hash)
+print(run_seed(3).trace_hash, run_seed(5).trace_hash, train_seed(7).trace_hash, run_system_seed(3).trace_hash)
 """
 
 
@@ -40,7 +42,8 @@ def test_hash_seeds_of_the_process_change_nothing() -> None:
         )
         hashes.append(done.stdout)
     assert hashes[0] == hashes[1]
-    assert hashes[0].split() == [run_seed(3).trace_hash, run_seed(5).trace_hash, train_seed(7).trace_hash]
+    here = [run_seed(3), run_seed(5), train_seed(7), run_system_seed(3)]
+    assert hashes[0].split() == [report.trace_hash for report in here]
 
 
 def test_a_failure_shows_seed_faults_and_trace(monkeypatch: pytest.MonkeyPatch) -> None:
