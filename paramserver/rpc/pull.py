@@ -107,6 +107,9 @@ class Puller:
         if status.distrusted:
             message = f"this node's replica of group {group} is being rebuilt: {status.distrusted}"
             raise Refusal(Reason.DAMAGED, message, group=group)
+        if status.core is not None and status.core.forgetful:
+            message = f"this node's replica of group {group} may have forgotten entries and is being filled again"
+            raise Refusal(Reason.DAMAGED, message, group=group)
         return replica
 
     async def _confirmed(self, wanted: Wanted, known: Confirmation | None, deadline: float) -> Confirmation | None:

@@ -313,6 +313,16 @@ def test_a_replica_that_is_rebuilt_serves_no_pull_at_all() -> None:
     run(story)
 
 
+def test_a_replica_that_may_have_forgotten_serves_no_pull_at_all() -> None:
+    async def story(world: World) -> None:
+        world.handle.current.core = Core(forgetful=True)
+        refusal = await world.refusal()
+        assert refusal.reason is Reason.DAMAGED
+        assert "may have forgotten" in refusal.message
+
+    run(story)
+
+
 def test_other_pulls_ask_nobody() -> None:
     async def story(world: World) -> None:
         frame = await world.frame()
