@@ -348,6 +348,14 @@ class GroupHandle:
             term, incarnation = core.status().term, self._services.incarnation
             self._send(Report(sender=self.replica, to=replica, term=term, incarnation=incarnation, content=content))
 
+    def hold_snapshots(self, *, held: bool) -> None:
+        """While states differ and nobody knows who is right, this one is sent to no follower that is merely behind: its
+        copy would count as a second opinion (RULES D1)."""
+        with self._services.input() as running:
+            if running and self._sending is not None:
+                self._sending.hold(held=held)
+                self._mark()
+
     def distrust(self, reason: str) -> None:
         """This replica's state was found wrong (RULES D1): from now on it neither leads nor serves, still votes and
         appends, and is rebuilt from its leader's snapshot; `GroupListener.restored` says when."""
@@ -807,6 +815,9 @@ class GroupHandle:
             return
         if rebuilding is not None and rebuilding.wants(meta):
             rebuilding.arrived(meta, chunk)
+            if rebuilding.has_arrived:
+                # The log lacks nothing, so the sender need not wait until the state is loaded.
+                self._say_installed(core, chunk)
             self._mark()
             return
         core.step(

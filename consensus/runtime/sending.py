@@ -109,6 +109,7 @@ class SnapshotSending:
         """Failed transfers, and when the core is told of it."""
         self._away: set[ReplicaId] = set()
         """Peers whose node's connection is closed."""
+        self._held_back = False
         self.started = 0
         """Transfers begun in this life."""
 
@@ -128,7 +129,7 @@ class SnapshotSending:
         if replica in self._transfers or replica in self._retries:
             return
         meta = self._newest()
-        if meta is None or replica in self._away:
+        if meta is None or self._held_back or replica in self._away:
             # There is none yet while the one that the log begins with is still being installed here. For a peer that
             # is away no log is held back longer; the core asks again at its first sign of life.
             self._fail_later(replica)
@@ -138,9 +139,12 @@ class SnapshotSending:
     def asked(self, replica: ReplicaId, at_least: int) -> None:
         """The peer itself wants one of at least that index (it asks again while it gets none)."""
         present = self._transfers.get(replica)
-        if present is not None:
+        if present is not None and not (present.asked and present.meta.index < at_least):
             present.asked |= present.meta.index >= at_least
             return
+        if present is not None:
+            # It has done with that one, and its last word was lost.
+            self._end(present, ok=True)
         meta = self._newest()
         if self._core.status().applied_index < at_least:
             return  # The state here does not go that far yet; it will be asked for again.
@@ -362,6 +366,13 @@ class SnapshotSending:
         if close is not None:
             # On its lane: a read may be under way.
             self._services.lanes.run(FILES_LANE, close, lambda _: None)
+
+    def hold(self, *, held: bool) -> None:
+        """While the state here is in doubt nobody is filled with it but who asks, knowing its own to be wrong."""
+        self._held_back = held
+        for transfer in list(self._transfers.values()):
+            if held and not transfer.asked:
+                self._end(transfer, ok=False, resumable=False)
 
     def give_up(self) -> None:
         """What is being sent is not to be trusted. The core asks again."""

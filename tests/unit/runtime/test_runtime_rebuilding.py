@@ -4,6 +4,7 @@ import pytest
 
 from consensus.core.interface import Role, SnapshotMeta
 from consensus.runtime import RuntimeOptions
+from consensus.runtime.group import GroupHandle
 from consensus.runtime.interface import Committed, Outcome, Refused
 from consensus.transport.interface import SnapshotChunk
 from tests.unit.runtime.cluster import Cluster, Node
@@ -49,6 +50,42 @@ def test_it_gets_the_state_of_its_leader_and_goes_on_from_its_own_log(options: R
     assert node.listener.of("restored")
     cluster.commit(b"and on")
     assert node.machine.commands[-1] == b"and on"
+
+
+@pytest.mark.parametrize("heard", [True, False], ids=["heard", "last word lost"])
+def test_it_can_be_rebuilt_again_soon_after(heard: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the first time is in the way of the second, whatever got lost."""
+    if not heard:
+        monkeypatch.setattr(GroupHandle, "_say_installed", lambda *_: None)
+    cluster = Cluster(options=QUIET)
+    cluster.commit(*numbered(20))
+    for start in (20, 40, 60):
+        node = spoilt(cluster)
+        node.handle.distrust("spoilt by hand")
+        cluster.until(lambda: whole(cluster), ms=5000)
+        cluster.commit(*numbered(20, start))
+    assert states_agree(cluster)
+
+
+def test_a_state_in_doubt_is_sent_to_nobody_who_is_merely_behind() -> None:
+    """His copy would count as a second opinion."""
+    cluster, leader, third = behind()
+    leader.handle.hold_snapshots(held=True)
+    cluster.restart(third)
+    cluster.run(3000)
+    assert len(cluster.nodes[third].machine.commands) < len(leader.machine.commands)
+    leader.handle.hold_snapshots(held=False)
+    cluster.until(lambda: states_agree(cluster), ms=5000)
+
+
+def test_who_is_wrong_is_rebuilt_from_a_state_in_doubt() -> None:
+    """Of two that differ one found out by itself: then there is no doubt about the other."""
+    cluster = Cluster(nodes=2, options=QUIET)
+    cluster.commit(*numbered(20))
+    node = spoilt(cluster)
+    cluster.leader().handle.hold_snapshots(held=True)
+    node.handle.distrust("spoilt by hand")
+    cluster.until(lambda: whole(cluster), ms=5000)
 
 
 def test_it_votes_and_acknowledges_all_the_time() -> None:
