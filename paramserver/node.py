@@ -481,6 +481,7 @@ class Node:
             voters=lambda: self._handle(group).voters,
             report=lambda to, content: self._handle(group).report(to, content),
             distrust=lambda reason: self._handle(group).distrust(reason),
+            hold=lambda held: self._handle(group).hold_snapshots(held=held),
             address_of=lambda member: self._address_of(group, member),
             on_alarm=lambda line: log.error("alarm: %s", line),
             on_leading=lambda term: log.info("this node leads group %d in term %d", group, term),

@@ -36,8 +36,8 @@ ALARMS_KEPT = 64
 class ShardLeader:
     """One group's listener.
 
-    propose, voters, report, distrust: `GroupHandle`'s. lanes: where sums run; apply_lane: where the machine works.
-    address_of: where a replica serves, "" when unknown.
+    propose, voters, report, distrust, hold (snapshots): `GroupHandle`'s. lanes: where sums run; apply_lane: where the
+    machine works. address_of: where a replica serves, "" when unknown.
     on_alarm: told of every alarm, with one line. on_leading: told (term) once this replica may serve.
     """
 
@@ -52,6 +52,7 @@ class ShardLeader:
         voters: Callable[[], Sequence[ReplicaId]] = lambda: (),
         report: Callable[[ReplicaId, bytes], None] = lambda _replica, _content: None,
         distrust: Callable[[str], None] = lambda _: None,
+        hold: Callable[[bool], None] = lambda _: None,
         apply_lane: str = "apply",
         address_of: Callable[[ReplicaId], str] = lambda _: "",
         on_alarm: Callable[[str], None] = lambda _: None,
@@ -86,6 +87,7 @@ class ShardLeader:
             voters=voters,
             report=report,
             distrust=distrust,
+            hold=hold,
             served_since=self._reads.served_since,
             alarm=self.alarm,
             count=self.count,

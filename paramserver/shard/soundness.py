@@ -28,7 +28,7 @@ NOTES_A_TICK = 4
 
 
 class Soundness:
-    """Of one replica. voters, report, distrust: as `GroupHandle` has them; the latter two are called by way of
+    """Of one replica. voters, report, distrust, hold: as `GroupHandle` has them; all but the first are called by way of
     `effects`. served_since: (model, block, version) -> what was answered above that version, for people. stop: called
     when this replica may serve no longer, or nothing may be written."""
 
@@ -43,6 +43,7 @@ class Soundness:
         voters: Callable[[], Sequence[ReplicaId]],
         report: Callable[[ReplicaId, bytes], None],
         distrust: Callable[[str], None],
+        hold: Callable[[bool], None],
         served_since: Callable[[int, int, int], str],
         alarm: Callable[[str], None],
         count: Callable[[str], None],
@@ -53,6 +54,7 @@ class Soundness:
         self._replica = replica
         self._report = report
         self._distrust = distrust
+        self._hold = hold
         self._served_since = served_since
         self._alarm = alarm
         self._count = count
@@ -197,4 +199,6 @@ class Soundness:
         doubt = bool(self._digests.doubt) and not self.distrusted
         if doubt and not self._stopped_for_doubt:
             self._stop()
+        if doubt is not self._stopped_for_doubt:
+            self._effects.post(self._hold, doubt)
         self._stopped_for_doubt = doubt

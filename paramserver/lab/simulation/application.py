@@ -7,7 +7,7 @@ on every replica, and nothing acknowledged was lost. Must not know: how faults a
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from consensus.core.interface import GroupId, NodeId
 from consensus.runtime.interface import GroupListener, Outcome, StateMachine
@@ -18,6 +18,7 @@ from consensus.simulation.profile import between
 from consensus.simulation.schedule import MS, stream
 from paramserver.lab.simulation.director import Director
 from paramserver.lab.simulation.line import Line
+from paramserver.lab.simulation.memory import MemoryFlip, WrongMemory
 from paramserver.lab.simulation.rank import Rank, draw_deaths
 from paramserver.lab.simulation.reference import Training
 from paramserver.shard.commands import Command, CreateShard, InitialBlock, OpenShard
@@ -31,7 +32,17 @@ STEPS_AFTER = 4
 """Steps after healing, to show that there is progress."""
 LINES_KEPT = 512
 COMPARE_MS = 100
-COUNTED = ("pushes_repeated", "pushes_duplicate", "sums_dropped", "streams_parked", "updates_refused")
+COUNTED = (
+    "pushes_repeated",
+    "pushes_duplicate",
+    "sums_dropped",
+    "streams_parked",
+    "updates_refused",
+    "digests_compared",
+    "digests_unequal",
+    "blocks_scrubbed",
+    "replicas_rebuilt",
+)
 """Of what leaders count, what a run must have met to be worth much."""
 
 
@@ -61,7 +72,7 @@ def shard_digest(machine: StateMachine) -> bytes:
 
 
 class TrainingLoad:
-    def __init__(self, *, seed: int, load_ms: int) -> None:
+    def __init__(self, *, seed: int, load_ms: int, flips: Sequence[MemoryFlip] = ()) -> None:
         source = stream(seed, "training")
         self.training = Training(seed, draw_spec(source))
         self.model = 7
@@ -76,6 +87,7 @@ class TrainingLoad:
         self._lines: list[Line] = []
         self._healed = False
         self._away: set[int] = set()
+        self._memory = WrongMemory(flips, seed)
 
     # --- Application ------------------------------------------------------------------------------------------------
 
@@ -95,8 +107,9 @@ class TrainingLoad:
             voters=lambda: host.handles[group].voters,
             report=lambda to, content: host.handles[group].report(to, content),
             distrust=lambda reason: host.handles[group].distrust(reason),
+            hold=lambda held: host.handles[group].hold_snapshots(held=held),
             address_of=lambda replica: f"n{replica}",
-            on_alarm=self._alarm,
+            on_alarm=lambda line: self._alarm(group, line),
             on_leading=lambda term: self._announce(group, term, node),
         )
         self._leaders[(node, group)] = leader
@@ -116,6 +129,7 @@ class TrainingLoad:
     def begin(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self._director = Director(cluster, self._seed, len(self._ranks))
+        self._memory.begin(cluster)
         shards = self._place()
         create: dict[GroupId, Command] = {}
         initial: dict[GroupId, list[InitialBlock]] = {}
@@ -156,6 +170,7 @@ class TrainingLoad:
 
     def heal(self) -> None:
         self._healed = True
+        self._memory.end()
         goal = max(rank.step for rank in self._ranks) + STEPS_AFTER
         for rank in self._ranks:
             rested = rank.goal is not None
@@ -164,11 +179,13 @@ class TrainingLoad:
                 rank.begin_step()
 
     def done(self) -> bool:
-        return self._director.idle and all(rank.done for rank in self._ranks)
+        return self._director.idle and all(rank.done for rank in self._ranks) and not self._memory.unnoticed
 
     def waits_for(self) -> str:
         if not self._director.is_open:
             return "the model to be opened"
+        if self._memory.unnoticed:
+            return f"the wrong replicas of groups {self._memory.unnoticed} to be rebuilt"
         return ", ".join(f"{rank.name} at step {rank.step}" for rank in self._ranks if not rank.done) or "orders"
 
     def digest(self, machine: StateMachine) -> bytes:
@@ -212,6 +229,16 @@ class TrainingLoad:
     def leader_at(self, node: NodeId, group: GroupId) -> ShardLeader | None:
         return self._leaders.get((node, group))
 
+    def believed(self, block: int, version: int, payload: bytes) -> bytes:
+        """What a rank goes on with. From a replica whose memory was hit wrong values may come, until that is noticed;
+        what a real worker makes of them is the business of people, whom the alarm tells."""
+        group = next(group for group, blocks in self._shards.items() if block in blocks)
+        right = self.training.at(version)[self.training.layout.block_slice(block)].tobytes()
+        if payload != right and self._memory.may_be_wrong(group):
+            self.cluster.counts["rank: wrong values"] += 1
+            return right
+        return payload
+
     def line(self, line: Line) -> None:
         if len(self._lines) > LINES_KEPT:
             self._lines = [known for known in self._lines if not known.broken]
@@ -245,6 +272,8 @@ class TrainingLoad:
     def _announce(self, group: GroupId, term: int, node: NodeId) -> None:
         """To every worker's light stream; some are not connected at the moment."""
         self.cluster.trace.add(f"n{node}", f"serves group {group} in term {term}")
+        if self.cluster.nodes[node].handles[group].distrusted:
+            raise Violated(f"node {node} leads group {group} although its state is not to be trusted")
         profile = self.cluster.network.profile
         for rank in self._ranks:
             if self._random.randrange(100) >= 10:
@@ -267,8 +296,11 @@ class TrainingLoad:
             away_ms * MS, lambda: self._director.claim(self.model, self.generation, number, granted)
         )
 
-    def _alarm(self, line: str) -> None:
-        raise Violated(f"alarm: {line}")
+    def _alarm(self, group: GroupId, line: str) -> None:
+        self.cluster.trace.add("alarm", line)
+        self.cluster.counts["alarms"] += 1
+        if not self._memory.may_be_wrong(group):
+            raise Violated(f"alarm: {line}")
 
     @staticmethod
     def _machine(machine: StateMachine) -> ShardMachine:

@@ -42,10 +42,11 @@ MAY_HAPPEN = frozenset(
         Reason.STALE_LEASE,
         Reason.NOT_OPEN,
         Reason.NOT_FOUND,
+        Reason.DAMAGED,
     }
 )
 """Refusals that a correct rank may meet; all others are bugs (FAR_AHEAD: HAZARDS 35; GONE: HAZARDS 37). NOT_OPEN and
-NOT_FOUND only from a replica that is behind."""
+NOT_FOUND only from a replica that is behind, DAMAGED from one that is being rebuilt."""
 
 
 class World(Protocol):
@@ -63,6 +64,8 @@ class World(Protocol):
     def nodes_of(self, group: GroupId) -> list[NodeId]: ...
 
     def leader_at(self, node: NodeId, group: GroupId) -> ShardLeader | None: ...
+
+    def believed(self, block: int, version: int, payload: bytes) -> bytes: ...
 
     def line(self, line: Line) -> None: ...
 
@@ -157,6 +160,9 @@ class Rank:
         if version != wanted:
             raise Violated(f"{self.name} wants version {wanted} of block {block}, was given {version}")
         place = training.layout.block_slice(block)
+        believed = self.world.believed(block, version, bytes(payload))
+        if believed != bytes(payload):
+            payload, crc = believed, crc32c(believed)
         if bytes(payload) != training.at(version)[place].tobytes():
             raise Violated(f"{self.name}: version {version} of block {block} has other bits than the reference run")
         if crc != crc32c(payload):
@@ -393,6 +399,8 @@ class Pull:
                 self._travel(lambda refusal=refusal: self._refused(attempt, refusal))  # type: ignore[misc]
                 return
             if isinstance(found, Value):
+                if world.cluster.nodes[target].handles[self._group].distrusted:
+                    raise Violated(f"node {target} serves block {self._block} although its state is not to be trusted")
                 self._travel(lambda: self._got(attempt, found))
 
         node = world.cluster.nodes[target]

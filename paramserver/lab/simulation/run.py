@@ -16,6 +16,7 @@ from consensus.simulation.report import Report
 from consensus.simulation.schedule import stream
 from consensus.simulation.wire import through_codec
 from paramserver.lab.simulation.application import TrainingLoad
+from paramserver.lab.simulation.memory import MemoryFlip
 
 SIZES = ((3, 3, 3), (3, 2, 3), (3, 1, 3), (4, 2, 3), (5, 1, 5))
 """(nodes, groups, replicas a group)."""
@@ -41,13 +42,13 @@ def draw_case(seed: int, *, nodes: int | None = None) -> Case:
     return replace(case, plan=plan)
 
 
-def run_case(case: Case) -> Report:
+def run_case(case: Case, flips: Sequence[MemoryFlip] = ()) -> Report:
     """The same case gives the same report, trace hash included."""
     cluster = Cluster(
         seed=case.seed,
         nodes=case.node_ids,
         groups=case.specs(),
-        application=TrainingLoad(seed=case.seed, load_ms=case.options.load_ms),
+        application=TrainingLoad(seed=case.seed, load_ms=case.options.load_ms, flips=flips),
         profile=case.profile,
         plan=case.plan,
         options=case.options,
@@ -63,9 +64,10 @@ def run_seed(
     profile: Profile | None = None,
     plan: Sequence[Fault] | None = None,
     size: tuple[int, int, int] | None = None,
+    flips: Sequence[MemoryFlip] = (),
 ) -> Report:
-    """The case of a seed, some of it replaced. `size`: (nodes, groups, replicas a group); with another number of nodes
-    the faults are those that a seed draws for that number."""
+    """The case of a seed, some of it replaced; no seed draws `flips` of memory by itself. `size`: (nodes, groups,
+    replicas a group); with another number of nodes the faults are those that a seed draws for that number."""
     case = draw_case(seed, nodes=size[0] if size else None)
     if size is not None:
         case = replace(case, groups=size[1], replicas=size[2])
@@ -75,5 +77,6 @@ def run_seed(
             options=options or case.options,
             profile=profile or case.profile,
             plan=case.plan if plan is None else tuple(plan),
-        )
+        ),
+        flips,
     )

@@ -294,6 +294,7 @@ class SimulatedServer:
                 voters=lambda: self._host.handles[group].voters,
                 report=lambda to, content: self._host.handles[group].report(to, content),
                 distrust=lambda reason: self._host.handles[group].distrust(reason),
+                hold=lambda held: self._host.handles[group].hold_snapshots(held=held),
                 propose=self._proposing(group),
                 lanes=self._host.lanes,
                 options=self._world.leader_options,

@@ -169,6 +169,7 @@ class Node:
         self.voters = voters
         self.reports: list[tuple[int, bytes]] = []
         self.distrusted: list[str] = []
+        self.holds: list[bool] = []
         self.machine = ShardMachine(GROUP)
         self.leader = ShardLeader(
             machine=self.machine,
@@ -179,6 +180,7 @@ class Node:
             voters=lambda: self.voters,
             report=lambda to, content: self.reports.append((to, content)),
             distrust=self.distrusted.append,
+            hold=self.holds.append,
             address_of=lambda other: f"node{other}:7000",
             on_alarm=self.alarms.append,
         )

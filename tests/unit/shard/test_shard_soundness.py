@@ -86,6 +86,7 @@ def test_two_that_differ_stop_writes_until_somebody_decides() -> None:
     assert refused.value.reason is Reason.NOT_READY
     assert "no majority" in str(refused.value)
     replicas.read(1, version=2)
+    assert replicas[1].holds == [True], "nobody is filled with a state in doubt"
     replicas.pass_time()
     assert len([alarm for alarm in replicas[1].alarms if "no majority" in alarm]) == 1
 
@@ -102,6 +103,7 @@ def test_the_third_is_asked_when_what_it_said_was_lost_and_then_writes_go_on() -
     replicas.pass_time(200)
     assert len(replicas[2].distrusted) == 1
     assert replicas[1].distrusted == []
+    assert replicas[1].holds == [True, False]
     replicas.rank = Rank(replicas[1], replicas.spec)
     replicas.step(2)
     assert replicas.rank.replies.seen[-1] == (2, 3, "APPLIED")
