@@ -411,5 +411,5 @@ class Core(Protocol):
 
     def outlook(self) -> tuple[object, ...]:
         """Equal as long as nothing changed that an owner is told of: role, term, leader, readiness, the configuration
-        in force and whether it is committed, sleep, removal. Hosts ask after every input, for which a whole `status`
-        is too dear."""
+        in force and whether it is committed, sleep, removal, a hand-over. Hosts ask after every input, for which a
+        whole `status` is too dear."""

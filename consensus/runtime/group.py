@@ -621,7 +621,8 @@ class GroupHandle:
         if self._writing is not None:
             self._writing.tick(now_ms)
         if self._rebuilding is not None:
-            self._rebuilding.tick(now_ms, receiving=self._receiving.active)
+            within_ms = self._services.options.rebuild_ask_ms
+            self._rebuilding.tick(now_ms, receiving=self._receiving.moves(now_ms, within_ms=within_ms))
         self._mark()
 
     def storage(self, *, stalled: bool) -> None:

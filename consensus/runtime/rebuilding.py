@@ -117,6 +117,8 @@ class Rebuilding:
         return self._arrived is not None
 
     def tick(self, now_ms: int, *, receiving: bool) -> None:
+        """`receiving`: a snapshot is on its way and moves. One that was broken off is asked for again: the log lacks
+        nothing, so nobody but this replica knows that it is still needed."""
         if not self.reason or self._at_least is None:
             return
         status = self._core.status()

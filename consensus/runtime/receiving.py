@@ -65,6 +65,10 @@ class SnapshotReceiving:
     def active(self) -> bool:
         return self._receipt is not None
 
+    def moves(self, now_ms: int, *, within_ms: int) -> bool:
+        """Something was added lately; the rest of one that does not move may never come."""
+        return self._receipt is not None and now_ms - self._receipt.progress_ms < within_ms
+
     def chunk(self, message: SnapshotChunk, *, term: int) -> None:
         """A chunk of the leader of `term`, which is this replica's."""
         reason = self._refusal(message)

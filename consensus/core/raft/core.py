@@ -570,6 +570,7 @@ class RaftCore:
             membership.configuration,
             commit_index if self._quiescence.asleep else None,
             state.removed,
+            self._transfer.transferee,
         )
 
     def status(self) -> Status:

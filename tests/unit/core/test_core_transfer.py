@@ -186,6 +186,21 @@ def test_transfer_is_given_up_within_one_election_timeout() -> None:
     host.propose(b"b")
 
 
+def test_the_outlook_shows_a_hand_over_and_its_end() -> None:
+    """Whatever began and ended it: hosts look at all else only when the outlook changed."""
+    host = settled(leader(1))
+    before = host.core.outlook()
+    host.core.storage(stalled=True)
+    assert host.core.status().transferee
+    assert host.core.outlook() != before
+    host.core.storage(stalled=False)
+    for peer in (2, 3):
+        host.core.connection(peer, closed=True)
+    host.tick(10)
+    assert host.core.status().transferee == 0
+    assert host.core.outlook() == before
+
+
 def test_transferee_that_dies_in_the_middle_ends_the_transfer() -> None:
     host = settled(leader(1))
     host.core.transfer(2)

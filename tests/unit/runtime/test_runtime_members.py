@@ -494,3 +494,21 @@ def test_a_leader_whose_disk_stands_still_hands_over() -> None:
     status = leader.handle.status().core
     assert status is not None
     assert not status.storage_stalled
+
+
+def test_the_owner_hears_of_a_hand_over_that_a_stalled_disk_began() -> None:
+    """And of its end: what it holds back would never go on otherwise (`test_simulation_diverging.py`, seed 2)."""
+    cluster = Cluster()
+    leader = cluster.leader()
+    for node in cluster.nodes.values():
+        node.writer.held = True
+    cluster.propose(b"x", at=leader)
+    cluster.until(lambda: bool(leader.listener.of("handing over")), ms=1500)
+    ((_, to),) = leader.listener.of("handing over")
+    assert to in {node.runtime.node for node in cluster.followers()}
+    leader.writer.held = False
+    # The others' disks still stand, so nobody takes over, and it is given up.
+    cluster.until(lambda: leader.listener.of("handing over")[-1] == ("handing over", 0), ms=1500)
+    status = leader.handle.status().core
+    assert status is not None
+    assert status.role is Role.LEADER

@@ -6,9 +6,11 @@ from consensus.core.interface import Role, SnapshotMeta
 from consensus.runtime import RuntimeOptions
 from consensus.runtime.group import GroupHandle
 from consensus.runtime.interface import Committed, Outcome, Refused
+from consensus.storage.snapshots import CHUNK_BYTES
 from consensus.transport.interface import SnapshotChunk
 from tests.unit.runtime.cluster import Cluster, Node
 from tests.unit.runtime.test_runtime_snapshots import SMALL, behind, numbered
+from tests.unit.runtime.test_snapshot_transfer import NARROW, Wire
 
 QUIET = RuntimeOptions(snapshot_log_bytes_min=1 << 30)
 """No snapshots but those that are asked for."""
@@ -65,6 +67,29 @@ def test_it_can_be_rebuilt_again_soon_after(heard: bool, monkeypatch: pytest.Mon
         cluster.until(lambda: whole(cluster), ms=5000)
         cluster.commit(*numbered(20, start))
     assert states_agree(cluster)
+
+
+def test_what_broke_off_is_asked_for_again_and_goes_on() -> None:
+    """The log lacks nothing, so nobody else would begin again, and half of a file is kept for half a minute
+    (`test_simulation_diverging.py`, seed 20 with connections that break, of leaders)."""
+    cluster = Cluster(options=NARROW)
+    for start in range(0, 200, 10):
+        cluster.commit(*numbered(10, start, 30_000))
+    node = spoilt(cluster)
+    wire = Wire(cluster, node)
+    wire.stop_at = 3 * CHUNK_BYTES
+    node.handle.distrust("spoilt by hand")
+    cluster.until(lambda: len(wire.chunks) == 3)
+    cluster.run(100)
+    cluster.network.leave(node.runtime.node)
+    cluster.run(100)
+    wire.stop_at = 1 << 60
+    cluster.network.join(node.runtime.node, node.runtime)
+    wire.chunks.clear()
+    wire = Wire(cluster, node)
+    cluster.network.connect(node.runtime.node)
+    cluster.until(lambda: whole(cluster), ms=3000)
+    assert wire.offsets[0] == 3 * CHUNK_BYTES
 
 
 def test_a_state_in_doubt_is_sent_to_nobody_who_is_merely_behind() -> None:
