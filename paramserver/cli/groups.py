@@ -127,9 +127,15 @@ def marks(state: GroupSnapshot) -> str:
         found.append("joint")
     if state.transferee:
         found.append(f"handing over to replica {state.transferee}")
-    for name, shown in (("forgetful", "FORGETFUL"), ("storage_stalled", "DISK STALLED"), ("removed", "removed")):
-        if getattr(state, name):
-            found.append(shown)
+    if state.forgetful:
+        found.append("FORGETFUL")
+    if state.distrusted:
+        # Its core is told the same as of a disk that stands still.
+        found.append("STATE WRONG (being rebuilt)")
+    elif state.storage_stalled:
+        found.append("DISK STALLED")
+    if state.removed:
+        found.append("removed")
     if state.quiesced:
         found.append("asleep")
     return ", ".join(found)

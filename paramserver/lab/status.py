@@ -82,6 +82,8 @@ class GroupSnapshot:
     forgetful: bool = False
     storage_stalled: bool = False
     removed: bool = False
+    distrusted: str = ""
+    """Why its state is wrong and is rebuilt."""
 
     @property
     def leads(self) -> bool:
@@ -310,6 +312,7 @@ def _group(message: paramserver_pb2.GroupState) -> GroupSnapshot:
         quiesced=message.quiesced,
         forgetful=message.forgetful,
         storage_stalled=message.storage_stalled,
+        distrusted=message.distrusted,
         removed=message.removed,
     )
 

@@ -106,6 +106,7 @@ class AdminService:
         status: Any = hosted.handle.status()
         state = pb.GroupState(group=hosted.group, replica=hosted.replica, role="stopped", problem=status.problem)
         state.state_bytes = hosted.machine.size_bytes()
+        state.distrusted = status.distrusted
         core = status.core
         if core is not None:
             _, leader_node, _ = hosted.handle.leader()

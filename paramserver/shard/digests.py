@@ -96,6 +96,9 @@ class DigestExchange:
         self._last_equal: dict[tuple[ReplicaId, int, int], int] = {}
         self._reported: set[tuple[ReplicaId, int, int]] = set()
         self._doubts: dict[Key, None] = {}
+        self._odd_ones: dict[tuple[ReplicaId, int, int], Verdict] = {}
+        """Who was found wrong in a block, and has not been compared equal since: what it says of later versions follows
+        from that, and puts nothing in doubt."""
 
     @property
     def doubt(self) -> str:
@@ -141,7 +144,8 @@ class DigestExchange:
             self._received(replica, key, digest)
 
     def questions(self) -> list[tuple[ReplicaId, bytes]]:
-        """Whom to send what, to get out of doubt: what they said was lost, or others vote now. A few at a time."""
+        """Whom to send what, to get out of doubt: what they said was lost, or others vote now; and verdicts, which may
+        have been lost too. A few at a time."""
         found: list[tuple[ReplicaId, bytes]] = []
         for key in tuple(self._doubts)[:QUESTIONS_MAX]:
             self._judge(key)
@@ -149,13 +153,14 @@ class DigestExchange:
             if key in self._doubts and self._replica in seen:
                 ask = _HEAD + _ENTRY.pack(*key, seen[self._replica])
                 found += [(voter, ask) for voter in self._voters() if voter not in seen]
-        return found
+        return found + [(who[0], verdict.encode()) for who, verdict in tuple(self._odd_ones.items())[:QUESTIONS_MAX]]
 
     def forget(self) -> None:
         """Leadership changed, or the state was replaced: nothing unsent or early is of use."""
         self._unsent.clear()
         self._seen.clear()
         self._doubts.clear()
+        self._odd_ones.clear()
 
     def _entries(self, note: bytes) -> list[tuple[Key, bytes]]:
         body = note[len(_HEAD) :]
@@ -229,7 +234,8 @@ class DigestExchange:
         values = Counter(seen[voter] for voter in voters if voter in seen)
         right, count = values.most_common(1)[0] if values else (b"", 0)
         if count < majority(len(voters)):
-            if len(values) > 1:
+            trusted = {seen[voter] for voter in voters if voter in seen and (voter, *key[:2]) not in self._odd_ones}
+            if len(trusted) > 1:
                 self._in_doubt(key, everybody=all(voter in seen for voter in voters))
             return
         if self._doubts:
@@ -246,7 +252,10 @@ class DigestExchange:
         model, block, version = key
         self._count("verdicts")
         equal_at = self._last_equal.get((replica, model, block))
-        self._odd(replica, Verdict(model, block, version, right, equal_at))
+        verdict = Verdict(model, block, version, right, equal_at)
+        if replica != self._replica and len(self._odd_ones) < ALARMS_MAX:
+            self._odd_ones[replica, model, block] = verdict
+        self._odd(replica, verdict)
 
     def _in_doubt(self, key: Key, *, everybody: bool) -> None:
         if key not in self._doubts:
@@ -270,6 +279,7 @@ class DigestExchange:
             own_mark = (self._replica, model, block)
             self._last_equal[own_mark] = max(version, self._last_equal.get(own_mark, 0))
             self._reported.discard(who)
+            self._odd_ones.pop(who, None)
             return
         self._count("digests_unequal")
         if who in self._reported:

@@ -1549,6 +1549,7 @@ class GroupState(google.protobuf.message.Message):
     REMOVED_FIELD_NUMBER: builtins.int
     SERVING_FIELD_NUMBER: builtins.int
     CONFIGURATION_FIELD_NUMBER: builtins.int
+    DISTRUSTED_FIELD_NUMBER: builtins.int
     group: builtins.int
     replica: builtins.int
     role: builtins.str
@@ -1578,6 +1579,8 @@ class GroupState(google.protobuf.message.Message):
     """leads, and its no-op is applied"""
     configuration: builtins.bytes
     """consensus/core/configuration.py"""
+    distrusted: builtins.str
+    """why its state is wrong and is rebuilt; it neither leads nor serves until then"""
     @property
     def blocks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___BlockState]: ...
     @property
@@ -1614,8 +1617,9 @@ class GroupState(google.protobuf.message.Message):
         removed: builtins.bool = ...,
         serving: builtins.bool = ...,
         configuration: builtins.bytes = ...,
+        distrusted: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["applied_index", b"applied_index", "blocks", b"blocks", "commit_index", b"commit_index", "configuration", b"configuration", "configuration_index", b"configuration_index", "first_index", b"first_index", "flushed_index", b"flushed_index", "forgetful", b"forgetful", "group", b"group", "joint", b"joint", "last_index", b"last_index", "last_term", b"last_term", "leader_node", b"leader_node", "leader_replica", b"leader_replica", "members", b"members", "next_replica", b"next_replica", "problem", b"problem", "quiesced", b"quiesced", "removed", b"removed", "replica", b"replica", "role", b"role", "serving", b"serving", "snapshot_index", b"snapshot_index", "state_bytes", b"state_bytes", "storage_stalled", b"storage_stalled", "term", b"term", "transferee", b"transferee"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["applied_index", b"applied_index", "blocks", b"blocks", "commit_index", b"commit_index", "configuration", b"configuration", "configuration_index", b"configuration_index", "distrusted", b"distrusted", "first_index", b"first_index", "flushed_index", b"flushed_index", "forgetful", b"forgetful", "group", b"group", "joint", b"joint", "last_index", b"last_index", "last_term", b"last_term", "leader_node", b"leader_node", "leader_replica", b"leader_replica", "members", b"members", "next_replica", b"next_replica", "problem", b"problem", "quiesced", b"quiesced", "removed", b"removed", "replica", b"replica", "role", b"role", "serving", b"serving", "snapshot_index", b"snapshot_index", "state_bytes", b"state_bytes", "storage_stalled", b"storage_stalled", "term", b"term", "transferee", b"transferee"]) -> None: ...
 
 global___GroupState = GroupState
 

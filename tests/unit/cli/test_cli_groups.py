@@ -139,6 +139,12 @@ def test_a_replica_that_was_removed_and_one_whose_disk_stands_are_marked() -> No
     assert marks == "handing over to replica 3, DISK STALLED, removed, asleep"
 
 
+def test_a_replica_that_is_rebuilt_has_no_disk_that_stands_still() -> None:
+    marks = groups.marks(replace(STATE, joint=False, distrusted="model 7 block 1", storage_stalled=True))
+    assert "STATE WRONG (being rebuilt)" in marks
+    assert "DISK" not in marks
+
+
 def test_transfer_is_done_when_that_node_leads(admin: ScriptedAdmin, capsys: pytest.CaptureFixture[str]) -> None:
     admin.views = (WHOLE, WHOLE, replace(WHOLE, groups=(group(1, 2, 1, 2, 3),)))
     assert command("group", "transfer", "1", "--to", "2") == codes.OK

@@ -109,6 +109,44 @@ def test_the_third_is_asked_when_what_it_said_was_lost_and_then_writes_go_on() -
     assert replicas.rank.replies.seen[-1] == (2, 3, "APPLIED")
 
 
+def found_odd_but_not_told() -> Replicas:
+    """Replica 2 was found wrong at version 2, the verdict was lost, and 3 is silent from then on."""
+    replicas = Replicas()
+    odd(replicas, 2)
+    replicas.step(1)
+    while note := replicas[3].leader.note():
+        replicas[1].leader.noted(3, note)
+    while note := replicas[2].leader.note():
+        replicas[1].leader.noted(2, note)
+    assert [to for to, _ in replicas[1].reports] == [2]
+    replicas[1].reports.clear()
+    return replicas
+
+
+def test_what_is_known_to_be_odd_puts_later_versions_in_no_doubt() -> None:
+    """`test_simulation_diverging.py`, seed 12: the third was behind, and was not filled because of the new doubt."""
+    replicas = found_odd_but_not_told()
+    replicas.step(2)
+    replicas.talk(2)
+    assert not any("no majority" in alarm for alarm in replicas[1].alarms)
+    assert replicas.rank.replies.refusal is None
+    replicas.step(3)
+    assert replicas.rank.replies.seen[-1] == (2, 4, "APPLIED")
+    assert replicas[1].holds == []
+
+
+def test_a_verdict_that_was_lost_is_told_again_though_nothing_is_written() -> None:
+    replicas = found_odd_but_not_told()
+    replicas.pass_time(200)
+    assert len(replicas[2].distrusted) == 1
+    replicas.rebuild(2, after=1)
+    replicas.pass_time(200)
+    replicas[1].reports.clear()
+    replicas[1].leader.tick(replicas.now_ms + 100)
+    assert replicas[1].reports == [], "it was compared equal since"
+    assert replicas[2].distrusted == []
+
+
 def test_what_was_under_way_when_writes_stopped_does_not_stop_the_window_afterwards() -> None:
     """The window of open sums moves on although no stream was there to see it."""
     replicas = Replicas()
