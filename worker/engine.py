@@ -277,7 +277,7 @@ class Engine:
             route, pusher = self._routes.get(group), self._pushers[group]
             if pusher.answering is not None:
                 waiting += flight.parts[group].unacknowledged
-            elif route is None or route.suspect:
+            elif route is None or (route.suspect and not pusher.full):
                 leaderless.append(group)
             else:
                 parts.append(f"group {group}: {pusher.problem or 'no answer yet'}")

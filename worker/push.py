@@ -84,6 +84,7 @@ class GroupPusher:
         self._paused = False
         self._answering: Route | None = None
         self._problem = ""
+        self._full = False
 
     # --- for the owner
 
@@ -121,6 +122,11 @@ class GroupPusher:
     def problem(self) -> str:
         """Why the last stream ended; empty while one stands."""
         return self._problem
+
+    @property
+    def full(self) -> bool:
+        """The leader takes nothing, for want of space: there is one, but it is asked again only after a while."""
+        return self._full
 
     async def close(self) -> None:
         if self._task is not None:
@@ -161,6 +167,7 @@ class GroupPusher:
 
     async def _refused(self, route: Route, hello: Hello, refusal: Refusal) -> None:
         self._problem = refusal.message
+        self._full = refusal.reason is Reason.DISK_FULL
         if refusal.reason in _TO_RESOLVE:
             if not await self._owner.resolve(hello, refusal):
                 await asyncio.sleep(self._backoff.next_s(refusal.retry_after_ms))
@@ -193,7 +200,7 @@ class GroupPusher:
             for task in done:
                 task.result()
             if reading in done or not done:
-                self._problem = "the server ended the stream"
+                self._problem, self._full = "the server ended the stream", False
                 self._routes.suspect(route)
         finally:
             self._answering = None
@@ -224,7 +231,7 @@ class GroupPusher:
         while (frame := await stream.receive()) is not None:
             if self._answering is None:
                 self._answering = route
-                self._problem = ""
+                self._problem, self._full = "", False
                 self._routes.trust(route)
                 self._backoff.reset()
             step = self._step

@@ -280,6 +280,23 @@ def test_a_refusal_that_may_pass_is_tried_again(refusal: Refusal) -> None:
         assert cluster.refuse == []
 
 
+def test_a_leader_with_a_full_disk_is_no_missing_leader() -> None:
+    """Seen with a full disk: the reason changed to and fro between the refusal and "has no leader"."""
+    cluster = FakeCluster()
+    with client_of(cluster) as client:
+        model = model_of(client)
+        model.push_pull(gradients(0)).result()
+        cluster.refuse = [Refusal(Reason.DISK_FULL, "no space", retry_after_ms=20)] * 10_000
+        cluster.elect(1, 2)
+        future = model.push_pull(gradients(1))
+        with pytest.raises(errors.DeadlineExceeded) as caught:
+            future.result(timeout=0.3)
+        assert "no space" in caught.value.why
+        assert "no leader" not in caught.value.why
+        cluster.refuse = []
+        assert future.result().version == 2
+
+
 def test_a_final_refusal_ends_the_step_with_its_reason() -> None:
     cluster = FakeCluster()
     with client_of(cluster) as client:
