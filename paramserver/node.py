@@ -77,6 +77,7 @@ STOP_GRACE_S = 0.3
 """What calls that are under way get at a clean stop."""
 COMPARE_S = 1.0
 """How often memory that is not written to is looked at; LeaderOptions.scrub_period_ms says how much of it."""
+LOOK_AT_DISK_S = 1.0
 CONNECT_CHECK_MS = 5
 CONNECT_MS = 500
 """How long a starting node waits for its peers' connections before it takes part without them."""
@@ -205,13 +206,27 @@ class Disk:
         except BaseException:
             lock.release()
             raise
-        for warning in recovery.warnings:
-            log.warning("log: %s", warning)
+        _tell_damage(recovery)
         if recovery.discarded_tail_bytes:
             log.warning("log: discarded a torn tail of %d bytes", recovery.discarded_tail_bytes)
         if recovery.damage:
             log.error("log: %s", recovery.damage)
         return cls(lock, identity, wal, recovery, snapshots, directory)
+
+
+def _tell_damage(recovery: Recovery) -> None:
+    """What was found wrong in the log, and what it costs. Replicas that must not run tell of themselves."""
+    hit = {number: group for number, group in sorted(recovery.groups.items()) if group.damage}
+    costs = "" if hit or recovery.damage else "; nothing that counts was lost with it"
+    for warning in recovery.warnings:
+        log.warning("log: %s%s", warning, costs)
+    for number, group in hit.items():
+        if group.forgetful and not group.hard_state_lost:
+            log.warning(
+                "group %d: %s; it neither votes nor serves until its group has filled it again, which goes by itself",
+                number,
+                group.damage,
+            )
 
 
 class Node:
@@ -310,6 +325,7 @@ class Node:
             self._transport.start()
         self._tasks.append(asyncio.create_task(self._lag.run(), name="loop lag"))
         self._tasks.append(asyncio.create_task(self._compare_states(), name="comparing states"))
+        self._tasks.append(asyncio.create_task(self._tell_full_disk(), name="telling of a full disk"))
         introduced = asyncio.create_task(self._introduced())
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({introduced, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -335,6 +351,26 @@ class Node:
             f"node {config.node} was removed from the cluster, and its data folder {uuid} never takes part again; to "
             f"bring the node back, start it with an empty folder and --join {config.address}, then: "
             f"paramserver node add {config.node}={config.address} --servers ..."
+        )
+
+    async def _tell_full_disk(self) -> None:
+        """Once each time it becomes full, and once when there is room again."""
+        told = False
+        while True:
+            full = self._writer.full()
+            if full != told:
+                told = full
+                if full:
+                    log.error("%s", self._full_disk())
+                else:
+                    log.warning("there is space again in %s: writes go on", self._config.data_dir)
+            await asyncio.sleep(LOOK_AT_DISK_S)
+
+    def _full_disk(self) -> str:
+        return (
+            f"the disk of node {self._config.node} is full: its leaders refuse writes until there is space in "
+            f"{self._config.data_dir}; meanwhile others can lead: paramserver node drain {self._config.node} "
+            "--leaders-only --servers ..."
         )
 
     async def _compare_states(self) -> None:
@@ -565,10 +601,7 @@ class Node:
     def _alarms(self) -> list[str]:
         lines = [alarm for leader in self._shards.values() for alarm in leader.alarms]
         if self._writer.full():
-            lines.append(
-                f"the disk of node {self._config.node} is full: its leaders refuse writes until there is space in "
-                f"{self._config.data_dir}"
-            )
+            lines.append(self._full_disk())
         for group, hosted in self._groups.hosted.items():
             status = hosted.handle.status()
             if status.problem:

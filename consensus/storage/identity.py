@@ -21,6 +21,7 @@ FORMAT_VERSION = 1
 UUID_BYTES = 16
 FILE_BYTES_MAX = 1 << 20
 _FILE = "identity"
+RESTORE = "restore it, or start this node on an empty folder and give its place to that (paramserver node replace)"
 
 
 class NodeIdentity:
@@ -173,7 +174,7 @@ def load_or_create(
         filesystem.mkdir(directory)
         if not filesystem.exists(path):
             if filesystem.exists(f"{directory}/wal") and filesystem.listdir(f"{directory}/wal"):
-                raise IdentityMismatch(f"{path} is missing, but there is a log beside it: restore it")
+                raise IdentityMismatch(f"{path} is missing, but there is a log beside it: {RESTORE}")
             uuid = random_bytes(UUID_BYTES)
             made = NodeIdentity(filesystem, directory, cluster=cluster, node=node, uuid=uuid, peers={}, activated=False)
             made._save()
@@ -230,7 +231,7 @@ def _parse(path: str, raw: bytes) -> dict[str, Any]:
     line, _, crc = raw.partition(b"\n")
     checksum = crc32c(line + b"\n")
     if crc != f"{checksum:08x}\n".encode():
-        raise IdentityMismatch(f"{path} is damaged: restore it; a new one would let this folder vote twice")
+        raise IdentityMismatch(f"{path} is damaged: {RESTORE}; a new one would let this folder vote twice")
     content: dict[str, Any] = json.loads(line)
     if content.get("format") != FORMAT_VERSION:
         raise UnknownFormat(f"{path} has format {content.get('format')}; this build knows {FORMAT_VERSION}")

@@ -62,3 +62,15 @@ def test_damage_is_said_and_the_server_starts(tmp_path: Path, caplog: pytest.Log
         disk = start(config)
     assert disk.recovery.groups[1].forgetful
     assert f"segment {int(Path(path).stem, 16)} offset" in caplog.text
+    assert "group 1: " in caplog.text
+    assert "it neither votes nor serves until its group has filled it again" in caplog.text
+    assert "nothing that counts was lost" not in caplog.text
+
+
+def test_damage_that_costs_nothing_is_said_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config, path, entries = written(tmp_path)
+    harm(path, entries[1] // 4096 * 4096)  # the header of its batch, whose records are all whole
+    with caplog.at_level(logging.WARNING):
+        disk = start(config)
+    assert [entry.index for entry in disk.recovery.groups[1].entries] == [1, 2, 3, 4, 5]
+    assert "nothing that counts was lost with it" in caplog.text
