@@ -22,7 +22,10 @@ T = TypeVar("T")
 IN_USE = "a server is using this folder: what it writes meanwhile may look like a torn tail"
 LOOKS_MAX = 3
 """A log that is written while it is read may look damaged: then it is read again."""
-HINT = "stop the server, or name another folder; docs/operations.md says how a damaged replica is repaired"
+HINT_RUNNING = "its server writes and recycles it meanwhile: try again, or stop the server first"
+HINT = (
+    "a node without its log never takes part again: docs/operations.md says how its place is given to an empty folder"
+)
 
 
 class DataFolder:
@@ -69,8 +72,11 @@ class DataFolder:
                 found = read()
             except StorageError as error:
                 if not self.in_use or not left:
-                    raise CommandError(str(error), HINT) from None
+                    raise self.unreadable(error) from None
                 continue
             if whole(found) or not self.in_use:
                 break
         return found
+
+    def unreadable(self, error: Exception) -> CommandError:
+        return CommandError(escape(error, 500), HINT_RUNNING if self.in_use else HINT)

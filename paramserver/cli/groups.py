@@ -22,7 +22,7 @@ from paramserver.cli.shape import (
     look,
     node_number,
 )
-from paramserver.cli.text import escape, table
+from paramserver.cli.text import SENTENCE_MAX, escape, table
 
 if TYPE_CHECKING:
     from paramserver.lab.admin import ClusterView
@@ -54,7 +54,7 @@ def underway(view: ClusterView) -> list[str]:
     out = []
     for move in view.moves:
         state = "being given up" if move.cancelled else STAGES[move.stage]
-        trouble = f": {escape(move.trouble)}" if move.trouble else ""
+        trouble = f": {escape(move.trouble, SENTENCE_MAX)}" if move.trouble else ""
         out += [f"group {move.group}: replica {move.replica} on node {move.to_node} is {state}{trouble}"]
     for left in view.leftovers:
         out += [f"group {left.group}: replica {left.replica} on node {left.node} is no member and waits to be deleted"]
@@ -114,7 +114,7 @@ def lines(group: int, holding: list[tuple[NodeSnapshot, GroupSnapshot]]) -> list
         for at, state in holding
     ]  # fmt: skip
     out += ["", *table(head, sorted(shown, key=lambda row: int(row[0])))]
-    out += [f"! node {at.node}: {escape(state.problem)}" for at, state in holding if state.problem]
+    out += [f"! node {at.node}: {escape(state.problem, SENTENCE_MAX)}" for at, state in holding if state.problem]
     return out
 
 

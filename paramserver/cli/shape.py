@@ -76,21 +76,35 @@ def change(values: flags.Values, wish: Any, done: Callable[[ClusterView], bool])
     stream = sys.stderr if values["json"] else sys.stdout
     admin = admin_of(values)
     deadline = time.monotonic() + values["timeout"]
+    shaped: Shaped | None = None
     try:
         shaped = admin.wish(wish, dry_run=values["dry_run"])
         tell(shaped, stream, dry_run=values["dry_run"])
         finished = values["dry_run"] or values["no_wait"] or wait(admin, done, deadline, stream)
     except AdminError as error:
         raise command_error(error) from None
+    except KeyboardInterrupt:
+        if values["dry_run"]:
+            raise
+        raise interrupted(recorded=shaped is not None) from None
     if values["json"]:
         print(json.dumps({**asdict(shaped), "dry_run": values["dry_run"], "done": done_word(values, finished)}))
     if not finished:
         raise CommandError(
             f"recorded, and not done within {values['timeout']:g} s; it goes on by itself",
-            "paramserver group list --servers ... shows what is being moved and what is in its way",
+            SHOWN_BY,
             code=codes.LATER,
         )
     return codes.OK
+
+
+def interrupted(*, recorded: bool) -> CommandError:
+    """What Ctrl-C leaves behind."""
+    if recorded:
+        cause = "interrupted; what was recorded goes on by itself"
+    else:
+        cause = "interrupted; it may have been recorded, and then goes on by itself"
+    return CommandError(cause, SHOWN_BY, code=codes.INTERRUPTED)
 
 
 def done_word(values: flags.Values, finished: bool) -> bool:
@@ -131,6 +145,7 @@ def wait(admin: Admin, done: Callable[[ClusterView], bool], deadline: float, str
         time.sleep(POLL_S)
 
 
+SHOWN_BY = "paramserver group list --servers ... shows what is being moved and what is in its way"
 STAGES = {"create": "being made", "learn": "catching up as a learner", "swap": "taking its place as a voter"}
 
 

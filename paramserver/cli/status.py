@@ -15,7 +15,7 @@ from paramserver.cli import codes, flags
 from paramserver.cli.codes import CommandError
 from paramserver.cli.flags import Flag
 from paramserver.cli.groups import marks, underway
-from paramserver.cli.text import escape, table
+from paramserver.cli.text import SENTENCE_MAX, escape, table
 
 if TYPE_CHECKING:
     from paramserver.lab.admin import ClusterView
@@ -110,13 +110,14 @@ def lines(answers: Sequence[Answer], *, blocks: bool = False, view: ClusterView 
     if blocks:
         out += _blocks(nodes)
     problems = [
-        f"! node {node.node}, group {group.group}: {escape(group.problem.removeprefix(f'group {group.group}: '))}"
+        f"! node {node.node}, group {group.group}: "
+        f"{escape(group.problem.removeprefix(f'group {group.group}: '), SENTENCE_MAX)}"
         for node in nodes
         for group in node.groups
         if group.problem
     ]
     problems += [
-        f"! node {node.node}: {escape(alarm)}"
+        f"! node {node.node}: {escape(alarm, SENTENCE_MAX)}"
         for node in nodes
         for alarm in node.alarms
         if not any(group.problem and group.problem in alarm for group in node.groups)  # told already

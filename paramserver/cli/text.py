@@ -11,6 +11,9 @@ from collections.abc import Sequence
 WIDTH_MAX = 200
 """Characters of one escaped value; longer ones are cut with an ellipsis."""
 
+SENTENCE_MAX = 1000
+"""The same for a sentence of a server: its end is where the repair stands."""
+
 
 def escape(value: object, width_max: int = WIDTH_MAX) -> str:
     """Printable form of `value`: control characters, line breaks and bidirectional marks as \\x.., \\u...."""

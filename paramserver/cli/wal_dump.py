@@ -12,9 +12,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from paramserver.cli import codes, flags
-from paramserver.cli.codes import CommandError
 from paramserver.cli.flags import Flag
-from paramserver.cli.folder import HINT, IN_USE, DataFolder
+from paramserver.cli.folder import IN_USE, LOOKS_MAX, DataFolder
 from paramserver.cli.text import escape
 
 if TYPE_CHECKING:
@@ -36,18 +35,22 @@ def run(values: flags.Values, problems: list[str]) -> int:
     from consensus.storage.inspection import Place, dump_log
 
     folder = DataFolder(values["DATA_DIR"])
-    group, bad = values["group"], 0
+    group, bad, shown = values["group"], 0, 0
     if folder.in_use and not values["json"]:
         print(f"! {IN_USE}")
-    try:
-        for each in dump_log(folder.filesystem, folder.wal):
-            if isinstance(each, Place):
-                bad += 1
-            elif group is not None and each.group != group:
-                continue
-            print(json.dumps(_as_json(each)) if values["json"] else _line(each))
-    except StorageError as error:
-        raise CommandError(str(error), HINT) from None
+    for left in reversed(range(LOOKS_MAX)):
+        try:
+            for each in dump_log(folder.filesystem, folder.wal):
+                if isinstance(each, Place):
+                    bad += 1
+                elif group is not None and each.group != group:
+                    continue
+                shown += 1
+                print(json.dumps(_as_json(each)) if values["json"] else _line(each))
+            break
+        except (StorageError, FileNotFoundError) as error:  # a server may recycle a segment at any moment
+            if shown or not left or not folder.in_use:
+                raise folder.unreadable(error) from None
     return codes.CHECK_FAILED if bad else codes.OK
 
 
@@ -64,7 +67,7 @@ def _line(each: RecordPicture | Place) -> str:
 
 
 def _words(record: RecordPicture) -> Iterator[str]:
-    yield f"{record.segment:x}:{record.offset:<9} batch {record.batch:<6} {record.kind:<10}"
+    yield f"{record.segment}:{record.offset:<9} batch {record.batch:<6} {record.kind:<10}"
     if record.kind != "head":
         yield f"group {record.group:<4} term {record.term:<5} index {record.index:<8}"
     yield f"{record.length:>8} bytes"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from paramserver.cli import codes, flags
 from paramserver.cli.flags import Flag
 from paramserver.cli.folder import IN_USE, DataFolder
-from paramserver.cli.text import escape, table
+from paramserver.cli.text import SENTENCE_MAX, escape, table
 
 if TYPE_CHECKING:
     from consensus.storage.inspection import LogPicture
@@ -56,7 +56,8 @@ def lines(found: LogPicture, folder: DataFolder, identity_problem: str) -> list[
         out.append(f"! {IN_USE}")
     rows = [
         (
-            f"{each.number:x}",
+            str(each.number),
+            f"{each.number:016x}.wal",
             each.part,
             str(each.size_bytes),
             str(each.end) if each.end else "",
@@ -65,7 +66,7 @@ def lines(found: LogPicture, folder: DataFolder, identity_problem: str) -> list[
         )
         for each in found.segments
     ]
-    out += ["", *table(("segment", "part", "bytes", "end", "batches", "known durable"), rows)]
+    out += ["", *table(("segment", "file", "part", "bytes", "end", "batches", "known durable"), rows)]
     groups = [
         (
             str(each.group),
@@ -86,8 +87,8 @@ def lines(found: LogPicture, folder: DataFolder, identity_problem: str) -> list[
     out.append("")
     if found.discarded_tail_bytes:
         out.append(f"a torn tail of {found.discarded_tail_bytes} bytes, which was never acknowledged")
-    out += [f"note: {escape(note, 400)}" for note in found.notes]
+    out += [f"note: {escape(note, SENTENCE_MAX)}" for note in found.notes]
     problems = ([identity_problem] if identity_problem else []) + list(found.damage)
-    out += [f"! {escape(problem, 400)}" for problem in problems]
+    out += [f"! {escape(problem, SENTENCE_MAX)}" for problem in problems]
     out.append("damaged" if problems else "fine")
     return out

@@ -3,6 +3,7 @@ what is wrong is named with its place, nothing is changed (FAULTS bad input row 
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 
 from consensus.core.interface import Configuration, HardState, SnapshotMeta
+from consensus.storage import inspection
+from consensus.storage.errors import StorageFailed
 from consensus.storage.filesystem import DirectoryLock, OsFileSystem
 from consensus.storage.identity import load_or_create
-from consensus.storage.interface import Creation, GroupAppend
+from consensus.storage.interface import Creation, FileSystem, GroupAppend
 from consensus.storage.options import WalOptions
 from consensus.storage.records import Kind, find_headers
 from consensus.storage.segments import segment_numbers, segment_path
@@ -230,6 +233,30 @@ def test_a_folder_in_use_is_looked_at_and_it_is_said(folder: str, capsys: pytest
     assert "a server is using this folder" in out
     code, found = called(capsys, "snapshot", "verify", folder)
     assert (code, found["in_use"]) == (0, True)
+    lock.release()
+
+
+def test_a_log_that_moves_on_while_it_is_dumped(
+    folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A running server recycles segments: found as a dump that ended with "No such file"."""
+    real, gone = inspection.dump_log, [2]
+
+    def dump(disk: FileSystem, directory: str) -> Iterator[Any]:
+        if gone[0]:
+            gone[0] -= 1
+            raise StorageFailed("reading the log: No such file")
+        return real(disk, directory)
+
+    monkeypatch.setattr(inspection, "dump_log", dump)
+    lock = DirectoryLock(folder)
+    code, out, _ = call(capsys, "wal", "dump", folder)
+    assert code == 0
+    assert "hard_state" in out
+    gone[0] = 99
+    code, _, err = call(capsys, "wal", "dump", folder)
+    assert code == 1
+    assert "its server writes and recycles it meanwhile: try again" in err
     lock.release()
 
 

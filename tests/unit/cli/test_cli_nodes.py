@@ -126,6 +126,23 @@ def test_what_takes_longer_goes_on_by_itself(admin: ScriptedAdmin, capsys: pytes
     assert command("node", "drain", "3", "--no-wait") == codes.OK
 
 
+def test_interrupted_says_whether_it_goes_on(admin: ScriptedAdmin, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    admin.views = (MOVING,)
+    admin.members = interrupt  # type: ignore[method-assign,assignment]
+    assert command("node", "drain", "3") == codes.INTERRUPTED
+    cause, hint = capsys.readouterr().err.splitlines()
+    assert "what was recorded goes on by itself" in cause
+    assert "paramserver group list" in hint
+    admin.wish = interrupt  # type: ignore[method-assign,assignment]
+    assert command("node", "drain", "3") == codes.INTERRUPTED
+    assert "it may have been recorded" in capsys.readouterr().err
+    assert command("node", "drain", "3", "--dry-run") == codes.INTERRUPTED
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_group_0_that_is_away_for_a_while_is_waited_for(
     admin: ScriptedAdmin, capsys: pytest.CaptureFixture[str]
 ) -> None:

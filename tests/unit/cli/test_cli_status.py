@@ -131,3 +131,12 @@ def test_without_a_leader_of_group_0_the_rest_is_told() -> None:
     shown = "\n".join(command.lines((NODE,)))
     assert "group 0 has no leader that answers" in shown
     assert command.as_json((NODE,))["placement"] is None
+
+
+def test_problems_and_alarms_are_shown_to_their_end() -> None:
+    """Where the repair stands; damage that names places made sentences of 250 characters."""
+    problem, alarm = "damaged at " + "x" * 300 + ", replace it", "a disk " + "y" * 300 + ", make room"
+    node = replace(NODE, groups=(replace(GROUP, problem=problem),), alarms=(alarm,))
+    text = "\n".join(command.lines((node, FOLLOWER)))
+    assert ", replace it" in text
+    assert ", make room" in text
