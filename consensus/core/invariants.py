@@ -113,6 +113,12 @@ class SafetyChecker:
             self._check_completeness(replica, status)
             self._check_configuration(replica, status)
 
+    def overruled(self, index: int, term: int, commit_index: int) -> bool:
+        """Whether the entry of that term can't be committed any more: another one is, in its place, or a later term's
+        before it (terms never fall along a log). `commit_index`: the highest seen."""
+        known = self._committed.get(min(index, commit_index))
+        return known is not None and (known[0][0] != term if index <= commit_index else known[0][0] > term)
+
     def _fail(self, replica: Replica, what: str) -> InvariantViolated:
         return InvariantViolated(f"group {self._group}, replica {replica.replica}: {what}")
 

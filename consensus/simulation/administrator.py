@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from consensus.simulation.node import SimulatedNode
 
 LOOK_MS = (20, 120)
+HASTY_LOOK_MS = (1, 20)
+HURT_CHANCE = 0.12
+HASTY_HURT_CHANCE = 0.01
+"""Of a step; who is hasty takes many."""
 FIRST_REPLICA = 1 << 16
 VOTERS_MAX = 7
 
@@ -38,8 +42,11 @@ class _Goal:
 
 
 class Administrator:
-    def __init__(self, cluster: Cluster, seed: int) -> None:
+    def __init__(self, cluster: Cluster, seed: int, *, hasty: bool = False) -> None:
+        """`hasty`: it changes two voters at once if it can, asks leaders that were just elected, and does not wait
+        until what it asked for before is committed."""
         self._cluster = cluster
+        self._hasty = hasty
         self._random = stream(seed, "administrator")
         self._goals: dict[GroupId, _Goal] = {}
         self._next: dict[GroupId, ReplicaId] = {}
@@ -49,15 +56,21 @@ class Administrator:
     # --- what is asked of it ----------------------------------------------------------------------------------------
 
     def change(self, group: GroupId, source: random.Random) -> bool:
-        """Draw a change of the group's members, and begin with it. False: one is under way, or none is possible."""
+        """Draw a change of the group's members, and begin with it. False: one is under way, or none is possible. Who is
+        hasty drops what is under way; what was made for it is deleted in the end."""
         configuration = self._cluster.roster.latest(group)
-        if group in self._goals or configuration.outgoing:
+        if (group in self._goals and not self._hasty) or configuration.outgoing:
             return False
         goal = self._draw(group, configuration, source)
         if goal is None or not self._can_decide(group, goal.voters):
             return False
         self._begin(group, goal)
         return True
+
+    def elected(self, group: GroupId) -> None:
+        """A leader that knows little yet."""
+        if self._hasty and group in self._goals:
+            self._cluster.scheduler.after(self._random.randrange(5 * MS), lambda: self._look_at(group))
 
     def settle(self) -> None:
         """Nothing new is begun, and nobody is hurt on purpose any more; what is under way is finished."""
@@ -107,6 +120,8 @@ class Administrator:
         homes = {member: self._cluster.roster.node_of(group, member) for member in members_of(configuration)}
         free = [node for node in self._cluster.nodes if node not in homes.values()]
         made: dict[ReplicaId, NodeId] = {}
+        if self._hasty and source.random() < 0.6:
+            return self._draw_two(group, configuration, source, free)
         what = source.choice(("replace", "replace", "replace", "add", "learner", "remove", "order"))
         if what in ("add", "learner") and free and len(voters) + len(learners) < VOTERS_MAX:
             made[self._new_id(group)] = source.choice(free)
@@ -130,6 +145,21 @@ class Administrator:
             return None
         return _Goal(tuple(voters), tuple(learners), made)
 
+    def _draw_two(
+        self, group: GroupId, configuration: Configuration, source: random.Random, free: list[NodeId]
+    ) -> _Goal | None:
+        """Two voters more, two less, or two others."""
+        voters = list(configuration.voters)
+        joining = source.sample(free, min(2, len(free))) if source.random() < 0.7 else []
+        leaving = source.sample(voters, min(2, len(voters))) if not joining or source.random() < 0.6 else []
+        if leaving and source.random() < 0.3:
+            leaving[0] = self._leader_of(group, voters)
+        made = {self._new_id(group): node for node in joining}
+        kept = [voter for voter in voters if voter not in leaving]
+        goal = _Goal((*kept, *made), configuration.learners, made)
+        size = len(goal.voters) + len(goal.learners)
+        return goal if goal.voters and size <= VOTERS_MAX and (joining or leaving) else None
+
     def _leader_of(self, group: GroupId, voters: list[ReplicaId]) -> ReplicaId:
         node = self._cluster.leader_of(group)
         replica = self._cluster.roster.hosted(node, group) if node is not None else 0
@@ -150,33 +180,44 @@ class Administrator:
     # --- steps ------------------------------------------------------------------------------------------------------
 
     def _look_later(self) -> None:
-        self._cluster.scheduler.after(between(self._random, LOOK_MS) * MS, self._look)
+        span = HASTY_LOOK_MS if self._hasty and self._hurts else LOOK_MS
+        self._cluster.scheduler.after(between(self._random, span) * MS, self._look)
 
     def _look(self) -> None:
         for group in list(self._goals):
-            node = self._cluster.leader_of(group)
-            if node is not None:
-                self._step(group, self._goals[group], self._cluster.nodes[node])
+            self._look_at(group)
         self._looking = bool(self._goals)
         if self._looking:
             self._look_later()
+
+    def _look_at(self, group: GroupId) -> None:
+        node = self._cluster.leader_of(group)
+        if node is not None and group in self._goals:
+            self._step(group, self._goals[group], self._cluster.nodes[node])
 
     def _step(self, group: GroupId, goal: _Goal, leader: SimulatedNode) -> None:
         core = leader.handles[group].core
         status = core.status() if core is not None else None
         current = status.configuration if status is not None else None
-        if status is None or current is None or not settled(status, current):
+        if status is None or current is None:
             return
         members = members_of(current)
+        if not settled(status, current):
+            early = self._hasty and self._hurts and not current.outgoing and members.issuperset(goal.voters)
+            if early and current.voters != goal.voters and self._random.random() < 0.5:
+                # Too early: it is to be refused.
+                self._propose(group, leader, current, goal, goal.voters, current.learners)
+            return
         if any(one in members and self._is_lost(group, one) for one in (*goal.voters, *goal.learners)):
             self._cluster.trace.add("admin", f"group {group}: one of {goal.voters} is lost; this change is given up")
             del self._goals[group]
             return
-        if current.next_replica > max(goal.made, default=current.next_replica) and not members & set(goal.made):
-            if goal.made:
-                # Passed over: a change that was given up came through after all.
-                del self._goals[group]
-                return
+        spent = [one for one in (*goal.voters, *goal.learners) if one not in members and one < current.next_replica]
+        if spent:
+            # Passed over, or gone: a change that was given up came through after all.
+            self._cluster.trace.add("admin", f"group {group}: {spent} can't join any more; this change is given up")
+            del self._goals[group]
+            return
         for replica, node in goal.made.items():
             if replica not in members and not self._make(group, replica, node, goal, leader, current):
                 return
@@ -241,7 +282,12 @@ class Administrator:
             self._cluster.trace.add("admin", f"group {group}: {voters} could not decide; this change is given up")
             del self._goals[group]
             return
-        homes = tuple(Home(replica, node) for replica, node in goal.made.items() if replica in (*voters, *learners))
+        # Of all who were made, also for an earlier goal: what said where they live may have been truncated.
+        homes = tuple(
+            Home(replica, self._cluster.roster.node_of(group, replica))
+            for replica in sorted({*voters, *learners})
+            if replica >= FIRST_REPLICA
+        )
         change = MembershipChange(voters, learners, homes)
 
         def done(outcome: object) -> None:
@@ -278,7 +324,7 @@ class Administrator:
 
     def _hurt(self, *nodes: SimulatedNode) -> None:
         """Sometimes one of those whom a step concerns crashes right then (FAULTS 22)."""
-        if not self._hurts or self._random.random() >= 0.12:
+        if not self._hurts or self._random.random() >= (HASTY_HURT_CHANCE if self._hasty else HURT_CHANCE):
             return
         victim = self._random.choice(nodes)
         away_ms = between(self._random, (20, 600))

@@ -37,6 +37,8 @@ class Case:
     commands: int = 5
     """Of each client, after healing."""
     options: SimulationOptions = field(default_factory=SimulationOptions)
+    hasty: bool = False
+    """Of the administrator: members change as fast as they can."""
 
     @property
     def node_ids(self) -> tuple[NodeId, ...]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from consensus.core.interface import GroupId, NodeId, ReplicaId, Role
+from consensus.core.interface import Configuration, GroupId, NodeId, ReplicaId, Role
 from consensus.core.raft import RaftCore
 from consensus.core.raft.config import RaftConfig
 from consensus.runtime.group import GroupHandle
@@ -141,8 +141,10 @@ class Cluster:
         options: SimulationOptions,
         wire: Wire | None = None,
         administrator: bool = False,
+        hasty: bool = False,
     ) -> None:
-        """`administrator`: members of groups may change, and replicas that can't run any more are replaced."""
+        """`administrator`: members of groups may change, and replicas that can't run any more are replaced. `hasty`:
+        they change as fast as they can, two at a time."""
         problems = options.runtime.validate()
         if problems:
             raise Misused("; ".join(problems))
@@ -164,7 +166,8 @@ class Cluster:
             elected=self._elected,
             peer=self._peer,
             durable=self._durable,
-            configured=self.roster.configured,
+            configured=self._configured,
+            overruled=self.roster.overruled,
         )
         self._random = stream(seed, "cluster")
         self._whole: frozenset[NodeId] = frozenset()
@@ -185,7 +188,7 @@ class Cluster:
         self.nodes = {node: SimulatedNode(node, around, self) for node in nodes}
         for host in self.nodes.values():
             self.network.join(host)
-        self.administrator = Administrator(self, seed) if administrator else None
+        self.administrator = Administrator(self, seed, hasty=hasty) if administrator else None
         self._strikes = Strikes(self, self._plan)
         self.network.piece_arrives = self._strikes.piece_arrives
 
@@ -232,6 +235,12 @@ class Cluster:
 
     def _elected(self, group: GroupId) -> None:
         self._strikes.elected(group)
+        if self.administrator is not None:
+            self.administrator.elected(group)
+
+    def _configured(self, group: GroupId, index: int, term: int, configuration: Configuration, committed: int) -> None:
+        self.roster.configured(group, index, term, configuration, committed)
+        self._strikes.configured(group, configuration)
 
     def _peer(self, group: GroupId, replica: ReplicaId) -> RaftCore | None:
         """The core of a replica that runs."""

@@ -60,11 +60,28 @@ class FaultKind(Enum):
     """A leader is told to hand over."""
     MEMBERS = "membership change"
     """An administrator changes who belongs to a group."""
+    SPLIT = "cut along majorities"
+    """Nothing passes between those who vote in the old configuration of a group and those who vote in the new one."""
+    LAST_COPIES = "last copies"
+    """A minority is cut off for a moment; then one of those who hold what was acknowledged meanwhile is damaged, and
+    their leader ends (RULES W7)."""
     WIPE = "wiped disk"
     """The machine ends, and its disk is empty when it comes back: its replicas are removed and made anew."""
 
 
 LINK_KINDS = frozenset({FaultKind.CUT, FaultKind.RESET, FaultKind.CLOG})
+
+
+class Moment(Enum):
+    """What an ambush waits for."""
+
+    ELECTION = "its election"
+    JOINT = "a joint configuration"
+    """Is appended by its leader; nobody else has it yet."""
+    FINAL = "the end of a joint configuration"
+    """The same, of the configuration that follows it."""
+
+
 DAMAGE_KINDS = frozenset({FaultKind.FLIP, FaultKind.MISDIRECT, FaultKind.WIPE})
 """At most a minority of each group's voters may be hit by these at any time."""
 
@@ -81,7 +98,8 @@ class Fault:
     leader_of: GroupId | None = None
     links: tuple[tuple[NodeId, NodeId], ...] = ()
     ambush_ms: int | None = None
-    """Lies in wait from `at_ms` on: comes so long after the next election in the group of `leader_of`."""
+    """Lies in wait from `at_ms` on: comes so long after the next `moment` of the group of `leader_of`."""
+    moment: Moment = Moment.ELECTION
     amount: int = 0
     """IO calls until a power cut or an error; extra delay in ms of a clogged link or a slow disk; drift in ppm; ms
     of a jump; free bytes of a full disk; anything else that the kind draws from."""
@@ -91,7 +109,7 @@ class Fault:
         if self.nodes:
             parts.append("nodes " + " ".join(map(str, self.nodes)))
         if self.leader_of is not None:
-            wait = "" if self.ambush_ms is None else f" {self.ambush_ms} ms after its election"
+            wait = "" if self.ambush_ms is None else f" {self.ambush_ms} ms after {self.moment.value}"
             parts.append(f"leader of group {self.leader_of}{wait}")
         if self.links:
             parts.append("links " + " ".join(f"{a}>{b}" for a, b in self.links))

@@ -7,7 +7,9 @@ Owns two watchers: `DurableLog`, what a replica's log holds by the writes that w
 * bookkeeping is true: what is called flushed is durable, what a leader counts as matched is durable at the peer and the
   same there (HAZARDS 4, 5);
 * what is committed is durable on a quorum of the leader's configuration when it is first seen committed;
-* quorums of a configuration and of the one before it in the log always meet (HAZARDS 18, 19).
+* quorums of a configuration and of the one before it in the log always meet (HAZARDS 18, 19);
+* the configuration in force is the last one in the log, committed or not (HAZARDS 19), and a leader appends none before
+  an entry of its own term is committed (HAZARDS 18).
 
 Invariants: a broken promise raises `Violated` at the event that broke it; a replica whose marks did not change costs
 one tuple. Must not know: how faults are made.
@@ -81,18 +83,23 @@ class Lives:
         elected: Callable[[GroupId], None],
         peer: Callable[[GroupId, ReplicaId], Replica | None],
         durable: Callable[[GroupId, ReplicaId], DurableLog | None],
-        configured: Callable[[GroupId, int, Configuration, int], None],
+        configured: Callable[[GroupId, int, int, Configuration, int], None],
+        overruled: Callable[[GroupId, Callable[[int, int], bool]], None],
     ) -> None:
         """`peer`: the core of a replica that runs. `durable`: what the disk of a replica holds, also of one that is
         down; None for one that counts for nothing now (forgetful, damaged). `configured`: some replica has a
-        configuration in force that none had before: its index, it, and what is known committed."""
+        configuration in force that none had before: index and term of its entry, it, and what is known committed.
+        `overruled`: more was committed, and a function that says of an entry whether it never will be."""
         self._trace = trace
         self._elected = elected
         self._peer = peer
         self._durable = durable
         self._configured = configured
+        self._overruled = overruled
         self._matched: dict[tuple[GroupId, ReplicaId, ReplicaId], tuple[int, int]] = {}
         """(group, leader, peer) -> (term, match index) that was looked at last."""
+        self._scanned: dict[tuple[GroupId, ReplicaId], tuple[Replica, int]] = {}
+        """Up to which index a log was searched for configurations."""
         self._checkers: dict[GroupId, SafetyChecker] = {}
         self._shown: dict[tuple[GroupId, ReplicaId], tuple[Replica, tuple[object, ...]]] = {}
         self._committed: dict[GroupId, int] = {}
@@ -120,6 +127,7 @@ class Lives:
         except InvariantViolated as error:
             raise Violated(str(error)) from error
         if status.configuration is not None:
+            self._check_in_force(group, replica, status)
             self._check_configuration(group, replica, status, status.configuration)
         self._check_flushed(group, replica, status)
         if status.role is Role.LEADER:
@@ -160,6 +168,7 @@ class Lives:
     def _check_committed(self, group: GroupId, replica: Replica, status: Status) -> None:
         """A leader is the first to know. What it calls committed its configuration's quorum holds, with all before."""
         index = self._committed[group] = status.commit_index
+        self._overruled(group, lambda at, term: self._checkers[group].overruled(at, term, index))
         entry, configuration = replica.entry(index), status.configuration
         if status.role is not Role.LEADER or entry is None or configuration is None:
             return
@@ -182,6 +191,35 @@ class Lives:
             return status.match.get(voter, 0) >= entry.index
         return durable.holds(entry.index, entry.term)
 
+    def _check_in_force(self, group: GroupId, replica: Replica, status: Status) -> None:
+        """On append, and until it is truncated."""
+        key, index = (group, replica.replica), status.configuration_index
+        before, below = self._scanned.get(key, (None, 0))
+        self._scanned[key] = (replica, status.last_index)
+        if before is not replica:
+            below = 0
+        if index > max(status.last_index, status.snapshot_index):
+            raise Violated(
+                f"group {group}, replica {replica.replica}: the configuration of entry {index} is in force, its log "
+                f"ends at {status.last_index}"
+            )
+        for above in range(max(below, index, status.first_index - 1) + 1, status.last_index + 1):
+            entry = replica.entry(above)
+            if entry is not None and entry.kind is EntryKind.CONFIGURATION:
+                raise Violated(
+                    f"group {group}, replica {replica.replica}: the configuration of entry {index} is in force, its "
+                    f"log holds a later one at {above}"
+                )
+
+    def _check_own_term(self, group: GroupId, leader: Replica, status: Status, entry: Entry) -> None:
+        """Called when a leader's configuration is first seen. In a group of one voter it may be committed already."""
+        committed = leader.entry(status.commit_index)
+        if committed is not None and committed.term < status.term == entry.term:
+            raise Violated(
+                f"group {group}, leader {leader.replica} of term {status.term}: appends a configuration at "
+                f"{entry.index}, has committed {status.commit_index} of term {committed.term} only"
+            )
+
     def _check_configuration(
         self, group: GroupId, replica: Replica, status: Status, configuration: Configuration
     ) -> None:
@@ -192,6 +230,8 @@ class Lives:
         if place in known or (entry is None and configuration in known.values()):
             return
         known[place] = configuration
+        if entry is not None and status.role is Role.LEADER:
+            self._check_own_term(group, replica, status, entry)
         before = self._configuration_before(group, replica, status, index)
         if before is not None and not quorums_meet(before, configuration):
             raise Violated(
@@ -199,7 +239,8 @@ class Lives:
                 f"quorums that share nobody with some of {members(before)}, which was in force before"
             )
         self._trace.add(f"g{group}r{replica.replica}", f"has configuration {members(configuration)} at {index}")
-        self._configured(group, index, configuration, self.committed(group))
+        if not place[1] or not self._checkers[group].overruled(*place, self.committed(group)):
+            self._configured(group, *place, configuration, self.committed(group))
 
     def _configuration_before(
         self, group: GroupId, replica: Replica, status: Status, index: int

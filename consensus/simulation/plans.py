@@ -86,7 +86,7 @@ def _draw(
     source: random.Random, kind: FaultKind, at_ms: int, nodes: tuple[NodeId, ...], groups: tuple[GroupId, ...]
 ) -> list[Fault]:
     if kind is FaultKind.CUT:
-        return [Fault(at_ms=at_ms, kind=kind, links=_draw_cut(source, nodes), for_ms=_draw_length(source))]
+        return [Fault(at_ms=at_ms, kind=kind, links=_draw_cut(source, nodes), for_ms=draw_length(source))]
     if kind is FaultKind.CLOG and source.random() < 0.5:
         return _draw_storm(source, at_ms, nodes)
     if kind is FaultKind.TRANSFER and source.random() < 0.3:
@@ -94,7 +94,7 @@ def _draw(
     if kind in (FaultKind.RESET, FaultKind.CLOG):
         links = tuple(link for link in _all_links(nodes) if source.random() < 0.4)
         amount = source.randrange(5, 800)
-        return [Fault(at_ms=at_ms, kind=kind, links=links, for_ms=_draw_length(source), amount=amount)]
+        return [Fault(at_ms=at_ms, kind=kind, links=links, for_ms=draw_length(source), amount=amount)]
     leader_of: GroupId | None = None
     hit: tuple[NodeId, ...] = ()
     if kind is FaultKind.RESTART_ALL:
@@ -112,7 +112,7 @@ def _draw(
         nodes=hit,
         leader_of=leader_of,
         ambush_ms=source.randrange(0, 60) if ambush else None,
-        for_ms=_draw_length(source),
+        for_ms=draw_length(source),
         amount=_draw_amount(source, kind),
     )
     return [fault]
@@ -133,7 +133,7 @@ def _draw_amount(source: random.Random, kind: FaultKind) -> int:
     return 0 if kind in plain else source.randrange(1, 1 << 20)
 
 
-def _draw_length(source: random.Random) -> int:
+def draw_length(source: random.Random) -> int:
     """Shorter than an election, about one, much longer."""
     shortest, below = source.choice(((1, 100), (1, 100), (100, 800), (100, 800), (800, 2500)))
     return source.randrange(shortest, below)
@@ -150,9 +150,7 @@ def _draw_storm(source: random.Random, at_ms: int, nodes: tuple[NodeId, ...]) ->
     faults = []
     for link in links[: source.randrange(1, len(links) + 1) if links else 0]:
         amount = source.choice((50, 400, 2000))
-        faults.append(
-            Fault(at_ms=at_ms, kind=FaultKind.CLOG, links=(link,), for_ms=_draw_length(source), amount=amount)
-        )
+        faults.append(Fault(at_ms=at_ms, kind=FaultKind.CLOG, links=(link,), for_ms=draw_length(source), amount=amount))
         at_ms += source.randrange(5, 60)
     return faults
 
@@ -166,7 +164,7 @@ def _draw_transfers(source: random.Random, at_ms: int, groups: tuple[GroupId, ..
                 at_ms=at_ms,
                 kind=FaultKind.TRANSFER,
                 leader_of=source.choice(groups),
-                for_ms=_draw_length(source),
+                for_ms=draw_length(source),
                 amount=_draw_amount(source, FaultKind.TRANSFER),
             )
         )

@@ -7,7 +7,7 @@ for ever. Must not know: how replicas work, faults.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """A configuration and the index of its entry."""
+    """A configuration and its entry; term 0 where that is not known."""
 
     index: int
+    term: int
     configuration: Configuration
 
 
@@ -31,7 +32,7 @@ class Roster:
     def __init__(self, specs: Sequence[GroupSpec]) -> None:
         self._homes: dict[tuple[GroupId, ReplicaId], NodeId] = {}
         self._hosted: dict[tuple[NodeId, GroupId], ReplicaId] = {}
-        self._known = {spec.group: [_Placed(0, spec.configuration)] for spec in specs}
+        self._known = {spec.group: [_Placed(0, 0, spec.configuration)] for spec in specs}
         self.impaired: dict[tuple[GroupId, ReplicaId], str] = {}
         """Replicas that may have lost what they acknowledged, and how; until they are whole again, or for ever."""
         for spec in specs:
@@ -66,11 +67,17 @@ class Roster:
 
     # --- configurations ---------------------------------------------------------------------------------------------
 
-    def configured(self, group: GroupId, index: int, configuration: Configuration, committed: int) -> None:
+    def configured(self, group: GroupId, index: int, term: int, configuration: Configuration, committed: int) -> None:
         """It is in force somewhere, by the entry at `index`. `committed`: what is known committed in the group."""
-        known = [*self._known[group], _Placed(index, configuration)]
+        known = [*self._known[group], _Placed(index, term, configuration)]
         settled = max((one.index for one in known if one.index <= committed), default=0)
         self._known[group] = [one for one in known if one.index >= settled]
+
+    def overruled(self, group: GroupId, is_overruled: Callable[[int, int], bool]) -> None:
+        """More was committed. `is_overruled(index, term)`: that entry never will be."""
+        known = self._known[group]
+        if len(known) > 1:
+            self._known[group] = [one for one in known if not one.term or not is_overruled(one.index, one.term)]
 
     def latest(self, group: GroupId) -> Configuration:
         return max(self._known[group], key=lambda one: one.index).configuration

@@ -31,6 +31,7 @@ def run_case(case: Case) -> Report:
         options=case.options,
         wire=partial(through_codec, CLUSTER) if case.profile.codec else None,
         administrator=True,
+        hasty=case.hasty,
     )
     return cluster.run()
 

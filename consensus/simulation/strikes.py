@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from consensus.core.interface import GroupId, NodeId, ReplicaId
+from consensus.core.interface import Configuration, GroupId, NodeId, ReplicaId
 from consensus.simulation.damage import flip_bits, misdirect
-from consensus.simulation.faults import DAMAGE_KINDS, LINK_KINDS, Fault, FaultKind
+from consensus.simulation.faults import DAMAGE_KINDS, LINK_KINDS, Fault, FaultKind, Moment
 from consensus.simulation.node import DIRECTORY, SimulatedNode
 from consensus.simulation.schedule import MS, stream
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from consensus.simulation.cluster import Cluster
 
 Undo = Callable[[], None]
+AWAY_MS = 1000
+"""Longer than an election takes."""
 AT_ONCE_MS = 20
 """A process that is restarted at once is away this long."""
 
@@ -34,6 +36,8 @@ class Strikes:
         self._cluster = cluster
         self._plan = plan
         self._ambushes: list[Fault] = []
+        self._joint: set[GroupId] = set()
+        """Groups that were last seen in a joint configuration."""
         self._for_receivers: list[Fault] = []
         """Lie in wait for pieces of snapshots."""
         self._over = False
@@ -48,7 +52,19 @@ class Strikes:
         self._over = True
 
     def elected(self, group: GroupId) -> None:
-        fault = next((fault for fault in self._ambushes if fault.leader_of == group), None)
+        self._spring(group, Moment.ELECTION)
+
+    def configured(self, group: GroupId, configuration: Configuration) -> None:
+        """A configuration is in force at some replica that no replica had before: its leader appended it."""
+        if configuration.outgoing:
+            self._joint.add(group)
+            self._spring(group, Moment.JOINT)
+        elif group in self._joint:
+            self._joint.discard(group)
+            self._spring(group, Moment.FINAL)
+
+    def _spring(self, group: GroupId, moment: Moment) -> None:
+        fault = next((one for one in self._ambushes if one.leader_of == group and one.moment is moment), None)
         if fault is not None:
             self._ambushes.remove(fault)
             self._cluster.scheduler.after((fault.ambush_ms or 0) * MS, lambda: self._strike(fault))
@@ -83,6 +99,10 @@ class Strikes:
         self._number += 1
         if fault.kind in LINK_KINDS:
             undo = self._strike_links(fault)
+        elif fault.kind is FaultKind.SPLIT:
+            undo = self._strike_links(replace(fault, kind=FaultKind.CUT, links=self._along_majorities(fault)))
+        elif fault.kind is FaultKind.LAST_COPIES:
+            undo = self._last_copies(fault)
         else:
             undo = self._strike_nodes(fault, [cluster.nodes[node] for node in hit])
         if undo is None:
@@ -112,6 +132,56 @@ class Strikes:
         for a, b in fault.links:
             network.connections.reset(a, b)
         return nothing
+
+    def _along_majorities(self, fault: Fault) -> tuple[tuple[NodeId, NodeId], ...]:
+        """Links between who leaves a group and who joins it. Those who stay are on either side, or on both."""
+        cluster, group = self._cluster, fault.leader_of
+        if group is None:
+            return ()
+        configuration = cluster.roster.latest(group)
+        source = stream(cluster.seed, f"split {fault.at_ms} {fault.amount}")
+        sides: tuple[set[NodeId], set[NodeId]] = (set(), set())
+        for replica in sorted({*configuration.voters, *configuration.outgoing, *configuration.learners}):
+            old = replica in (configuration.outgoing or configuration.voters)
+            new = replica in configuration.voters and bool(configuration.outgoing)
+            side = source.choice((0, 1)) if old and new else int(not old)
+            sides[side].add(cluster.roster.node_of(group, replica))
+        one_way = fault.amount % 4 == 0
+        links = [(a, b) for a in sides[0] for b in sides[1] if a != b]
+        return tuple(sorted(links if one_way else [*links, *((b, a) for a, b in links)]))
+
+    def _last_copies(self, fault: Fault) -> Undo | None:
+        """Who is cut off hears of nothing while the others acknowledge; then the leader ends, and the disk of another
+        one of them loses something, so that a majority is left which need not know what was acknowledged."""
+        cluster, group = self._cluster, fault.leader_of
+        lead = cluster.leader_of(group) if group is not None else None
+        if group is None or lead is None:
+            return None
+        others = [node for node in cluster.roster.nodes_of(group) if node != lead]
+        if len(others) < 2:
+            return None
+        source = stream(cluster.seed, f"last copies {fault.at_ms} {fault.amount}")
+        source.shuffle(others)
+        away, holders = others[: len(others) // 2], others[len(others) // 2 :]
+        links = tuple((a, b) for a in cluster.nodes for b in cluster.nodes if (a in away) != (b in away))
+        cluster.network.cut(links)
+        leader, struck = cluster.nodes[lead], cluster.nodes[holders[0]]
+
+        def strike() -> None:
+            cluster.network.heal(links)
+            if not struck.running or not cluster.roster.may_damage(struck.node):
+                return
+            self._damage_node(replace(fault, kind=FaultKind.FLIP), struck)
+            leader.kill("killed as the other copy is damaged")
+            cluster.scheduler.after(AT_ONCE_MS * MS, lambda: self._unless_over(struck.start))
+
+        cluster.scheduler.after((30 + fault.amount % 200) * MS, lambda: self._unless_over(strike))
+
+        def undo() -> None:
+            struck.start()
+            leader.start()
+
+        return lambda: cluster.scheduler.after(AWAY_MS * MS, lambda: self._unless_over(undo))
 
     # --- nodes ------------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ FLAGS = (
     Flag("--trace", "the last lines of what happened, also when all was well"),
     Flag("--shrink", "if it fails, look for a smaller case that fails alike"),
     Flag("--nodes", "nodes of the cluster; drawn by the seed if not given", flags.integer(1, NODES_MAX)),
-    Flag("--kind", "what to simulate: all (the seed decides), ledger, training or system", flags.choice(*KINDS), "all"),
+    Flag("--kind", "what to simulate: all (the seed decides), " + ", ".join(KINDS[1:]), flags.choice(*KINDS), "all"),
 )
 
 

@@ -26,7 +26,7 @@ JOBS_MAX = 256
 PROGRESS_S = 5.0
 FAILURES_SHOWN = 3
 """Failing seeds that are shrunk and shown in full."""
-KINDS = ("all", "ledger", "training", "system")
+KINDS = ("all", "ledger", "churn", "training", "system", "reshaped")
 
 
 def seed_range(text: str) -> range:
@@ -44,14 +44,14 @@ def seed_range(text: str) -> range:
 
 DESCRIPTION = "Run whole simulated clusters, one a seed, under faults that the seed draws, and check them."
 EPILOG = (
-    "Of eight seeds one trains a model, one runs the whole system, and six are clients of a ledger, a register and a\n"
-    "counter.\n\n"
+    "Of sixteen seeds two train a model, one runs the whole system, one the whole system while replicas move, and\n"
+    "twelve are clients of a ledger, a register and a counter: five of these while members of groups change.\n\n"
     "example:\n  paramserver sim run --seeds 0:200 --json\n"
 )
 FLAGS = (
     Flag("--seeds", "seeds to run, A up to and without B", seed_range, metavar="A:B", required=True),
     Flag("--nodes", "nodes of every cluster; drawn by the seed if not given", flags.integer(1, NODES_MAX)),
-    Flag("--kind", "what to simulate: all, ledger, training or system", flags.choice(*KINDS), "all"),
+    Flag("--kind", "what to simulate: " + ", ".join(KINDS), flags.choice(*KINDS), "all"),
     Flag("--jobs", "processes to run seeds in", flags.integer(1, JOBS_MAX), 1),
     Flag("--no-shrink", "show failing seeds as they are"),
     Flag("--json", "nothing on standard output but one JSON object"),

@@ -101,7 +101,8 @@ class World:
             elected=lambda group: None,
             peer=lambda group, replica: self.replicas.get(replica),
             durable=lambda group, replica: self.disks.get(replica),
-            configured=lambda group, index, configuration, committed: None,
+            configured=lambda group, index, term, configuration, committed: None,
+            overruled=lambda group, is_overruled: None,
         )
 
     def sync(self, replica: int, *entries: Entry) -> None:
@@ -163,6 +164,28 @@ def configurations_that_may_miss_each_other(world: World) -> None:
     world.look(1, entry, configuration=other, configuration_index=1)
 
 
+def configuration(index: int, term: int) -> Entry:
+    payload = encode_configuration(replace(THREE, learners=(4,)))
+    return Entry(term, index, EntryKind.CONFIGURATION, payload, 7)
+
+
+def a_configuration_that_waits_until_it_is_applied(world: World) -> None:
+    world.look(1, configuration(1, 1))
+
+
+def a_configuration_that_outlives_its_entry(world: World) -> None:
+    world.look(1, *log_of(1), configuration_index=2)
+
+
+def a_configuration_before_an_entry_of_the_own_term(world: World) -> None:
+    for replica in (1, 2):
+        world.sync(replica, *log_of(1))
+        world.replicas[replica].show(*log_of(1))
+    world.look(1, *log_of(1), commit_index=1, flushed_index=1)
+    leads = {"term": 2, "role": Role.LEADER, "configuration": replace(THREE, learners=(4,)), "configuration_index": 3}
+    world.look(1, *log_of(1, 2), configuration(3, 2), **leads)
+
+
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
@@ -176,6 +199,9 @@ def configurations_that_may_miss_each_other(world: World) -> None:
         (a_match_that_the_peer_does_not_hold, "held by replica 2, which does not"),
         (committed_without_a_durable_quorum, "only \\[1\\] of"),
         (configurations_that_may_miss_each_other, "quorums"),
+        (a_configuration_that_waits_until_it_is_applied, "holds a later one at 1"),
+        (a_configuration_that_outlives_its_entry, "its log ends at 1"),
+        (a_configuration_before_an_entry_of_the_own_term, "has committed 1 of term 1 only"),
     ],
 )
 def test_a_broken_promise_is_seen_at_the_event(broken: Callable[[World], None], said: str) -> None:

@@ -60,7 +60,7 @@ def test_a_campaign_mixes_kinds_and_is_the_same_over_processes() -> None:
     two, _, _ = campaign.campaign(range(4), jobs=2)
     assert one.as_json(0) == two.as_json(0)
     assert one.seeds == 4
-    assert [campaign.kind_of(seed) for seed in range(4)] == ["ledger", "ledger", "ledger", "training"]
+    assert [campaign.kind_of(seed) for seed in range(4)] == ["ledger", "churn", "ledger", "training"]
 
 
 @pytest.mark.parametrize("nodes", [1, 7])

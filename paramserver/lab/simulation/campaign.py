@@ -1,9 +1,9 @@
 """Many seeds, one after the other or over several processes, and what they came to.
 
-Owns which seed simulates what (every eighth trains, every eighth is the whole system, the others are clients of
-ledgers), the sum of the reports, and the
-way of a failing seed to a smaller case. Invariants: a seed's report is the same wherever and in whatever order it runs;
-an interrupted campaign has the sum of what was done. Must not know: command lines.
+Owns which seed simulates what (of sixteen seeds two train, one is the whole system, one the whole system while replicas
+move, and the others are clients of ledgers: five of these on groups whose members change all the time), the sum of the
+reports, and the way of a failing seed to a smaller case. Invariants: a seed's report is the same wherever and in
+whatever order it runs; an interrupted campaign has the sum of what was done. Must not know: command lines.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import consensus.simulation.case as ledgers
+import consensus.simulation.churn as churn
 import consensus.simulation.run as ledger_runs
 import paramserver.lab.simulation.run as training
 import paramserver.lab.simulation.system as system
@@ -25,23 +26,38 @@ from consensus.simulation.case import Case
 from consensus.simulation.report import Report
 from consensus.simulation.shrink import Shrunk, shrink
 
-LEDGER, TRAINING, SYSTEM = "ledger", "training", "system"
-KINDS = (LEDGER, TRAINING, SYSTEM)
-OF_EIGHT = (LEDGER, LEDGER, LEDGER, TRAINING, LEDGER, LEDGER, LEDGER, SYSTEM)
+LEDGER, CHURN, TRAINING, SYSTEM, RESHAPED = "ledger", "churn", "training", "system", "reshaped"
+KINDS = (LEDGER, CHURN, TRAINING, SYSTEM, RESHAPED)
+OF_SIXTEEN = (
+    *(LEDGER, CHURN, LEDGER, TRAINING, LEDGER, CHURN, LEDGER, SYSTEM),
+    *(LEDGER, CHURN, LEDGER, TRAINING, CHURN, CHURN, LEDGER, RESHAPED),
+)
 
 
 def kind_of(seed: int, wanted: str = "") -> str:
     """What a seed simulates, unless one kind is wanted for all."""
-    return wanted or OF_EIGHT[seed % len(OF_EIGHT)]
+    return wanted or OF_SIXTEEN[seed % len(OF_SIXTEEN)]
 
 
 def draw_case(seed: int, *, kind: str = "", nodes: int | None = None) -> Case:
-    draw = {LEDGER: ledgers.draw_case, TRAINING: training.draw_case, SYSTEM: system.draw_system_case}
+    draw = {
+        LEDGER: ledgers.draw_case,
+        CHURN: churn.draw_churn_case,
+        TRAINING: training.draw_case,
+        SYSTEM: system.draw_system_case,
+        RESHAPED: system.draw_reshaped_case,
+    }
     return draw[kind_of(seed, kind)](seed, nodes=nodes)
 
 
 def run_case(case: Case, *, kind: str = "") -> Report:
-    run = {LEDGER: ledger_runs.run_case, TRAINING: training.run_case, SYSTEM: system.run_system_case}
+    run: dict[str, Callable[[Case], Report]] = {
+        LEDGER: ledger_runs.run_case,
+        CHURN: ledger_runs.run_case,
+        TRAINING: training.run_case,
+        SYSTEM: system.run_system_case,
+        RESHAPED: partial(system.run_system_case, reshaped=True),
+    }
     return run[kind_of(case.seed, kind)](case)
 
 

@@ -284,10 +284,15 @@ def run_system_case(case: Case, *, reshaped: bool = False) -> Report:
     return report
 
 
+def draw_reshaped_case(seed: int, *, nodes: int | None = None) -> Case:
+    """The same, on nodes of which one begins with nothing: there are at least two."""
+    count = max(2, nodes or stream(seed, "reshaped").choice((3, 4, 4, 5)))
+    return draw_system_case(seed, nodes=count)
+
+
 def run_reshaped_seed(seed: int) -> Report:
     """Bootstrap and train under faults, while replicas move from node to node (FAULTS 22 and 30, in whole)."""
-    source = stream(seed, "reshaped")
-    return run_system_case(draw_system_case(seed, nodes=source.choice((3, 4, 4, 5))), reshaped=True)
+    return run_system_case(draw_reshaped_case(seed), reshaped=True)
 
 
 def run_system_seed(seed: int) -> Report:
