@@ -18,5 +18,13 @@ def test_replicas_that_move_end_with_the_bits_of_the_reference_run() -> None:
         assert counts[f"wish to {kind} granted"], f"no seed sees a {kind}"
 
 
+def test_seed_207_where_a_move_of_a_node_that_is_replaced_is_cancelled() -> None:
+    """It keeps that replica, and is not removed: nobody asked again."""
+    report = run_reshaped_seed(207)
+    report.raise_if_failed()
+    assert report.counts["wish to replace granted"]
+    assert report.counts["wish to cancel granted"]
+
+
 def test_the_same_seed_gives_the_same_run() -> None:
     assert run_reshaped_seed(0).trace_hash == run_reshaped_seed(0).trace_hash

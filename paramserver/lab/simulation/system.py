@@ -151,8 +151,15 @@ class SystemLoad:
         placement = self._servers[leader].catalogue.placement
         moves = [f"move {move.move} of group {move.group} to node {move.to_node}" for move in placement.moves.values()]
         moves += [f"replica {one.replica} of group {one.group} to be deleted" for one in placement.leftovers]
-        moves += [f"node {node.node} to be removed" for node in placement.nodes.values() if node.then_remove]
+        leaving = [node.node for node in placement.nodes.values() if node.then_remove]
+        moves += [f"node {node} to be removed" for node in leaving if not self._was_told_to_stay(node)]
         return moves
+
+    def _was_told_to_stay(self, node: NodeId) -> bool:
+        """A move of its replicas was cancelled: it keeps them until somebody asks again."""
+        roster = self.cluster.roster
+        cancelled = self.cluster.counts["wish to cancel granted"] > 0
+        return cancelled and any(node in roster.nodes_of(group) for group in roster.groups)
 
     def digest(self, machine: StateMachine) -> bytes:
         if isinstance(machine, CatalogueMachine):
