@@ -350,10 +350,11 @@ class GroupHandle:
 
     def hold_snapshots(self, *, held: bool) -> None:
         """While states differ and nobody knows who is right, this one is sent to no follower that is merely behind: its
-        copy would count as a second opinion (RULES D1)."""
+        copy would count as a second opinion (RULES D1). Whoever is, is left the log to have one of his own."""
         with self._services.input() as running:
-            if running and self._sending is not None:
+            if running and self._sending is not None and self._writing is not None:
                 self._sending.hold(held=held)
+                self._writing.releases_log = not held
                 self._mark()
 
     def distrust(self, reason: str) -> None:

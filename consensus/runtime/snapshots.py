@@ -88,6 +88,8 @@ class SnapshotWriting:
         self._applying_waits = False
         self._waits_since_ms = 0
         self.active = False
+        self.releases_log = True
+        """While the state is in doubt the log stays: who is behind computes from it what nobody else may tell him."""
         self.written = 0
         """Snapshots recorded in this life."""
 
@@ -291,6 +293,8 @@ class SnapshotWriting:
     def _keep_from(self, meta: SnapshotMeta) -> int:
         """The first index that stays in the log: a tail for peers that lag a little, more while one is being sent a
         snapshot (HAZARDS 25), each within its bound."""
+        if not self.releases_log:
+            return self._core.status().first_index
         options = self._services.options
         needed = self._kept_for()
         keep_from, held = meta.index + 1, 0

@@ -103,6 +103,26 @@ def test_a_state_in_doubt_is_sent_to_nobody_who_is_merely_behind() -> None:
     cluster.until(lambda: states_agree(cluster), ms=5000)
 
 
+def test_while_a_state_is_in_doubt_the_log_stays_for_who_is_behind() -> None:
+    """Without it he could have no opinion of his own, and nobody would ever be right (`test_simulation_diverging.py`,
+    seed 12)."""
+    cluster = Cluster(options=SMALL)
+    cluster.commit(b"first")
+    leader, third = cluster.leader(), cluster.followers()[-1].runtime.node
+    cluster.kill(third)
+    leader.handle.hold_snapshots(held=True)
+    for start in range(0, 200, 10):
+        cluster.commit(*numbered(10, start))
+    assert leader.handle.status().snapshots_written > 0
+    assert leader.handle.status().core.first_index == 1
+    cluster.restart(third)
+    cluster.until(lambda: states_agree(cluster), ms=5000)
+    assert leader.handle.status().snapshots_sent == 0
+    leader.handle.hold_snapshots(held=False)
+    cluster.commit(*numbered(100, 200))
+    assert leader.handle.status().core.first_index > 1
+
+
 def test_who_is_wrong_is_rebuilt_from_a_state_in_doubt() -> None:
     """Of two that differ one found out by itself: then there is no doubt about the other."""
     cluster = Cluster(nodes=2, options=QUIET)
