@@ -19,6 +19,7 @@ LEASE_MS_MIN, LEASE_MS_MAX = 1_000, 3_600_000
 NODE_MAX = 65_535
 TOKEN_CHARACTERS_MAX = 256
 DURABILITY = "fsync"
+REPLICATED = "replicated"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +49,9 @@ class NodeConfig:
     lease_ms: int = LEASE_MS
     """How long a silent worker keeps its rank."""
     durability: str = DURABILITY
-    """When an update is acknowledged (RULES W8): `fsync`, once a majority has it on its disks. The other one that is
-    planned, `replicated`, is refused."""
+    """When an update is acknowledged (RULES W8): `fsync`, once a majority has it on its disks; `replicated`, once a
+    majority has written it, which a machine that stops may forget. The same on every node: each judges for itself what
+    it may have forgotten, so that a mixture promises as little as its weakest majority."""
     segment_bytes: int = 64 << 20
     """A segment of the write-ahead log."""
     snapshot_log_bytes_min: int = 8 << 20
@@ -157,10 +159,9 @@ class NodeConfig:
         return self.runtime_options().validate()
 
     def _durability_problems(self) -> list[str]:
-        if self.durability == "replicated":
-            what = "durability is 'replicated', which does not exist yet: updates are acknowledged after an fsync on a"
-            return [f"{what} majority; use {DURABILITY!r}, or leave it out"]
-        return [] if self.durability == DURABILITY else [f"durability is {self.durability!r}; expected {DURABILITY!r}"]
+        if self.durability in (DURABILITY, REPLICATED):
+            return []
+        return [f"durability is {self.durability!r}; expected {DURABILITY!r} or {REPLICATED!r}"]
 
     def _size_problems(self) -> list[str]:
         try:

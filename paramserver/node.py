@@ -18,17 +18,21 @@ import socket
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import grpc.aio
 
 from consensus.core.interface import GroupId, NodeId, ReplicaId, Role
 from consensus.runtime import GroupHandle, NodeRuntime
+from consensus.runtime.behind import Behind
 from consensus.runtime.interface import GroupListener, Outcome, StateMachine
 from consensus.runtime.threads import MonotonicClock, ThreadLanes, ThreadLogWriter, Ticker, end_process
+from consensus.storage import lifemark
 from consensus.storage.errors import EXIT_STORAGE_FAILED, IdentityMismatch, StorageError, UnknownFormat
 from consensus.storage.filesystem import DirectoryLock, OsFileSystem
 from consensus.storage.identity import NodeIdentity, load_or_create
 from consensus.storage.interface import Recovery
+from consensus.storage.lifemark import open_log
 from consensus.storage.snapshots import SnapshotFiles
 from consensus.storage.wal import Wal
 from consensus.transport.errors import FolderOutdated, FolderReplaced, IntroductionRefused
@@ -38,7 +42,7 @@ from paramserver.catalogue.leader import CatalogueLeader
 from paramserver.catalogue.machine import CatalogueMachine
 from paramserver.catalogue.state import Node as Member
 from paramserver.catalogue.state import NodeState
-from paramserver.config import NodeConfig
+from paramserver.config import REPLICATED, NodeConfig
 from paramserver.directory import load as load_directory
 from paramserver.directory import save as save_directory
 from paramserver.hosting import Hosting
@@ -201,7 +205,13 @@ class Disk:
             if config.join:
                 identity.join()
             directory = load_directory(filesystem, folder)
-            wal, recovery = Wal.open(filesystem, f"{folder}/wal", identity.identity(), config.wal_options())
+            wal, recovery = open_log(
+                filesystem,
+                folder,
+                identity.identity(),
+                config.wal_options(),
+                replicated=config.durability == REPLICATED,
+            )
             snapshots = SnapshotFiles(filesystem, f"{folder}/snapshots")
         except BaseException:
             lock.release()
@@ -211,6 +221,9 @@ class Disk:
             log.warning("log: discarded a torn tail of %d bytes", recovery.discarded_tail_bytes)
         if recovery.damage:
             log.error("log: %s", recovery.damage)
+        for group in recovery.groups.values():
+            if group.forgetful:
+                log.warning("log: %s: takes no part until its group has filled it again", group.damage)
         return cls(lock, identity, wal, recovery, snapshots, directory)
 
 
@@ -250,7 +263,13 @@ class Node:
         self._clock = MonotonicClock()
         self._tasks: list[asyncio.Task[None]] = []
         post = loop.call_soon_threadsafe
-        self._writer = ThreadLogWriter(disk.wal, post, flush_bytes_max=config.wal_options().flush_bytes_max)
+        self._writer = ThreadLogWriter(
+            disk.wal,
+            post,
+            flush_bytes_max=config.wal_options().flush_bytes_max,
+            behind=Behind() if config.durability == REPLICATED else None,
+            failed=partial(lifemark.doubt, OsFileSystem(), config.data_dir),
+        )
         self._lanes = ThreadLanes(post, at_start=_check_lane)
         self._transport = GrpcTransport(
             folder=disk.identity,
@@ -413,7 +432,8 @@ class Node:
         await self._executor.close()
         await self._reach.close()
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, self._writer.close)
+        if await loop.run_in_executor(None, self._writer.close):
+            await loop.run_in_executor(None, lifemark.end, OsFileSystem(), self._config.data_dir)
         await loop.run_in_executor(None, self._lanes.close)
         log.info("stopped")
 

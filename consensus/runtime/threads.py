@@ -2,8 +2,9 @@
 
 Owns the log's writer thread, the lanes' threads, and the ticker. Invariants: results come back to the loop's thread by
 `post`, in order; appends of a group become durable in the order of submission, everything that is queued in one write
-and one sync; on a full disk what the reserve may hold goes on and the rest waits (RULES W5); after a failed write or
-sync nothing is reported any more and the process ends (HAZARDS 22). Must not know: Raft, what work does.
+and one sync, which under durability `replicated` follows behind the report of entries (RULES W8); on a full disk what
+the reserve may hold goes on and the rest waits (RULES W5); after a failed write or sync nothing is reported any more
+and the process ends (HAZARDS 22). Must not know: Raft, what work does.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 from consensus.core.interface import GroupId
+from consensus.runtime.behind import Behind
 from consensus.runtime.flushing import FlushQueue, Waiting
 from consensus.runtime.node import NodeRuntime
 from consensus.storage.errors import EXIT_STORAGE_FAILED, StorageError, StorageFull
@@ -77,11 +79,14 @@ class ThreadLogWriter:
         idle_ms: int = 100,
         full_retry_ms: int = 250,
         queue_appends_max: int = 1 << 20,
+        behind: Behind | None = None,
+        failed: Callable[[], None] | None = None,
     ) -> None:
         """A flush takes what is queued up to `flush_bytes_max` payload bytes, or one append that is larger. After
         `idle_ms` without an append the log is told so once. On a full disk space is looked for every `full_retry_ms`.
         More than `queue_appends_max` waiting appends are a bug of those who bound what they submit (payload:
-        `RaftConfig.uncommitted_bytes_max`), and fatal."""
+        `RaftConfig.uncommitted_bytes_max`), and fatal. `behind`: entries are reported before they are synced, within
+        its bounds. `failed` is called when the log has failed, before `fatal`."""
         self._wal = wal
         self._post = post
         self._fatal = fatal
@@ -100,6 +105,10 @@ class ThreadLogWriter:
         self._releases: list[_Release] = []
         self._closing = False
         self._failed = False
+        self._behind = behind
+        self._note_failure = failed
+        self._sync_at_s: float | None = None
+        """When what was reported unsynced is synced; None when there is nothing."""
         self._prepare = threading.Event()
         self.syncs = 0
         """Flushes made in this life."""
@@ -125,13 +134,13 @@ class ThreadLogWriter:
 
     def close(self, timeout_s: float = 10.0) -> bool:
         """Flush what is queued, cover it (RULES W2), close the log. Callbacks of the last flush are still posted.
-        False when it took longer than `timeout_s`."""
+        False when it took longer than `timeout_s`, or failed."""
         self._closing = True
         self._inbox.put(None)
         self._prepare.set()
         self._thread.join(timeout_s)
         self._spares.join(timeout_s)
-        return not (self._thread.is_alive() or self._spares.is_alive())
+        return not (self._thread.is_alive() or self._spares.is_alive() or self._failed)
 
     # --- the thread -------------------------------------------------------------------------------------------------
 
@@ -144,6 +153,8 @@ class ThreadLogWriter:
             self._wal.close()
         except BaseException as error:
             self._failed = True
+            if self._note_failure is not None:
+                self._note_failure()
             self._fatal(error)
 
     def _turn(self) -> bool:
@@ -157,14 +168,36 @@ class ThreadLogWriter:
         if batch:
             written = self._write(batch, everything=everything)
             if written:
-                self._wal.sync()
-                self.syncs += 1
-                self._report([done for _, done in written])
+                self._persist(written)
+        if self._overdue():
+            self._sync()
         for release in releases:
             self._wal.release(release.group, release.below_index)
         if self._wal.unprepared:
             self._prepare.set()
         return True
+
+    def _persist(self, written: list[Waiting]) -> None:
+        """Report what was written once it is durable, or at once where the sync may follow behind."""
+        behind = self._behind
+        if behind is None or not behind.may_follow([append for append, _ in written]):
+            self._sync()
+        elif self._sync_at_s is None:
+            self._sync_at_s = time.monotonic() + behind.ms_max / 1000
+        self._report([done for _, done in written])
+
+    def _sync(self) -> None:
+        self._wal.sync()
+        self.syncs += 1
+        self._sync_at_s = None
+        if self._behind is not None:
+            self._behind.synced()
+
+    def _overdue(self) -> bool:
+        """What was reported unsynced must not stay so any longer."""
+        if self._sync_at_s is None or self._behind is None:
+            return False
+        return self._behind.due or time.monotonic() >= self._sync_at_s
 
     def _wait(self) -> bool:
         """Until there is something to do; False at the end."""
@@ -175,6 +208,9 @@ class ThreadLogWriter:
                 return True
             if self._closing:
                 return False
+            if self._sync_at_s is not None:
+                self._take_in(max(0.0, self._sync_at_s - time.monotonic()), wait=True)
+                continue
             timeout_s = self._full_retry_s if self._turned_away else None if quiet else self._idle_s
             if not self._take_in(timeout_s, wait=True) and not quiet:
                 quiet = True
@@ -199,6 +235,8 @@ class ThreadLogWriter:
 
     def _due(self) -> bool:
         """Of what was turned away nothing is tried before its time; what came since may fit into the reserve."""
+        if self._overdue():
+            return True
         if self._turned_away and not self._releases and not self._arrived:
             return time.monotonic() >= self._retry_s
         return bool(len(self._queue) or self._releases)

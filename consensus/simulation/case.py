@@ -54,6 +54,7 @@ class Case:
     def describe(self) -> str:
         size = f"{self.nodes} nodes, {self.groups} groups of {min(self.replicas, self.nodes)}"
         load = f"{self.clients} clients each, load for {self.options.load_ms} ms, {len(self.plan)} faults"
+        load += ", durability replicated" if self.options.replicated else ""
         lines = [f"seed {self.seed}: {size}, {load}", f"surroundings: {self.profile}"]
         return "\n".join([*lines, *(f"{fault.at_ms:8} ms  {fault.describe()}" for fault in self.plan)])
 
@@ -113,11 +114,16 @@ def draw_options(source: random.Random) -> SimulationOptions:
     )
 
 
+def draw_replicated(seed: int) -> bool:
+    """One seed of six runs with durability `replicated`. From a source of its own: all else of a seed is the same."""
+    return stream(seed, "durability").randrange(6) == 0
+
+
 def draw_case(seed: int, *, nodes: int | None = None) -> Case:
     """The swarm of settings of a seed, for ledgers."""
     source = stream(seed, "case")
     count, groups, replicas = draw_size(source, nodes)
-    options = draw_options(source)
+    options = replace(draw_options(source), replicated=draw_replicated(seed))
     case = Case(
         seed=seed,
         nodes=count,

@@ -91,6 +91,8 @@ class SimulationOptions:
     wal: WalOptions = field(default_factory=small_wal_options)
     snapshot_chunk_bytes: int = 1 << 20
     """Small enough, and a snapshot is sent in many pieces."""
+    replicated: bool = False
+    """Durability `replicated` (RULES W8): what a majority wrote is acknowledged, and machines stop by minorities."""
 
 
 class Application(Protocol):
@@ -184,6 +186,7 @@ class Cluster:
             runtime_options=options.runtime,
             wal_options=options.wal,
             snapshot_chunk_bytes=options.snapshot_chunk_bytes,
+            replicated=options.replicated,
         )
         self.nodes = {node: SimulatedNode(node, around, self) for node in nodes}
         for host in self.nodes.values():

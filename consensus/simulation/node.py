@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from consensus.core.interface import Configuration, GroupId, NodeId, Randomness, ReplicaId
+from consensus.runtime.behind import Behind
 from consensus.runtime.group import GroupHandle
 from consensus.runtime.interface import (
     CreateOutcome,
@@ -37,10 +38,10 @@ from consensus.simulation.witness import Witness, WitnessedMachine
 from consensus.storage.errors import StorageFailed, StorageFull
 from consensus.storage.identity import load_or_create
 from consensus.storage.interface import GroupAppend, Recovery
+from consensus.storage.lifemark import open_log
 from consensus.storage.memory import FaultPlan, MemoryFileSystem, PowerLost
 from consensus.storage.options import WalOptions
 from consensus.storage.snapshots import SnapshotFiles
-from consensus.storage.wal import Wal
 
 DIRECTORY = "/data"
 CLUSTER = b"simulated-------"
@@ -74,6 +75,8 @@ class Surroundings:
     runtime_options: RuntimeOptions
     wal_options: WalOptions
     snapshot_chunk_bytes: int
+    replicated: bool = False
+    """Durability `replicated` (RULES W8)."""
 
 
 class Owner(Protocol):
@@ -237,7 +240,9 @@ class SimulatedNode:
             self.node,
             random_bytes=stream(around.seed, f"uuid {self.node}.{self.wipes}").randbytes,
         )
-        wal, recovery = Wal.open(self.filesystem, f"{DIRECTORY}/wal", identity.identity(), around.wal_options)
+        wal, recovery = open_log(
+            self.filesystem, DIRECTORY, identity.identity(), around.wal_options, replicated=around.replicated
+        )
         self._owner.recovered(self, recovery)
         snapshots = SnapshotFiles(self.filesystem, f"{DIRECTORY}/snapshots", chunk_bytes=around.snapshot_chunk_bytes)
         around.trace.add(
@@ -263,6 +268,7 @@ class SimulatedNode:
                 self,
                 lag_us=lambda: self.disk_lag_us,
                 synced=self._synced,
+                behind=Behind() if around.replicated else None,
             ),
             snapshots=snapshots,
             lanes=self.lanes,
@@ -382,7 +388,14 @@ class SimulatedNode:
         self._gone(reason, silent=False)
 
     def power_cut(self, reason: str) -> None:
-        """The machine is gone, and with it what was not synced."""
+        """The machine is gone, and with it what was not synced. That may be something acknowledged when only a majority
+        has to hold that written: then at most a minority of a group is hit before it is whole again, and where it would
+        be more the process ends alone."""
+        if self._around.replicated:
+            if not self._around.roster.may_damage(self.node):
+                self.kill(f"{reason} (its machine is spared)")
+                return
+            self._around.roster.impair(self.node, "its machine stopped")
         torn = self._random.random() < 0.7
         self.filesystem.crash(self._random, torn=torn)
         self._gone(f"{reason} (power cut{', torn' if torn else ''})", silent=True)

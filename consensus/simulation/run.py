@@ -45,8 +45,11 @@ def run_seed(
     size: tuple[int, int, int] | None = None,
 ) -> Report:
     """The case of a seed, some of it replaced. `size`: (nodes, groups, replicas a group); with another number of nodes
-    the faults are those that a seed draws for that number."""
+    the faults are those that a seed draws for that number. With a plan of its own, durability is `fsync` unless the
+    options say otherwise."""
     case = draw_case(seed, nodes=size[0] if size else None)
+    if plan is not None:
+        case = replace(case, options=replace(case.options, replicated=False))
     if size is not None:
         case = replace(case, groups=size[1], replicas=size[2])
     return run_case(

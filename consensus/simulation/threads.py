@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from consensus.core.interface import GroupId
+from consensus.runtime.behind import Behind
 from consensus.runtime.flushing import FlushQueue, Waiting
 from consensus.simulation.profile import Profile, between
 from consensus.simulation.schedule import MS, Scheduler
@@ -76,8 +77,12 @@ class SimulatedLogWriter:
         process: Process,
         lag_us: Callable[[], int],
         synced: Callable[[GroupAppend], None],
+        behind: Behind | None = None,
     ) -> None:
+        """`synced`: told of each append that is durable, or, where the sync may follow behind, written."""
         self._log = log
+        self._behind = behind
+        self._sync_planned = False
         self._scheduler = scheduler
         self._random = source
         self._profile = profile
@@ -133,24 +138,59 @@ class SimulatedLogWriter:
         self._arrived = False
         batch = self._fill()
         releases, self._releases = self._releases, []
+        behind = self._behind
+        if behind is not None and batch and behind.may_follow([append for append, _ in batch]) and not behind.due:
+            self._process.on_thread(
+                between(self._random, self._profile().write_us), lambda: self._written(batch, releases)
+            )
+            return
+        self._process.on_thread(self._flush_us(), lambda: self._sync(batch, releases))
+
+    def _flush_us(self) -> int:
         profile = self._profile()
         delay = between(self._random, profile.write_us) + between(self._random, profile.sync_us) + self._lag_us()
         if self._random.randrange(1000) < profile.slow_sync_permille:
             delay += between(self._random, profile.slow_sync_us)
-        self._process.on_thread(delay, lambda: self._sync(batch, releases))
+        return delay
+
+    def _written(self, batch: list[Waiting], releases: list[tuple[GroupId, int]]) -> None:
+        """Reported now, synced within the bound (RULES W8)."""
+        self._report(batch)
+        if self._behind is not None and not self._sync_planned:
+            self._sync_planned = True
+            self._process.on_thread(self._behind.ms_max * MS, self._catch_up)
+        self._go_on(releases)
+
+    def _catch_up(self) -> None:
+        self._sync_planned = False
+        if not self._busy:  # Whoever is at it plans or does the next one.
+            self._busy = True
+            self._process.on_thread(self._flush_us(), lambda: self._sync([], []))
+        elif self._behind is not None and self._behind.bytes:
+            self._sync_planned = True
+            self._process.on_thread(MS, self._catch_up)
 
     def _sync(self, batch: list[Waiting], releases: list[tuple[GroupId, int]]) -> None:
-        if batch:
+        if batch or self._behind is not None:
             self._log.sync()
-            for append, _ in batch:
-                self._synced(append)
+        if self._behind is not None:
+            self._behind.synced()
+        if batch:
+            self._report(batch)
+        self._go_on(releases)
 
-            def report() -> None:
-                for _, done in batch:
-                    done()
+    def _report(self, batch: list[Waiting]) -> None:
+        for append, _ in batch:
+            self._synced(append)
 
-            # At least 1 us and at most the post delay; the next flush takes longer, so reports stay in order.
-            self._process.later(1 + min(between(self._random, self._profile().post_us), 10), "", report)
+        def report() -> None:
+            for _, done in batch:
+                done()
+
+        # At least 1 us and at most the post delay; the next flush takes longer, so reports stay in order.
+        self._process.later(1 + min(between(self._random, self._profile().post_us), 10), "", report)
+
+    def _go_on(self, releases: list[tuple[GroupId, int]]) -> None:
         for group, below_index in releases:
             self._log.release(group, below_index)
         self._busy = False

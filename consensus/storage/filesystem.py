@@ -20,6 +20,7 @@ BUFFERS_MAX = 1024
 """Buffers of one system call (IOV_MAX of Linux)."""
 ZEROS_BYTES = 1 << 20
 """Zeros written at a time when a file is preallocated."""
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
 class OsFile:
@@ -119,6 +120,13 @@ class OsFileSystem:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def boot_id(self) -> str:
+        try:
+            with open(BOOT_ID, encoding="ascii") as file:
+                return file.read(64).strip() or "unknown"
+        except (OSError, UnicodeDecodeError):
+            return "unknown"
 
 
 class ReadOnlyFileSystem(OsFileSystem):

@@ -216,3 +216,7 @@ class FileSystem(Protocol):
     def unlink(self, path: str) -> None: ...
 
     def sync_directory(self, path: str) -> None: ...
+
+    def boot_id(self) -> str:
+        """Of this run of the machine: as long as it is the same, what was written is in the page cache. "unknown": that
+        can't be told."""

@@ -138,6 +138,7 @@ class MemoryFileSystem:
     def __init__(self) -> None:
         self.faults = FaultPlan()
         self.life = 0
+        self._boot = 0
         self._names: dict[str, _Inode] = {}
         self._durable_names: dict[str, _Inode] = {}
         self._unsynced: list[tuple[str, dict[str, _Inode | None]]] = []
@@ -199,6 +200,9 @@ class MemoryFileSystem:
                 self._make_durable(change)
         self._unsynced = [entry for entry in self._unsynced if entry[0] != path]
 
+    def boot_id(self) -> str:
+        return f"boot {self._boot}"
+
     # --- faults --------------------------------------------------------------------------------------------------
 
     def kill(self) -> None:
@@ -208,6 +212,7 @@ class MemoryFileSystem:
     def crash(self, random: Randomness, torn: bool = True) -> None:
         """Power is gone: what was not synced is lost, or, when `torn`, in parts there."""
         self.life += 1
+        self._boot += 1
         kept = random.randrange(0, len(self._unsynced) + 1) if torn else 0
         for _, change in self._unsynced[:kept]:
             self._make_durable(change)

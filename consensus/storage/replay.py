@@ -170,6 +170,16 @@ class GroupReplay:
             problems.append(f"its term and vote may be lost, so it must not run under its old id: {REPLACE}")
         self.damage = f"group {self.group}: " + "; ".join(problems) if problems else ""
 
+    def forgot(self, why: str) -> None:
+        """Once finished: entries that it acknowledged may be missing at its end, without a trace. Its term and vote are
+        not; without a term it has acknowledged nothing."""
+        if not self.hard_state.term or Mark.FORGETFUL in self.marks:
+            return
+        self.hit = True
+        self.marks |= Mark.FORGETFUL
+        self.hard_state = replace(self.hard_state, commit=min(self.hard_state.commit, self._end()))
+        self.damage = f"group {self.group}: {why}"
+
     def _end(self) -> int:
         return max(self.log, default=self.snapshot.index if self.snapshot is not None else 0)
 

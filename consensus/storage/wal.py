@@ -143,9 +143,16 @@ class Wal:
 
     @classmethod
     def open(
-        cls, filesystem: FileSystem, directory: str, identity: Identity, options: WalOptions | None = None
+        cls,
+        filesystem: FileSystem,
+        directory: str,
+        identity: Identity,
+        options: WalOptions | None = None,
+        *,
+        forgotten: str = "",
     ) -> tuple[Wal, Recovery]:
-        """Read the log, mark groups of which something is lost (RULES W7), and make all of it durable again. Raises
+        """Read the log, mark groups of which something is lost (RULES W7), and make all of it durable again.
+        `forgotten`: why entries that were acknowledged may be gone, of any group (RULES W8). Raises
         `IdentityMismatch`, `UnknownFormat`, `LogLost`, `StorageFull` (no room for the new segment), `StorageFailed`."""
         options = options or WalOptions()
         options.validate()
@@ -158,6 +165,9 @@ class Wal:
                     "could vote twice and forget what it acknowledged; restore the folder, or replace this node "
                     "(paramserver node replace)"
                 )
+            if forgotten:
+                for found in recovered.groups.values():
+                    found.forgot(forgotten)
             wal = cls(filesystem, directory, identity, options, recovered)
         except OSError as error:
             raise StorageFailed(f"opening the log in {directory}: {error}") from error

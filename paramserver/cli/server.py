@@ -53,7 +53,8 @@ FLAGS = (
     Flag("--lease-ms", "how long a silent worker keeps its rank [10000]", flags.integer(1, _MS), metavar="MS"),
     Flag(
         "--durability",
-        "when updates are acknowledged: fsync, once a majority has them on disk (the only one so far) [fsync]",
+        "when updates are acknowledged: fsync, once a majority has them on disk; replicated, once a majority has "
+        "written them: lost when a majority of machines stops at once; the same on all nodes [fsync]",
         flags.text_value,
         metavar="MODE",
     ),

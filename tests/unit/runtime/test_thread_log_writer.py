@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from consensus.core.interface import Entry, EntryKind, HardState
+from consensus.runtime.behind import Behind
 from consensus.runtime.threads import EXIT_INVARIANT_BROKEN, ThreadLanes, ThreadLogWriter, end_process
 from consensus.storage.errors import EXIT_STORAGE_FAILED, StorageFailed, StorageFull
 from consensus.storage.interface import GroupAppend
@@ -22,6 +23,7 @@ class Log:
         self.gate.set()
         self.error: Exception | None = None
         self.idled = threading.Event()
+        self.synced = threading.Event()
         self.full = False
         self.exhausted = False
         self.unprepared = False
@@ -37,6 +39,7 @@ class Log:
         if self.error is not None:
             raise self.error
         self.calls.append("sync")
+        self.synced.set()
 
     def release(self, group: int, below_index: int) -> None:
         self.calls.append(("release", group, below_index))
@@ -92,6 +95,44 @@ def test_all_that_is_queued_shares_one_write_and_one_sync_and_is_reported_in_one
     assert log.calls[:4] == [[0], "sync", [1, 2, 3, 4, 5], "sync"]
     assert writer.close()
     assert log.closed
+
+
+def test_entries_are_reported_before_their_sync_where_that_may_follow_behind() -> None:
+    """RULES W8, durability `replicated`: never a new term or vote, and not for long."""
+    log, loop, done = Log(), Loop(), list[str]()
+    writer = ThreadLogWriter(log, loop.post, behind=Behind(ms_max=30_000, bytes_max=250))
+    writer.submit(append(1, 100), lambda: done.append("term 1"))
+    loop.wait(1)
+    assert (log.calls, done) == ([[1], "sync"], ["term 1"])
+    log.gate.clear()
+    writer.submit(append(1, 100), lambda: done.append("same term"))
+    loop.wait(1)
+    assert (log.calls, done) == ([[1], "sync", [1]], ["term 1", "same term"])
+    writer.submit(append(1, 300), lambda: done.append("over the bound"))
+    loop.wait(1)
+    assert done[2:] == ["over the bound"]
+    writer.submit(GroupAppend(group=1, hard_state=HardState(term=2)), lambda: done.append("term 2"))
+    log.gate.set()
+    loop.wait(1)
+    assert log.calls[3:] == [[1], "sync", [1], "sync"]
+    assert done[3:] == ["term 2"]
+    writer.submit(GroupAppend(group=1, clear_forgetful=True), lambda: done.append("mark"))
+    loop.wait(1)
+    assert log.calls[7:] == [[1], "sync"]
+    assert writer.close()
+
+
+def test_what_was_reported_unsynced_is_synced_soon() -> None:
+    log, loop = Log(), Loop()
+    writer = ThreadLogWriter(log, loop.post, behind=Behind(ms_max=1), idle_ms=30_000)
+    writer.submit(append(1, 100), lambda: None)
+    loop.wait(1)
+    log.synced.clear()
+    writer.submit(append(1, 100), lambda: None)
+    loop.wait(1)
+    assert log.synced.wait(5)
+    assert log.calls == [[1], "sync", [1], "sync"]
+    assert writer.close()
 
 
 def test_a_flush_is_bounded_and_one_larger_append_goes_alone() -> None:
@@ -228,9 +269,11 @@ def test_after_a_failed_write_or_sync_nothing_is_reported_and_the_process_ends()
         seen.append(error)
         ended.set()
 
-    writer = ThreadLogWriter(log, loop.post, fatal=fatal)
+    noted: list[str] = []
+    writer = ThreadLogWriter(log, loop.post, fatal=fatal, failed=lambda: noted.append("failed"))
     writer.submit(append(1), lambda: done.append(1))
     assert ended.wait(5)
+    assert noted == ["failed"]
     log.error = None
     writer.submit(append(2), lambda: done.append(2))
     writer.close(timeout_s=5)
