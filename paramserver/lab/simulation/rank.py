@@ -43,10 +43,12 @@ MAY_HAPPEN = frozenset(
         Reason.NOT_OPEN,
         Reason.NOT_FOUND,
         Reason.DAMAGED,
+        Reason.DISK_FULL,
     }
 )
 """Refusals that a correct rank may meet; all others are bugs (FAR_AHEAD: HAZARDS 35; GONE: HAZARDS 37). NOT_OPEN and
-NOT_FOUND only from a replica that is behind, DAMAGED from one that is being rebuilt."""
+NOT_FOUND only from a replica that is behind, DAMAGED from one that is being rebuilt, DISK_FULL while
+a leader has no room."""
 
 
 class World(Protocol):
