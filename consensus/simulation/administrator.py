@@ -296,7 +296,10 @@ class Administrator:
 
         def propose() -> None:
             handle = leader.handles.get(group)
-            if handle is not None:
+            if not self._can_decide(group, voters):
+                # What was asked of a process that stood still comes late, after others were damaged.
+                self._cluster.trace.add("admin", f"group {group}: {voters} could not decide any more")
+            elif handle is not None:
                 handle.propose_membership(change, self._cluster.requests.begin(leader.node, "membership change", done))
 
         leader.later(0, f"is told: voters {voters}, learners {learners} of group {group}", propose)

@@ -89,10 +89,10 @@ class Roster:
     # --- damage -----------------------------------------------------------------------------------------------------
 
     def impair(self, node: NodeId, what: str) -> None:
-        """Something durable of its disk was lost: any of its replicas may be hit."""
-        for group in self.groups:
-            replica = self.hosted(node, group)
-            if replica:
+        """Something durable of its disk was lost: any of its replicas may be hit, also one that was deleted, which is
+        found again, and does not run, when its tombstone was lost."""
+        for (group, replica), home in self._homes.items():
+            if home == node:
                 self.impaired[group, replica] = what
 
     def impaired_on(self, node: NodeId) -> bool:
