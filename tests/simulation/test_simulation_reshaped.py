@@ -26,5 +26,14 @@ def test_seed_207_where_a_move_of_a_node_that_is_replaced_is_cancelled() -> None
     assert report.counts["wish to cancel granted"]
 
 
+def test_seed_200463_where_a_node_whose_disk_was_damaged_is_to_get_replicas() -> None:
+    """It refuses to make them, as it must (RULES W7): these moves wait for somebody who cancels them or replaces the
+    node, and nobody does."""
+    report = run_reshaped_seed(200463)
+    report.raise_if_failed()
+    assert report.counts["wish to move granted"]
+    assert report.faults["misdirected write"]
+
+
 def test_the_same_seed_gives_the_same_run() -> None:
     assert run_reshaped_seed(0).trace_hash == run_reshaped_seed(0).trace_hash

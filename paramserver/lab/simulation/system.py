@@ -26,6 +26,7 @@ from consensus.simulation.schedule import MS, stream
 from consensus.simulation.wire import through_codec
 from paramserver.catalogue.bootstrap import CATALOGUE_GROUP
 from paramserver.catalogue.machine import CatalogueMachine
+from paramserver.catalogue.placement import Move
 from paramserver.lab.simulation.application import draw_spec, shard_digest
 from paramserver.lab.simulation.calls import Service
 from paramserver.lab.simulation.line import Line
@@ -149,11 +150,24 @@ class SystemLoad:
         if leader is None or leader not in self._servers:
             return ["a leader of group 0"]
         placement = self._servers[leader].catalogue.placement
-        moves = [f"move {move.move} of group {move.group} to node {move.to_node}" for move in placement.moves.values()]
+        stuck = [move for move in placement.moves.values() if self._is_kept_out(move)]
+        moves = [
+            f"move {move.move} of group {move.group} to node {move.to_node}"
+            for move in placement.moves.values()
+            if move not in stuck
+        ]
         moves += [f"replica {one.replica} of group {one.group} to be deleted" for one in placement.leftovers]
-        leaving = [node.node for node in placement.nodes.values() if node.then_remove]
+        kept = {node for move in stuck for node in self.cluster.roster.nodes_of(move.group)}
+        leaving = [node.node for node in placement.nodes.values() if node.then_remove and node.node not in kept]
         moves += [f"node {node} to be removed" for node in leaving if not self._was_told_to_stay(node)]
         return moves
+
+    def _is_kept_out(self, move: Move) -> bool:
+        """A damaged disk takes no new replica, nor runs the one made on it (RULES W7): the move waits until somebody
+        cancels it or replaces the node, which nobody does here."""
+        host = self.cluster.nodes[move.to_node]
+        away = bool(host.damaged) and move.group not in host.handles
+        return not move.cancelled and (away or host.beyond_repair(move.group))
 
     def _was_told_to_stay(self, node: NodeId) -> bool:
         """A move of its replicas was cancelled: it keeps them until somebody asks again."""
