@@ -599,7 +599,7 @@ class GroupHandle:
             return
         wanted = rebuilding is not None and rebuilding.wants(message.meta)
         if status.commit_index >= message.meta.index and not wanted:
-            self._say_installed(core, message)
+            self._say_held(core, message, installed=not self._installing)
             return
         receiving.chunk(message, term=status.term)
 
@@ -819,7 +819,7 @@ class GroupHandle:
             rebuilding.arrived(meta, chunk)
             if rebuilding.has_arrived:
                 # The log lacks nothing, so the sender need not wait until the state is loaded.
-                self._say_installed(core, chunk)
+                self._say_held(core, chunk, installed=True)
             self._mark()
             return
         core.step(
@@ -830,7 +830,8 @@ class GroupHandle:
         # The core's own answer says so once it is durable.
         self._mark()
 
-    def _say_installed(self, core: Core, chunk: SnapshotChunk) -> None:
+    def _say_held(self, core: Core, chunk: SnapshotChunk, *, installed: bool) -> None:
+        """All of it; until it is also installed the sender keeps what this replica may still need."""
         answer = SnapshotAnswer(
             sender=self.replica,
             to=chunk.sender,
@@ -838,7 +839,7 @@ class GroupHandle:
             incarnation=self._services.incarnation,
             snapshot_id=chunk.meta.snapshot_id,
             next_offset=chunk.meta.size_bytes,
-            installed=True,
+            installed=installed,
             index=chunk.meta.index,
         )
         self._send(answer)

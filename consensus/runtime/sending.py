@@ -8,7 +8,8 @@ clocks of their own; whatever happens the core hears of the end, unless leadersh
 peer's log.
 
 A transfer is (snapshot id, offset). Where it goes on is for the peer to say: it answers by how far it has come, in this
-life or, from a file that it checked, in an earlier one.
+life or, from a file that it checked, in an earlier one. One that holds all is asked now and then, by the end sent
+again, until it is installed: it may have ended before that, and a next life says nothing of itself.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class _Transfer:
     """Rises with each jump; what was read for an earlier one is dropped."""
     read_bytes: int = 0
     acked: int = 0
-    """The peer holds everything below this offset."""
+    """The peer held everything below this offset, as far as it said."""
     said: int = 0
     """What its last answer said it holds; it may be less, in another life or after damage on the way."""
     incarnation: int = 0
@@ -159,7 +160,7 @@ class SnapshotSending:
         if broken_off is not None and self._can_go_on(broken_off.meta, meta, asked=asked):
             meta, acked = broken_off.meta, broken_off.acked
         pace = Pace(self._services.options.transfer_bytes_per_s)
-        transfer = _Transfer(replica, meta, pace, _no_chunks(), asked=asked, read_bytes=acked, acked=acked)
+        transfer = _Transfer(replica, meta, pace, _no_chunks(), asked=asked, read_bytes=acked, acked=acked, said=acked)
         self._transfers[replica] = transfer
         self._services.sending.acquire(lambda: self._begin(transfer))
 
@@ -307,18 +308,29 @@ class SnapshotSending:
         if quiet_ms >= self._patience_ms(transfer):
             self._services.dropped["snapshot_transfer_timeout"] += 1
             self._end(transfer, ok=False)
-        elif transfer.window and now_ms - transfer.sent_ms >= options.transfer_resend_ms:
-            if transfer.said < transfer.window[0].offset:
-                self._jump(transfer, transfer.said)
-            for piece in transfer.window:
-                self._send_piece(transfer, piece)
-        else:
+        elif now_ms - transfer.sent_ms < options.transfer_resend_ms:
             self._read(transfer)
+        elif transfer.acked >= transfer.meta.size_bytes and not transfer.window:
+            self._ask(transfer)
+        else:
+            self._send_again(transfer)
+
+    def _ask(self, transfer: _Transfer) -> None:
+        """By the last byte: the answer says what the peer holds."""
+        self._jump(transfer, max(transfer.meta.size_bytes - 1, 0))
+
+    def _send_again(self, transfer: _Transfer) -> None:
+        if transfer.window and transfer.said < transfer.window[0].offset:
+            transfer.acked = transfer.said
+            self._jump(transfer, transfer.said)
+        for piece in transfer.window:
+            self._send_piece(transfer, piece)
+        self._read(transfer)
 
     def _patience_ms(self, transfer: _Transfer) -> int:
         """How long no progress is fine: installing takes its time, and is another thing than a chunk."""
         options = self._services.options
-        held = transfer.read_all and transfer.acked >= transfer.meta.size_bytes and not transfer.window
+        held = transfer.acked >= transfer.meta.size_bytes
         return options.install_timeout_ms if held else options.transfer_timeout_ms
 
     def connection(self, replica: ReplicaId, *, closed: bool) -> None:

@@ -58,7 +58,7 @@ def test_it_gets_the_state_of_its_leader_and_goes_on_from_its_own_log(options: R
 def test_it_can_be_rebuilt_again_soon_after(heard: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the first time is in the way of the second, whatever got lost."""
     if not heard:
-        monkeypatch.setattr(GroupHandle, "_say_installed", lambda *_: None)
+        monkeypatch.setattr(GroupHandle, "_say_held", lambda *_, installed: None)
     cluster = Cluster(options=QUIET)
     cluster.commit(*numbered(20))
     for start in (20, 40, 60):

@@ -102,6 +102,45 @@ def test_a_receiver_that_lost_power_says_from_where_it_needs_it() -> None:
     assert set(offsets) == set(range(first, 6 * CHUNK_BYTES, CHUNK_BYTES))
 
 
+def holds_all(end: Callable[[Cluster, int], None]) -> tuple[Cluster, Node, list[int]]:
+    """The third node holds all of a snapshot, has said so, and ends before it is installed."""
+    cluster, leader, third = behind(count=200, size=30_000)
+    started = cluster.restart(third)
+    receiving = started.handle._receiving
+    assert receiving is not None
+    offered: list[Any] = []
+    receiving._offer = lambda meta, chunk: offered.append(meta)
+    cluster.until(lambda: bool(offered))
+    cluster.run(10)
+    end(cluster, third)
+    again = cluster.restart(third)
+    wire = Wire(cluster, again)
+    cluster.until(lambda: agree(cluster), ms=5000)
+    assert again.listener.of("restored")
+    return cluster, leader, wire.offsets
+
+
+def test_a_receiver_that_was_killed_before_it_installed_what_it_holds_is_sent_it_again() -> None:
+    """It has said that it holds all, and in its next life says nothing of itself: the sender asks. (Seeds 200373,
+    200571 and 250692 waited for the installation of what was gone, again and again.)"""
+    _, leader, offsets = holds_all(lambda cluster, third: cluster.kill(third))
+    assert offsets
+    assert leader.handle.status().snapshots_sent == 2, "the connection closed, and the transfer went on"
+
+
+def test_a_receiver_that_lost_power_before_it_installed_what_it_holds_too() -> None:
+    holds_all(lambda cluster, third: cluster.crash(third))
+
+
+def test_a_receiver_whose_restart_closed_no_connection_yet_too() -> None:
+    def end(cluster: Cluster, third: int) -> None:
+        del cluster.nodes[third]
+        cluster.disks[third].kill()
+
+    _, leader, _ = holds_all(end)
+    assert leader.handle.status().snapshots_sent == 1
+
+
 def test_a_flipped_bit_in_what_an_earlier_life_received_is_asked_for_again() -> None:
     def rot(cluster: Cluster, third: int) -> None:
         cluster.kill(third)
