@@ -23,6 +23,12 @@ def why_not(recovered: RecoveredGroup | None, *, damage: str) -> str:
     return recovered.damage if recovered.hard_state_lost else ""
 
 
+def nameless(recovered: RecoveredGroup) -> bool:
+    """Whether damage hides which replica the log is of: one that was made later, or the bootstrap's. Neither may run on
+    it ever again."""
+    return recovered.create is None and recovered.hard_state_lost
+
+
 def forgotten(recovered: RecoveredGroup, *, damage: str) -> RecoveredGroup:
     """What is left of a replica whose snapshot can't be read, once its mark is durable (`GroupAppend.forget`)."""
     return replace(

@@ -16,7 +16,7 @@ from dataclasses import replace
 from consensus.core.configuration import members_of, next_replica_of, problem_of
 from consensus.core.interface import Configuration, Core, GroupId, HardState, NodeId, Randomness, ReplicaId
 from consensus.core.raft import RaftCore
-from consensus.runtime.disk import why_not
+from consensus.runtime.disk import nameless, why_not
 from consensus.runtime.group import GroupHandle
 from consensus.runtime.heartbeats import Heartbeats
 from consensus.runtime.homes import BOOTSTRAP_REPLICAS_MAX
@@ -280,7 +280,7 @@ class NodeRuntime:
                 self._deleting[group, replica].append(done)
             elif (group, replica) in self._tombstones:
                 done(ReplicaDeleted(group, replica))
-            elif group in self._recovered and self._recovered_replica(group) != replica:
+            elif self._recovered_replica(group) not in (None, replica):
                 # The log's tombstone would take it along.
                 done(Refused(0, 0, reason=f"replica {self._recovered_replica(group)} of the group is in the log here"))
             elif group in self._creating:
@@ -290,10 +290,13 @@ class NodeRuntime:
             else:
                 self._delete(group, replica, handle, done)
 
-    def _recovered_replica(self, group: GroupId) -> ReplicaId:
-        """Whose log was found, and not taken over yet; replicas of the bootstrap carry their node's id."""
-        create = self._recovered[group].create
-        return create.replica if create is not None else self.node
+    def _recovered_replica(self, group: GroupId) -> ReplicaId | None:
+        """Whose log was found, and not taken over yet; replicas of the bootstrap carry their node's id. None where
+        there is no such log, or its damage hides whose it is."""
+        found = self._recovered.get(group)
+        if found is None or nameless(found):
+            return None
+        return found.create.replica if found.create is not None else self.node
 
     def _delete(
         self,
@@ -310,7 +313,11 @@ class NodeRuntime:
             self._dirty.pop(group, None)
             self._awake.pop(group, None)
             self._woke(group)
-        self._recovered.pop(group, None)
+        found = self._recovered.pop(group, None)
+        if found is not None and nameless(found) and replica != self.node:
+            # It may have been the bootstrap's, which must not begin again with no log: it could vote twice (RULES I1).
+            self._tombstones.add((group, self.node))
+            self._writer.submit(GroupAppend(group=group, tombstone=self.node), lambda: None)
         self._tombstones.add((group, replica))
         self._deleting[group, replica] = [done]
         store = self._services.store

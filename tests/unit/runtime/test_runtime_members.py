@@ -7,8 +7,10 @@ import pytest
 from consensus.core.interface import Configuration, Heartbeat, Home, MembershipChange, Role
 from consensus.runtime.homes import PAST_MAX, STRANGERS_MAX, Homes
 from consensus.runtime.interface import Committed, Outcome, ReadIndex, Refused, ReplicaCreated, ReplicaDeleted, Unknown
+from consensus.storage.records import Kind
 from consensus.transport.interface import Envelope
 from tests.unit.runtime.cluster import Cluster, Journal, Listener, Node
+from tests.unit.runtime.test_runtime_damage import rot, stop
 
 LATER = 65536
 """The first id of a replica made later."""
@@ -345,6 +347,24 @@ def test_a_replica_in_the_log_is_not_deleted_under_the_name_of_another() -> None
     assert f"replica {LATER}" in refused.reason
     cluster._add_group = add  # type: ignore[method-assign]
     assert joined.runtime.creations[1].replica == LATER
+
+
+def test_a_log_whose_replica_damage_hides_is_buried_under_both_names() -> None:
+    """Or group 0's order to delete it is refused for ever (simulated seed 300881)."""
+    cluster, joined = with_a_learner()
+    stop(cluster, 4)
+    rot(cluster, 4, Kind.CREATE)
+    joined = cluster.restart(4)
+    assert 1 not in joined.runtime.creations
+    assert delete(joined, LATER) == []
+    cluster.quiet()
+    cluster.crash(4)
+    joined = cluster.restart(4)
+    assert joined.runtime.deleted(1, LATER)
+    assert joined.runtime.deleted(1, 4), "the bootstrap's replica would begin again without a log"
+    assert cluster.create(4, LATER + 1, learner_of(1, 2, 3)) == []
+    cluster.quiet()
+    assert 1 in joined.runtime.groups
 
 
 def test_stopping_answers_deletions_that_wait() -> None:
