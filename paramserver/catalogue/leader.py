@@ -145,9 +145,7 @@ class CatalogueLeader:
         ]
         administration = self._administration(self._hands(term)) if self._hands is not None else None
         self._tenure = Tenure(term, drives, administration, tasks)
-        drives.poke_all()
-        if administration is not None:
-            administration.mover.poke()
+        self._carry_out()
 
     def deposed(self, term: int) -> None:
         tenure, self._tenure = self._tenure, None
@@ -163,7 +161,14 @@ class CatalogueLeader:
         pass
 
     def applied(self, batch: Sequence[Applied]) -> None:
-        pass
+        """What was decided is carried out even if whoever asked for it gave up waiting for the decision."""
+        self._carry_out()
+
+    def _carry_out(self) -> None:
+        if self._tenure is not None:
+            self._tenure.drives.poke_all()
+            if self._tenure.administration is not None:
+                self._tenure.administration.mover.poke()
 
     def restored(self, index: int) -> None:
         pass
@@ -265,7 +270,6 @@ class CatalogueLeader:
                 raise
             raise self._rank_taken(model, rank, refused.answer) from None
         self._leases.renewed(LeaseKey(model, rank, answer.value), self._now_ms())
-        tenure.drives.poke(model)
         confirmed = await tenure.drives.everywhere(model, lambda group: group.view >= answer.view)
         # The model's view of now: where another rank was claimed meanwhile, the groups hold that one or will soon.
         return RankClaim(
@@ -466,8 +470,6 @@ class CatalogueLeader:
         for node in self._nodes().values():
             if node.node not in self._machine.nodes:
                 await self._quietly(RegisterNode(node))
-        if self._tenure is not None and self._tenure.administration is not None:
-            self._tenure.administration.mover.poke()
 
     async def _quietly(self, command: Command) -> bool:
         """Commit what a later leader or a later round does again anyway."""

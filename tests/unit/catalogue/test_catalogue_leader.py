@@ -51,6 +51,7 @@ class World:
         await asyncio.sleep(0)
         self.index += 1
         result = self.machine.apply(Entry(1, self.index, EntryKind.NORMAL, payload, crc32c(payload)))
+        self.leader.applied(())
         return self.outcome(Committed(1, self.index, result))
 
     async def execute(self, group: int, command: drive.ShardCommand) -> ShardReply:
@@ -177,6 +178,28 @@ def test_opening_ends_when_every_group_has_opened() -> None:
         assert opened == {1, 2, 3}
         claim = await world.leader.claim_initialization(world.caller(), model.model, 1)
         assert (claim.granted, claim.open) == (False, True)
+
+    run(story)
+
+
+def test_what_was_decided_is_carried_out_though_nobody_waits_for_it_any_more() -> None:
+    """Nobody else told the groups: they heard of it from the next leader only (simulated seed 301535)."""
+
+    async def story(world: World) -> None:
+        proposed: list[bytes] = []
+
+        async def silent(payload: bytes) -> Outcome:
+            proposed.append(payload)
+            return await asyncio.Future()
+
+        world.leader._propose = silent
+        asked = asyncio.create_task(world.model())
+        await asyncio.sleep(0)
+        asked.cancel()
+        world.leader._propose = world.propose
+        await world.propose(*proposed)
+        await asyncio.sleep(0.05)
+        assert world.views == {1: 1, 2: 1, 3: 1}
 
     run(story)
 
