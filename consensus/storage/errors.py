@@ -6,6 +6,8 @@ StorageError
 ├── StorageFull       no space; nothing was written
 ├── SnapshotDamaged   a snapshot file fails its checks
 ├── UnknownFormat     a file carries a newer or unknown version
+├── LossRefused       an operator's acceptance of a loss that does not fit the folder; nothing was written
+│   └── NoSuchGroup   the folder holds no replica of that group
 └── IdentityMismatch  the folder belongs to another cluster or node
 """
 
@@ -41,3 +43,11 @@ class UnknownFormat(StorageError):
 
 class IdentityMismatch(StorageError):
     """The data folder belongs to another cluster or node."""
+
+
+class LossRefused(StorageError):
+    """There is no such loss to accept in this folder. Nothing was written."""
+
+
+class NoSuchGroup(LossRefused):
+    """The folder holds no replica of that group."""

@@ -50,6 +50,11 @@ COMMANDS = (
     Command("wal verify", "whether a node's log is whole, without its server", "paramserver.cli.wal_verify"),
     Command("wal dump", "the records of a node's log, without its server", "paramserver.cli.wal_dump"),
     Command(
+        "wal accept-loss",
+        "have a stopped node's forgetful replica take part again, naming what is lost",
+        "paramserver.cli.wal_accept_loss",
+    ),
+    Command(
         "snapshot verify", "whether a node's snapshots are whole, without its server", "paramserver.cli.snapshot_verify"
     ),
 )

@@ -6,6 +6,7 @@ Owns each command's words, how groups are shown, and when a change is done. Must
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,8 @@ from paramserver.cli.text import SENTENCE_MAX, escape, table
 
 if TYPE_CHECKING:
     from paramserver.lab.admin import ClusterView
-    from paramserver.lab.status import GroupSnapshot, NodeSnapshot
+    from paramserver.lab.status import Answer, GroupSnapshot, NodeSnapshot
+    from paramserver.lab.stopped import Stopped
 
 SOME = "--servers 127.0.0.1:7001"
 GROUP = Flag("GROUP", "its number; 0 is the catalogue", group_number, metavar="G", required=True)
@@ -68,6 +70,7 @@ def _member(node: int, role: str) -> str:
 def _show(values: flags.Values) -> int:
     """Asked of every node, so that it works without group 0."""
     from paramserver.lab import status
+    from paramserver.lab.stopped import stopped
 
     group = values["GROUP"]
     answers = status.ask_all(_addresses(values), timeout_s=min(2.0, values["timeout"]))
@@ -81,9 +84,10 @@ def _show(values: flags.Values) -> int:
         raise CommandError(f"no node holds a replica of group {group}; there are {known}", code=codes.USAGE)
     if values["json"]:
         shown = [{"node": node.node, "address": node.address, **asdict(state)} for node, state in holding]
-        print(json.dumps({"group": group, "replicas": shown}))
+        halt = next((asdict(one) for one in stopped(answers) if one.group == group), None)
+        print(json.dumps({"group": group, "replicas": shown, "stopped": halt}))
         return codes.OK
-    print("\n".join(lines(group, holding)))
+    print("\n".join([*lines(group, holding), *stops(answers, group)]))
     return codes.OK
 
 
@@ -115,6 +119,38 @@ def lines(group: int, holding: list[tuple[NodeSnapshot, GroupSnapshot]]) -> list
     ]  # fmt: skip
     out += ["", *table(head, sorted(shown, key=lambda row: int(row[0])))]
     out += [f"! node {at.node}: {escape(state.problem, SENTENCE_MAX)}" for at, state in holding if state.problem]
+    return out
+
+
+def stops(answers: Sequence[Answer], group: int | None = None) -> list[str]:
+    """A line for each group (or for that one) that can't go on by itself, with the arithmetic and the way out."""
+    from paramserver.lab.stopped import stopped
+
+    return [f"! {_stop(one)}" for one in stopped(answers) if group in (None, one.group)]
+
+
+def _stop(one: Stopped) -> str:
+    voters = f"{one.voters} {'outgoing ' if one.outgoing else ''}voter{'s' if one.voters > 1 else ''}"
+    causes: list[str] = []
+    for nodes, words in (
+        (one.forgetful, "may have forgotten acknowledged entries"),
+        (one.broken, "can't run"),
+        (one.silent, "gave no answer"),
+    ):
+        if nodes:
+            whose = f"{len(nodes)}" if causes else f"{len(nodes)} of its {voters}"
+            causes.append(f"{whose} {words} (node{'s' if len(nodes) > 1 else ''} {', '.join(map(str, nodes))})")
+    out = f"group {one.group} has stopped: {', '.join(causes)}; {one.needed} {'are' if one.needed > 1 else 'is'} needed"
+    if one.silent:
+        out += f". Start node{'s' if len(one.silent) > 1 else ''} {', '.join(map(str, one.silent))} first"
+        if one.forgetful:
+            out += ": a sound majority fills the others again by itself"
+    if one.forgetful:
+        out += (
+            f". {'If they are lost, only' if one.silent else 'Only'} an operator who accepts the loss can go on: stop "
+            "a forgetful node, then paramserver wal accept-loss "
+            f"--data-dir ITS_FOLDER --group {one.group} (docs/operations.md)"
+        )
     return out
 
 

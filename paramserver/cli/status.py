@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from paramserver.cli import codes, flags
 from paramserver.cli.codes import CommandError
 from paramserver.cli.flags import Flag
-from paramserver.cli.groups import marks, underway
+from paramserver.cli.groups import marks, stops, underway
 from paramserver.cli.text import SENTENCE_MAX, escape, table
 
 if TYPE_CHECKING:
@@ -75,14 +75,16 @@ def placement(leader: str, timeout_s: float) -> ClusterView | None:
 def as_json(answers: Sequence[Answer], view: ClusterView | None = None) -> dict[str, Any]:
     """`nodes`: snapshots of those that answered; `unreachable`: the others, with the reason; `leaders`: group -> node;
     `placement`: nodes with their states, members of groups and moves, as group 0's leader sees them (null: nobody
-    leads it)."""
+    leads it); `stopped`: groups that lack a majority of voters that may vote."""
     from paramserver.lab import status
+    from paramserver.lab.stopped import stopped
 
     return {
         "placement": asdict(view) if view is not None else None,
         "nodes": [asdict(node) for node in status.reached(answers)],
         "unreachable": [asdict(answer) for answer in answers if isinstance(answer, status.Unreachable)],
         "leaders": {str(group): node for group, node in status.leaders(answers).items()},
+        "stopped": [asdict(one) for one in stopped(answers)],
     }
 
 
@@ -109,7 +111,8 @@ def lines(answers: Sequence[Answer], *, blocks: bool = False, view: ClusterView 
     out += _models(nodes)
     if blocks:
         out += _blocks(nodes)
-    problems = [
+    problems = stops(answers)
+    problems += [
         f"! node {node.node}, group {group.group}: "
         f"{escape(group.problem.removeprefix(f'group {group.group}: '), SENTENCE_MAX)}"
         for node in nodes

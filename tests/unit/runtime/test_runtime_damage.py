@@ -3,9 +3,12 @@
 import random
 
 from consensus.core.interface import Role
+from consensus.storage.interface import Identity
+from consensus.storage.lastresort import accept_loss
+from consensus.storage.options import WalOptions
 from consensus.storage.records import Kind, find_headers
 from consensus.storage.segments import segment_numbers, segment_path
-from tests.unit.runtime.cluster import Cluster, Node
+from tests.unit.runtime.cluster import CLUSTER, SEGMENT_BYTES, Cluster, Node
 
 
 def commands(count: int) -> list[bytes]:
@@ -142,3 +145,53 @@ def test_a_rotten_snapshot_is_marked_before_the_replica_speaks() -> None:
     del cluster.nodes[number]
     cluster.disks[number].crash(random.Random(3))
     assert status(cluster.start(number)).forgetful
+
+
+def a_forgetful_majority(cluster: Cluster) -> dict[int, int]:
+    """Two of three lost the last of 20 entries, and are up again; the last index that each holds."""
+    cluster.commit(*commands(20))
+    hit = [cluster.leader().runtime.node, cluster.followers()[0].runtime.node]
+    for number in hit:
+        stop(cluster, number)
+        rot(cluster, number, Kind.ENTRY, last=True)
+    for number in hit:
+        cluster.restart(number)
+    cluster.run(3000)
+    assert all(status(cluster.nodes[number]).forgetful for number in hit)
+    return {number: status(cluster.nodes[number]).last_index for number in hit}
+
+
+def accept(cluster: Cluster, number: int, index: int) -> None:
+    identity = Identity(cluster=CLUSTER, node=number, node_uuid=bytes([number]) * 16)
+    options = WalOptions(segment_bytes=SEGMENT_BYTES, reserve_bytes=SEGMENT_BYTES)
+    accept_loss(cluster.disks[number], ".", identity, Cluster.GROUP, index, options)
+
+
+def test_a_forgetful_majority_stands_still_until_an_operator_names_the_loss() -> None:
+    cluster = Cluster()
+    last = a_forgetful_majority(cluster)
+    assert not any(each.handle.ready_to_serve for each in cluster.nodes.values())
+    number, other = last
+    stop(cluster, number)
+    accept(cluster, number, last[number])
+    node = cluster.restart(number)
+    assert not status(node).forgetful
+    cluster.commit(b"more")
+    cluster.until(lambda: not status(cluster.nodes[other]).forgetful)
+    # The third one lost nothing, so neither did the group.
+    assert [each.machine.commands for each in cluster.nodes.values()] == [[*commands(20), b"more"]] * 3
+
+
+def test_without_a_sound_replica_what_was_accepted_as_lost_is_lost_everywhere() -> None:
+    cluster = Cluster()
+    third = cluster.followers()[1].runtime.node
+    last = a_forgetful_majority(cluster)
+    cluster.kill(third)
+    for number, index in last.items():
+        stop(cluster, number)
+        accept(cluster, number, index)
+        cluster.restart(number)
+    cluster.commit(b"more")
+    cluster.restart(third)
+    cluster.run(1500)
+    assert [each.machine.commands for each in cluster.nodes.values()] == [[*commands(19), b"more"]] * 3
