@@ -90,6 +90,8 @@ class Reader:
         self._identity = identity
         self._out = Recovered()
         self._stray = Evidence()
+        self._lost_at = ""
+        """The last batch of which nothing is known, when no table was read since."""
 
     def read(self) -> Recovered:
         out = self._out
@@ -247,14 +249,22 @@ class Reader:
         where += "; its index does not verify either, so any group may be hit"
         self._out.damage_known = False
         self._out.damage = f"{where}; {REPLACE.replace('its replica', 'every replica of this node')}"
+        self._lost_at = f"segment {number} offset {offset}"
         for group in self._out.groups.values():
-            group.lost_anything(f"segment {number} offset {offset}")
+            group.lost_anything(self._lost_at)
         return find_batch(data[:end], offset, number, above=expected)
 
     # --- replaying -----------------------------------------------------------------------------------------------
 
-    def _group(self, group: GroupId) -> GroupReplay:
-        return self._out.groups.setdefault(group, GroupReplay(group))
+    def _group(self, group: GroupId, *, begins: bool = False) -> GroupReplay:
+        """One that is first met behind a batch of which nothing is known may have begun in that batch, with a term and
+        a vote, unless it begins here."""
+        found = self._out.groups.get(group)
+        if found is None:
+            found = self._out.groups[group] = GroupReplay(group)
+            if self._lost_at and not begins:
+                found.lost_anything(self._lost_at)
+        return found
 
     def _replay(self, data: bytes, items: tuple[Header, ...] | tuple[Header | Lost, ...]) -> None:
         for item in items:
@@ -270,7 +280,7 @@ class Reader:
             elif item.kind is Kind.TOMBSTONE:
                 self._deleted(item.group, item.index)
             elif item.kind is Kind.CREATE:
-                self._group(item.group).created(decode_creation(payload))
+                self._group(item.group, begins=True).created(decode_creation(payload))
             elif item.kind is Kind.MARK:
                 self._group(item.group).marked(Mark(item.detail))
             elif item.kind is Kind.HARD_STATE:
@@ -284,6 +294,7 @@ class Reader:
         """A table lists all groups there were when it was written, with all that must not be forgotten."""
         self._out.incarnation = max(self._out.incarnation, head.incarnation)
         self._out.tombstones = set(head.tombstones)
+        self._lost_at = ""
         self._out.damage, self._out.damage_known = "", HeadFlag.UNKNOWN_LOST in head.flags
         if HeadFlag.UNKNOWN_LOST in head.flags:
             self._out.damage = f"an earlier start found damage that may have hit any group of this node; {REPLACE}"

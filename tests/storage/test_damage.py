@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from consensus.core.interface import HardState
+from consensus.core.interface import Configuration, HardState
 from consensus.storage.errors import LogLost, UnknownFormat
-from consensus.storage.interface import GroupAppend, Recovery
+from consensus.storage.interface import Creation, GroupAppend, Recovery
 from consensus.storage.memory import MemoryFileSystem
 from consensus.storage.records import HEADER_BYTES, Kind, find_headers
 from consensus.storage.wal import Wal
@@ -290,6 +290,28 @@ def test_what_an_unreadable_batch_held_is_lost_for_every_group_that_it_may_have_
     assert again.damage, "a group that never shows up in the log may still have voted in what was lost"
     assert {number: group.forgetful for number, group in again.groups.items()} == {1: True, 2: True}
     assert again.groups[2].hard_state_lost
+
+
+def test_a_group_first_met_behind_an_unreadable_batch_may_have_voted_in_it() -> None:
+    """Its first term and vote were in that batch, and nothing before it names the group (simulated seed 550696). One
+    that was made behind it lost nothing."""
+    disk = MemoryFileSystem()
+    wal, _ = open_log(disk)
+    wal.write([append(2, 1, 1)])
+    wal.sync()
+    assert wal._active is not None
+    start = wal._active.end
+    wal.write([vote(1, 1, 1), append(1, 1, 1)])
+    wal.sync()
+    end = wal._active.end
+    wal.write([append(1, 2, 2), GroupAppend(group=3, create=Creation(65536, Configuration((65536,))))])
+    wal.write([append(3, 1, 1)])
+    wal.idle()
+    disk.overwrite(active_path(wal), bytes(end - start), start)
+    recovery = reopen(disk)
+    assert {number: group.hard_state_lost for number, group in recovery.groups.items()} == {1: True, 2: True, 3: False}
+    assert recovery.groups[1].forgetful
+    assert not recovery.groups[3].forgetful
 
 
 def test_entries_behind_an_unreadable_batch_are_not_joined_to_those_before() -> None:

@@ -28,7 +28,7 @@ class Rejoin:
         self._durability = durability
         self._following = following
         self._term = 0
-        """Of the leader that named `_last_index`."""
+        """Of the leader that named `_last_index`; 0: none has."""
         self._last_index = 0
         self._clearing = 0
         """The batch that ends the mark; 0 before it was issued."""
@@ -54,7 +54,7 @@ class Rejoin:
     def due(self) -> bool:
         """The mark may end with the next batch."""
         state = self._state
-        if not state.forgetful or self._clearing or self._term != state.term:
+        if not state.forgetful or self._clearing or not self._term or self._term != state.term:
             return False
         return self._durability.synced() and self._following.durable_match() >= self._last_index
 

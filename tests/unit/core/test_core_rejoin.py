@@ -84,6 +84,16 @@ def test_every_answer_says_so() -> None:
 # --- how it comes back ----------------------------------------------------------------------------------------------
 
 
+def test_without_a_leader_it_stays_forgetful_whatever_is_left() -> None:
+    """Nothing at all was left, term 0 too: the empty answer of nobody fitted it (simulated seed 550696)."""
+    host = forgetful(term=0, commit=0)
+    host.tick(1000)
+    assert not clearing(host)
+    left = host.step(host.message(VoteRequest, sender=1, term=1, pre=True, last_index=0, last_term=0))
+    assert not only(VoteResponse, left + host.persist()).granted
+    assert host.core.status().forgetful
+
+
 def test_it_counts_again_once_it_holds_what_the_leader_named() -> None:
     host = forgetful(1, 2)
     (asked,) = of(RejoinRequest, host.heartbeat(sender=1))
