@@ -133,6 +133,6 @@ def told(found: Held, path: str) -> list[str]:
 def accepted(found: Held) -> list[str]:
     return [
         f"group {found.group} keeps what this replica holds, up to index {found.last_index} of term {found.last_term}",
-        "next: start this server, and look at 'paramserver status'. If the group still stands, accept on the forgetful",
+        "next: start this server, and look at 'paramserver status'. If the group stands still, accept on the forgetful",
         "replica that holds most of the others, one at a time; once a majority is sound, it fills the rest by itself",
     ]
