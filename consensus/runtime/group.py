@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from consensus.core.configuration import members_of, next_replica_of
-from consensus.core.errors import Busy, InvariantViolated, MembershipRefused, NotLeader
+from consensus.core.configuration import members_of
+from consensus.core.errors import Busy, NotLeader
 from consensus.core.interface import (
-    AppendRequest,
     AppendResponse,
     Configuration,
     Core,
@@ -36,23 +35,21 @@ from consensus.core.interface import (
     Status,
 )
 from consensus.runtime.backlog import Backlog
-from consensus.runtime.disk import brings_commands, forgotten
-from consensus.runtime.handover import Handover
+from consensus.runtime.beginning import Beginning
+from consensus.runtime.disk import brings_commands
 from consensus.runtime.homes import Homes
 from consensus.runtime.inputs import PartInput
-from consensus.runtime.interface import Applied, GroupListener, OnConfiguration, Refused, StateMachine, Transferred
-from consensus.runtime.machine import AppliedBatch, MachineHost, Unreadable
+from consensus.runtime.interface import Applied, GroupListener, OnConfiguration, Refused, StateMachine
+from consensus.runtime.keeping import SnapshotKeeping
+from consensus.runtime.machine import AppliedBatch, MachineHost
+from consensus.runtime.orders import Orders
+from consensus.runtime.outbox import Outbox
 from consensus.runtime.proposals import Done, Proposals
-from consensus.runtime.rebuilding import Rebuilding
-from consensus.runtime.receiving import SnapshotReceiving
-from consensus.runtime.requests import MembershipDone, Memberships, ReadDone, Reads, TransferDone, Transfers
-from consensus.runtime.sending import SnapshotSending
-from consensus.runtime.services import FILES_LANE, Services
-from consensus.runtime.snapshots import SnapshotWriting
-from consensus.storage.errors import SnapshotDamaged, UnknownFormat
+from consensus.runtime.requests import MembershipDone, ReadDone, Reads, TransferDone
+from consensus.runtime.services import Services
+from consensus.runtime.status import GroupStatus
 from consensus.storage.interface import GroupAppend, RecoveredGroup
 from consensus.transport.interface import (
-    Channel,
     Envelope,
     NodeHeartbeat,
     NodeHeartbeatAnswer,
@@ -60,32 +57,9 @@ from consensus.transport.interface import (
     SnapshotAnswer,
     SnapshotChunk,
     SnapshotRequest,
-    TransportMessage,
 )
 
 _log = logging.getLogger(__name__)
-
-
-def channel_of(message: TransportMessage) -> Channel:
-    """Bulk takes what carries payload, and every append request, so that they stay in order; all else is control and
-    never waits behind payload (RULES C3, HAZARDS 30)."""
-    return Channel.BULK if isinstance(message, AppendRequest | SnapshotChunk) else Channel.CONTROL
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupStatus:
-    """`core` is None for a replica that does not run (yet); then `problem` may say why."""
-
-    core: Status | None
-    problem: str
-    configuration: Configuration
-    """The one in force here."""
-    dropped: Mapping[str, int]
-    """Messages that the core dropped, by reason."""
-    distrusted: str = ""
-    """Why its state is not to be trusted: it votes and appends, and neither leads nor serves until it is rebuilt."""
-    snapshots_written: int = 0
-    snapshots_sent: int = 0
 
 
 class GroupHandle:
@@ -124,8 +98,6 @@ class GroupHandle:
         self.lane = lane
         """Where its state machine works."""
         self._mark = mark
-        self._make_core = make_core
-        self._recovered = recovered
         self._machine = MachineHost(
             group=group,
             machine=machine,
@@ -134,22 +106,26 @@ class GroupHandle:
             incarnation=services.incarnation,
             budget_bytes=services.options.snapshot_budget_bytes,
         )
+        self._beginning = Beginning(
+            self._services,
+            group=group,
+            machine=self._machine,
+            lane=lane,
+            make_core=make_core,
+            recovered=recovered,
+            restored=self._restored,
+            run=self._run,
+            cannot_run=self._cannot_run,
+        )
         self._core: Core | None = None
-        self._writing: SnapshotWriting | None = None
-        self._sending: SnapshotSending | None = None
-        self._receiving: SnapshotReceiving | None = None
-        self._rebuilding: Rebuilding | None = None
+        self._snapshots: SnapshotKeeping | None = None
+        """There as soon as the core is."""
         self._disk_stalled = False
         self._proposals = Proposals()
         self._reads = Reads()
-        self._memberships = Memberships()
-        self._transfers = Transfers()
-        self._handover = Handover(listener)
-        self._snapshot: SnapshotMeta | None = None
-        """The newest snapshot whose record is durable."""
-        self._installing = 0
+        self._orders = Orders(replica, listener, services.options)
+        self._send = Outbox(self._services, group=group, homes=self._homes, listener=listener).send
         self._backlog = Backlog()
-        self._started = False
         self._stopped: bool = False
         self._leads_term = 0
         """The term this replica leads in, as the listener knows it; 0 when it does not."""
@@ -200,8 +176,8 @@ class GroupHandle:
     def want_snapshot(self) -> None:
         """Write a snapshot as soon as the node has time for it, however short the log is."""
         with self._services.input() as running:
-            if running:
-                self._want_snapshot()
+            if running and self._snapshots is not None:
+                self._snapshots.want()
 
     def _refused_distrusted(self, core: Core) -> Refused:
         """What it would apply waits for another state."""
@@ -228,23 +204,8 @@ class GroupHandle:
             if core is None or not running:
                 done(Refused(0, 0, reason=self.problem or "this replica does not run"))
                 return
-            led_term = core.status().term
-            if len(self._memberships) >= self._services.options.orders_max:
-                done(Refused(self.replica, led_term, busy=True, reason="too many changes of membership wait"))
-                return
-            try:
-                term, index = core.propose_membership(change)
-            except NotLeader as error:
-                done(Refused(error.leader, error.term, reason=str(error)))
-                return
-            except MembershipRefused as error:
-                done(Refused(self.replica, led_term, busy=error.later, reason=str(error)))
-                return
-            except Busy as error:
-                done(Refused(self.replica, led_term, busy=True, reason=str(error)))
-                return
-            self._memberships.add(change, done, led_term=led_term, term=term, index=index)
-            self._mark()
+            if self._orders.change(core, change, done):
+                self._mark()
 
     def read_index(self, done: ReadDone) -> None:
         """Have `done` called once state applied here may answer a linearizable read (RULES R2): exactly once, with
@@ -277,27 +238,8 @@ class GroupHandle:
             if core is None or not running:
                 done(Refused(0, 0, reason=self.problem or "this replica does not run"))
                 return
-            status = core.status()
-            if status.role is Role.LEADER and replica == self.replica:
-                done(Transferred(self.replica, status.term))
-                return
-            if self._transfers.target not in (0, replica):
-                reason = f"leadership is being handed to replica {self._transfers.target}"
-                done(Refused(self.replica, status.term, busy=True, reason=reason))
-                return
-            if len(self._transfers) >= self._services.options.orders_max:
-                done(Refused(self.replica, status.term, busy=True, reason="too many transfers wait"))
-                return
-            if not self._transfers.target:
-                problem = core.transfer_problem(replica)
-                if problem:
-                    leader = self.replica if status.role is Role.LEADER else status.leader
-                    done(Refused(leader, status.term, reason=problem))
-                    return
-                core.wake()
-                self._handover.begin(replica, status.term)
-            self._transfers.add(replica, status.term, done)
-            self._mark()
+            if self._orders.transfer(core, replica, done):
+                self._mark()
 
     def leader(self) -> tuple[ReplicaId, NodeId, int]:
         """(replica, node, term) of the leader as this replica knows it; 0 where it does not."""
@@ -352,19 +294,16 @@ class GroupHandle:
         """While states differ and nobody knows who is right, this one is sent to no follower that is merely behind: its
         copy would count as a second opinion (RULES D1). Whoever is, is left the log to have one of his own."""
         with self._services.input() as running:
-            if running and self._sending is not None and self._writing is not None:
-                self._sending.hold(held=held)
-                self._writing.releases_log = not held
+            if running and self._snapshots is not None:
+                self._snapshots.hold(held=held)
                 self._mark()
 
     def distrust(self, reason: str) -> None:
         """This replica's state was found wrong (RULES D1): from now on it neither leads nor serves, still votes and
         appends, and is rebuilt from its leader's snapshot; `GroupListener.restored` says when."""
         with self._services.input() as running:
-            if self._rebuilding is not None and running and not self.distrusted:
-                self._rebuilding.begin(reason)
-                if self._sending is not None:
-                    self._sending.give_up()
+            if self._snapshots is not None and running and not self.distrusted:
+                self._snapshots.distrust(reason)
                 self._proposals.forget()
                 self._reads.stop(Refused(0, 0, reason=self._not_to_be_trusted()))
                 self._mark()
@@ -375,7 +314,7 @@ class GroupHandle:
     @property
     def distrusted(self) -> str:
         """Why this replica's state is not to be trusted; empty when it is."""
-        return self._rebuilding.reason if self._rebuilding is not None else ""
+        return self._snapshots.rebuilding.reason if self._snapshots is not None else ""
 
     def status(self) -> GroupStatus:
         return GroupStatus(
@@ -384,8 +323,8 @@ class GroupHandle:
             distrusted=self.distrusted,
             configuration=self._configuration,
             dropped=dict(getattr(self._core, "dropped", {})),
-            snapshots_written=self._writing.written if self._writing is not None else 0,
-            snapshots_sent=self._sending.started if self._sending is not None else 0,
+            snapshots_written=self._snapshots.writing.written if self._snapshots is not None else 0,
+            snapshots_sent=self._snapshots.sending.started if self._snapshots is not None else 0,
         )
 
     @property
@@ -397,56 +336,8 @@ class GroupHandle:
 
     def start(self) -> None:
         """Restore the newest snapshot, then run. Called inside an input."""
-        if self._started or self.problem:
-            return
-        self._started = True
-        snapshot = self._recovered.snapshot if self._recovered is not None else None
-        if snapshot is None:
-            # The whole state comes from the log: whatever was wrong with the one of an earlier life is gone.
-            self._run(None)
-            if self._rebuilding is not None:
-                self._rebuilding.recorded()
-            return
-        meta, store = snapshot, self._services.store
-
-        def restore() -> Unreadable | str | None:
-            """What is wrong with the file, or why the state in it is not to be trusted."""
-            reason = store.distrusted(self.group)
-            if reason:
-                self._machine.begin_at(meta)
-                return reason
-            return self._machine.restore(store, meta)
-
-        self._services.run(self.lane, restore, lambda wrong: self._was_restored(meta, wrong))
-
-    def _was_restored(self, meta: SnapshotMeta, unreadable: Unreadable | str | None) -> None:
-        if isinstance(unreadable, str):
-            self._run(meta)
-            if self._rebuilding is not None:
-                self._rebuilding.begin_without_state(unreadable, meta)
-            return
-        if unreadable is None:
-            self._listener.restored(meta.index)
-            self._run(meta)
-            return
-        problem = f"snapshot {meta.snapshot_id} of group {self.group} can't be used: {unreadable.problem}"
-        if unreadable.damaged and self._recovered is not None:
-            self._forget(forgotten(self._recovered, damage=problem))
-        else:
-            self._cannot_run(problem)
-
-    def _forget(self, left: RecoveredGroup) -> None:
-        """What the snapshot held is lost. That is made durable before anything else (RULES W7), then the replica begins
-        anew under its term and vote, and is filled by its leader."""
-        _log.error("group %d is filled anew by its leader: %s", self.group, left.damage)
-
-        def durable() -> None:
-            with self._services.input() as running:
-                if running:
-                    self._recovered = left
-                    self._run(None)
-
-        self._services.writer.submit(GroupAppend(group=self.group, forget=True), durable)
+        if not self.problem:
+            self._beginning.begin()
 
     def _was_removed(self) -> None:
         """It was told so on the ground of a committed configuration (RULES I1): it does nothing any more."""
@@ -458,55 +349,26 @@ class GroupHandle:
         self.problem = problem
         _log.error("group %d does not run here: %s", self.group, problem)
 
-    def _run(self, snapshot: SnapshotMeta | None) -> None:
-        try:
-            core = self._make_core(self._recovered)
-        except InvariantViolated as error:
-            self._cannot_run(f"log of group {self.group} can't be used: {error}")
-            return
+    def _run(self, core: Core, snapshot: SnapshotMeta | None) -> SnapshotKeeping:
         self._core = core
-        self._recovered = None
-        self._snapshot = snapshot
-        self._sending = SnapshotSending(
-            self._services,
-            group=self.group,
-            replica=self.replica,
-            core=core,
-            newest=lambda: None if self.distrusted else self._snapshot,
-            send=self._send,
-            want_new=self._want_snapshot,
-            changed=self._mark,
-            idle=self._tidy,
-        )
-        self._writing = SnapshotWriting(
-            self._services,
-            group=self.group,
-            core=core,
-            machine=self._machine,
-            lane=self.lane,
-            kept_for=self._sending.kept_for,
-            recorded=self._recorded,
-            changed=self._mark,
-            resume=self._apply,
-        )
-        self._receiving = SnapshotReceiving(
-            self._services, group=self.group, replica=self.replica, answer=self._send, offer=self._offer
-        )
-        self._rebuilding = Rebuilding(
+        snapshots = self._snapshots = SnapshotKeeping(
             self._services,
             group=self.group,
             replica=self.replica,
             core=core,
             machine=self._machine,
             lane=self.lane,
-            writing=self._writing,
+            backlog=self._backlog,
+            newest=snapshot,
+            configuration=lambda: self._configuration,
             send=self._send,
             fit=self._tell_fit,
-            rebuilt=self._rebuilt,
+            restored=self._restored,
             resume=self._apply,
-            handed_out=snapshot.index if snapshot is not None else 0,
+            changed=self._mark,
         )
         self._tell_fit()
+        return snapshots
 
     def stop(self) -> None:
         """No more inputs will come. Who asks again when told so is refused at once."""
@@ -514,23 +376,20 @@ class GroupHandle:
         if self._leads_term:
             self._depose()
         self._end_requests("this replica stops")
-        if self._receiving is not None:
-            self._receiving.stop()
-        if self._writing is not None:
-            self._writing.stop()
+        if self._snapshots is not None:
+            self._snapshots.stop()
 
     def _end_requests(self, reason: str) -> None:
         """What waits gets its outcome."""
         leader, term = self._leader
         self._reads.stop(Refused(leader, term, reason=reason))
-        self._memberships.stop()
-        self._transfers.stop(term)
+        self._orders.stop(term)
 
     # --- inputs from the node ---------------------------------------------------------------------------------------
 
     def received(self, node: NodeId, envelope: Envelope) -> None:
-        core, message = self._core, envelope.message
-        if core is None or self._receiving is None or self._sending is None:
+        core, snapshots, message = self._core, self._snapshots, envelope.message
+        if core is None or snapshots is None:
             self._services.dropped["group_not_running"] += 1
             return
         if not self._homes.heard(message.sender, node):
@@ -538,15 +397,14 @@ class GroupHandle:
             return
         self._heard = True
         if isinstance(message, SnapshotChunk):
-            self._chunk(core, self._receiving, message)
+            snapshots.chunk(message)
         elif isinstance(message, SnapshotAnswer):
-            if message.to == self.replica and message.term <= core.status().term:
-                self._sending.answered(message)
+            snapshots.answered(message)
         elif isinstance(message, SnapshotOffer | NodeHeartbeat | NodeHeartbeatAnswer):
             # An offer is the host's own to make; the others are of no group.
             self._services.dropped["not_for_a_group"] += 1
         elif isinstance(message, SnapshotRequest):
-            self._asked_for_snapshot(core, self._sending, message)
+            snapshots.asked(message)
         elif isinstance(message, Report):
             self._reported(core, message)
         elif self._services.writer.exhausted() and brings_commands(message):
@@ -573,57 +431,20 @@ class GroupHandle:
         else:
             self._services.dropped["report_unexpected"] += 1
 
-    def _asked_for_snapshot(self, core: Core, sending: SnapshotSending, request: SnapshotRequest) -> None:
-        status = core.status()
-        expected = status.role is Role.LEADER and request.term == status.term and request.sender in status.match
-        if expected and not self.distrusted:
-            sending.asked(request.sender, request.index)
-        else:
-            self._services.dropped["snapshot_request_unexpected"] += 1
-
-    def _chunk(self, core: Core, receiving: SnapshotReceiving, message: SnapshotChunk) -> None:
-        status = core.status()
-        known = members_of(self._configuration)
-        # A leader may have joined after the end of this log: then its id is one that was never used here.
-        stranger = message.sender not in known and message.sender < next_replica_of(self._configuration)
-        if message.to != self.replica or message.sender == self.replica or stranger:
-            self._services.dropped["snapshot_chunk_from_stranger"] += 1
-            return
-        if message.term != status.term or status.leader not in (0, message.sender):
-            # Of a leader of the past; or of a new one, whose heartbeat will say so before the chunk comes again.
-            self._services.dropped["snapshot_chunk_of_another_term"] += 1
-            return
-        rebuilding = self._rebuilding
-        if rebuilding is not None and rebuilding.has_arrived:
-            self._services.dropped["snapshot_chunk_not_now"] += 1
-            return
-        wanted = rebuilding is not None and rebuilding.wants(message.meta)
-        if status.commit_index >= message.meta.index and not wanted:
-            self._say_held(core, message, installed=not self._installing)
-            return
-        receiving.chunk(message, term=status.term)
-
     def connection(self, node: NodeId, *, closed: bool) -> None:
         for replica in self._homes.replicas_on(node):
             if self._core is not None and replica != self.replica:
                 self._core.connection(replica, closed=closed)
-                if self._sending is not None:
-                    self._sending.connection(replica, closed=closed)
+                if self._snapshots is not None:
+                    self._snapshots.sending.connection(replica, closed=closed)
         self._mark()
 
     def tick(self, elapsed_ms: int, now_ms: int, *, beat: bool) -> None:
-        if self._core is None or self._sending is None or self._receiving is None:
+        if self._core is None or self._snapshots is None:
             return
         self._core.tick(elapsed_ms, beat=beat)
-        self._transfers.tick(elapsed_ms)
-        self._handover.tick(elapsed_ms)
-        self._sending.tick(now_ms)
-        self._receiving.tick(now_ms)
-        if self._writing is not None:
-            self._writing.tick(now_ms)
-        if self._rebuilding is not None:
-            within_ms = self._services.options.rebuild_ask_ms
-            self._rebuilding.tick(now_ms, receiving=self._receiving.moves(now_ms, within_ms=within_ms))
+        self._orders.tick(elapsed_ms)
+        self._snapshots.tick(now_ms)
         self._mark()
 
     def storage(self, *, stalled: bool) -> None:
@@ -634,8 +455,9 @@ class GroupHandle:
     @property
     def needs_ticks(self) -> bool:
         """Something here waits for time to pass."""
-        parts = (self._sending, self._receiving, self._writing, self._rebuilding)
-        return self.asleep is None or bool(self._transfers) or any(part is not None and part.active for part in parts)
+        if self.asleep is None or self._orders.transfers:
+            return True
+        return self._snapshots is not None and self._snapshots.active
 
     @property
     def elsewhere(self) -> dict[ReplicaId, NodeId]:
@@ -661,18 +483,18 @@ class GroupHandle:
 
     def settle(self) -> None:
         """Do all that the core asks for."""
-        core = self._core
-        if core is None:
+        core, snapshots = self._core, self._snapshots
+        if core is None or snapshots is None:
             return
         self._observe(core)
         while core.has_ready():
-            self._carry_out(core, core.ready())
+            self._carry_out(core, snapshots, core.ready())
             self._observe(core)
 
     def _observe(self, core: Core) -> None:
         """Tell the owner who leads, when that changed."""
         outlook = core.outlook()
-        if outlook == self._outlook and not self._memberships and not self._transfers:
+        if outlook == self._outlook and not self._orders.memberships and not self._orders.transfers:
             return
         self._outlook = outlook
         status = core.status()
@@ -687,10 +509,7 @@ class GroupHandle:
             self._leader = leader
             self._listener.leader_changed(*leader)
         self._follow_configuration(status)
-        self._memberships.settle(status)
-        self._handover.settle(core, status, drain_ms=self._services.options.drain_ms)
-        if not self._handover.draining:
-            self._transfers.settle(core.status(), give_up_ms=self._services.options.transfer_ms)
+        self._orders.settle(core, status)
         if status.removed and not self.problem:
             self._was_removed()
         if status.ready_to_serve and self._served_term != status.term:
@@ -714,30 +533,28 @@ class GroupHandle:
 
     def _depose(self) -> None:
         term, self._leads_term = self._leads_term, 0
-        if self._sending is not None:
-            self._sending.stop()
+        if self._snapshots is not None:
+            self._snapshots.sending.stop()
         self._listener.deposed(term)
         self._proposals.forget()
 
-    def _carry_out(self, core: Core, ready: Ready) -> None:
+    def _carry_out(self, core: Core, snapshots: SnapshotKeeping, ready: Ready) -> None:
         if ready.persist_number:
-            self._persist(core, ready)
+            self._persist(core, snapshots, ready)
         for message in ready.messages:
             self._send(message)
         if ready.committed:
             self._apply(ready.committed)
-            if self._rebuilding is not None:
-                self._rebuilding.handed_out(ready.committed[-1].index)
+            snapshots.rebuilding.handed_out(ready.committed[-1].index)
         if ready.reads:
             status = core.status()
             refused = Refused(status.leader, status.term, reason="no leader confirms it now; ask again")
             for result in ready.reads:
                 self._reads.answered(result, applied_index=status.applied_index, refused=refused)
         for replica in ready.send_snapshot:
-            if self._sending is not None:
-                self._sending.start(replica)
+            snapshots.sending.start(replica)
 
-    def _persist(self, core: Core, ready: Ready) -> None:
+    def _persist(self, core: Core, snapshots: SnapshotKeeping, ready: Ready) -> None:
         append = GroupAppend(
             group=self.group,
             clear_forgetful=ready.clear_forgetful,
@@ -746,30 +563,17 @@ class GroupHandle:
             entries=ready.entries,
         )
         if ready.install is not None:
-            self._installing += 1
+            snapshots.install()
 
         def durable() -> None:
             with self._services.input() as running:
                 if running:
                     core.persisted(ready.persist_number)
                     if ready.install is not None:
-                        self._load(core, ready.install)
+                        snapshots.load(ready.install)
                     self._mark()
 
         self._services.writer.submit(append, durable)
-
-    def _send(self, message: TransportMessage) -> None:
-        node = self._homes.node_of(message.to)
-        if not node:
-            self._services.dropped["peer_without_node"] += 1
-            return
-        note = b""
-        if isinstance(message, AppendResponse | HeartbeatResponse):
-            note = self._listener.note()
-            if len(note) > self._services.options.note_bytes_max:
-                self._services.dropped["note_too_long"] += 1
-                note = b""
-        self._services.send(node, channel_of(message), Envelope(self.group, message, note))
 
     # --- applying ---------------------------------------------------------------------------------------------------
 
@@ -785,8 +589,8 @@ class GroupHandle:
         self._services.run(self.lane, lambda: self._machine.apply(entries), self._applied)
 
     def _applied(self, batch: AppliedBatch) -> None:
-        core, writing = self._core, self._writing
-        if core is None or writing is None:
+        core, snapshots = self._core, self._snapshots
+        if core is None or snapshots is None:
             return
         if batch.sizes:
             core.applied(batch.index)
@@ -796,108 +600,10 @@ class GroupHandle:
             self._listener.applied(results)
             self._proposals.applied(results)
         self._reads.applied(batch.index)
-        writing.applied(batch)
+        snapshots.writing.applied(batch)
         self._mark()
 
-    # --- snapshots --------------------------------------------------------------------------------------------------
-
-    def _want_snapshot(self) -> None:
-        if self._writing is not None:
-            self._writing.want()
-
-    def _recorded(self, meta: SnapshotMeta) -> None:
-        """A snapshot of this replica's own is durable, its record too."""
-        self._snapshot = meta
-        self._tidy()
-
-    def _offer(self, meta: SnapshotMeta, chunk: SnapshotChunk) -> None:
-        """A whole snapshot of a leader's lies here as a file."""
-        core, rebuilding = self._core, self._rebuilding
-        if core is None:
-            return
-        if rebuilding is not None and rebuilding.wants(meta):
-            rebuilding.arrived(meta, chunk)
-            if rebuilding.has_arrived:
-                # The log lacks nothing, so the sender need not wait until the state is loaded.
-                self._say_held(core, chunk, installed=True)
-            self._mark()
-            return
-        core.step(
-            SnapshotOffer(
-                sender=chunk.sender, to=self.replica, term=chunk.term, incarnation=chunk.incarnation, meta=meta
-            )
-        )
-        # The core's own answer says so once it is durable.
-        self._mark()
-
-    def _say_held(self, core: Core, chunk: SnapshotChunk, *, installed: bool) -> None:
-        """All of it; until it is also installed the sender keeps what this replica may still need."""
-        answer = SnapshotAnswer(
-            sender=self.replica,
-            to=chunk.sender,
-            term=core.status().term,
-            incarnation=self._services.incarnation,
-            snapshot_id=chunk.meta.snapshot_id,
-            next_offset=chunk.meta.size_bytes,
-            installed=installed,
-            index=chunk.meta.index,
-        )
-        self._send(answer)
-
-    def _load(self, core: Core, meta: SnapshotMeta) -> None:
-        """The record of an installed snapshot is durable: put it into the state machine."""
-        store = self._services.store
-        if self._writing is not None:
-            self._writing.cancel()
-
-        def loaded(unreadable: Unreadable | None) -> None:
-            if unreadable is not None:
-                # Verified when it was written; now neither the old state nor the new one can be had.
-                raise InvariantViolated(
-                    f"group {self.group}: snapshot {meta.snapshot_id} can't be installed: {unreadable.problem}"
-                )
-            self._installing -= 1
-            self._backlog.reached(meta.index)
-            self._snapshot = meta
-            core.installed(meta)
-            if self._writing is not None:
-                self._writing.restored(meta)
-            self._services.writer.release(self.group, meta.index + 1)
-            if self._rebuilding is not None:
-                self._rebuilding.replaced(meta)
-            self._listener.restored(meta.index)
-            self._reads.applied(meta.index)
-            self._tidy()
-            self._mark()
-
-        self._services.run(self.lane, lambda: self._machine.restore(store, meta), loaded)
-
-    def _rebuilt(self, meta: SnapshotMeta) -> None:
-        self._listener.restored(meta.index)
-        self._reads.applied(meta.index)
-        self._mark()
-
-    def _tidy(self) -> None:
-        """Remove older snapshot files, when nothing reads or is about to record one."""
-        busy = self._installing or (self._writing is not None and self._writing.active)
-        busy = busy or (self._sending is not None and self._sending.active)
-        busy = busy or (self._receiving is not None and self._receiving.active)
-        if busy or self._snapshot is None:
-            return
-        keep, store = self._snapshot.snapshot_id, self._services.store
-
-        def delete() -> str:
-            try:
-                store.delete_older(self.group, keep)
-            except (SnapshotDamaged, UnknownFormat) as error:
-                return str(error)
-            return ""
-
-        self._services.run(FILES_LANE, delete, self._tidied)
-
-    def _tidied(self, problem: str) -> None:
-        if problem:
-            # The state in memory is sound: write it again.
-            self._services.dropped["snapshot_unreadable"] += 1
-            _log.error("group %d: the newest snapshot rotted, another is written: %s", self.group, problem)
-            self._want_snapshot()
+    def _restored(self, index: int) -> None:
+        """The state machine holds another state, the one at that index."""
+        self._listener.restored(index)
+        self._reads.applied(index)

@@ -4,8 +4,8 @@ import pytest
 
 from consensus.core.interface import AppendRequest, Heartbeat, Role, VoteRequest
 from consensus.runtime import NodeRuntime, RuntimeOptions
-from consensus.runtime.group import channel_of
 from consensus.runtime.interface import Committed, Refused, Unknown
+from consensus.runtime.outbox import channel_of
 from consensus.storage.checksum import crc32c
 from consensus.storage.interface import Recovery
 from consensus.transport.interface import Channel, Envelope

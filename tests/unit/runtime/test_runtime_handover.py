@@ -194,7 +194,7 @@ def test_groups_are_handed_over_one_at_a_time() -> None:
     for _ in range(1200):
         cluster.tick()
         for node in cluster.nodes.values():
-            draining = [one for one in node.runtime.groups.values() if one._handover.draining]
+            draining = [one for one in node.runtime.groups.values() if one._orders.handover.draining]
             at_once = max(at_once, len(draining))
     assert at_once == 1
     leaders = {group.leader()[0] for group in cluster.nodes[2].runtime.groups.values()}

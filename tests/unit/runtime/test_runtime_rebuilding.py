@@ -4,8 +4,8 @@ import pytest
 
 from consensus.core.interface import Role, SnapshotMeta
 from consensus.runtime import RuntimeOptions
-from consensus.runtime.group import GroupHandle
 from consensus.runtime.interface import Committed, Outcome, Refused
+from consensus.runtime.keeping import SnapshotKeeping
 from consensus.storage.snapshots import CHUNK_BYTES
 from consensus.transport.interface import SnapshotChunk
 from tests.unit.runtime.cluster import Cluster, Node
@@ -58,7 +58,7 @@ def test_it_gets_the_state_of_its_leader_and_goes_on_from_its_own_log(options: R
 def test_it_can_be_rebuilt_again_soon_after(heard: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the first time is in the way of the second, whatever got lost."""
     if not heard:
-        monkeypatch.setattr(GroupHandle, "_say_held", lambda *_, installed: None)
+        monkeypatch.setattr(SnapshotKeeping, "_say_held", lambda *_, installed: None)
     cluster = Cluster(options=QUIET)
     cluster.commit(*numbered(20))
     for start in (20, 40, 60):
@@ -258,7 +258,7 @@ def test_a_leader_ahead_of_nobody_writes_a_snapshot_that_goes_far_enough() -> No
     cluster = Cluster(options=QUIET)
     cluster.commit(*numbered(10))
     leader = cluster.leader()
-    leader.handle._want_snapshot()
+    leader.handle._snapshots.want()
     cluster.run(50)
     cluster.commit(*numbered(10, 10))
     node = spoilt(cluster)
@@ -341,7 +341,7 @@ def test_a_snapshot_that_the_core_does_not_take_is_asked_for_again() -> None:
     node = spoilt(cluster)
     node.handle.distrust("spoilt by hand")
     cluster.quiet()
-    rebuilding, status = node.handle._rebuilding, node.handle.status().core
+    rebuilding, status = node.handle._snapshots.rebuilding, node.handle.status().core
     assert rebuilding is not None
     assert status is not None
     meta = SnapshotMeta(status.last_index + 5, status.term, cluster.configuration, "of-a-leader-of-the-past")

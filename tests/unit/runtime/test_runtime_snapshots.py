@@ -52,7 +52,7 @@ def test_the_file_is_durable_before_its_record_and_its_record_before_the_log_is_
     node = cluster.leader()
     disk = cluster.disks[1]
     order: list[str] = []
-    node.handle._writing._on_recorded = lambda meta: order.append("recorded")  # type: ignore[union-attr]
+    node.handle._snapshots.writing._on_recorded = lambda meta: order.append("recorded")  # type: ignore[union-attr]
     submit, release = node.writer.submit, node.writer.release
 
     def submitted(append, done):  # type: ignore[no-untyped-def]
@@ -119,7 +119,7 @@ def test_the_index_of_a_snapshot_is_that_of_the_state_it_describes() -> None:
     cluster.commit(*numbered(20))
     node.lanes.held.add("apply")
     cluster.commit(*numbered(5, 20))
-    node.handle._want_snapshot()
+    node.handle._snapshots.want()
     cluster.commit(*numbered(5, 25))
     node.lanes.held.clear()
     cluster.run(100)
@@ -263,7 +263,7 @@ def test_a_receiver_that_restarts_before_it_holds_anything_gets_it_from_the_star
     cluster, leader, third = behind(count=200, size=30_000)
     started = cluster.restart(third)
     started.lanes.held.add("files")
-    cluster.until(lambda: started.handle._receiving is not None and started.handle._receiving.active)
+    cluster.until(lambda: started.handle._snapshots is not None and started.handle._snapshots.receiving.active)
     cluster.kill(third)
     again = cluster.restart(third)
     cluster.until(lambda: agree(cluster), ms=20_000)
@@ -300,8 +300,8 @@ def test_the_log_a_receiver_will_need_is_kept_while_it_is_sent_a_snapshot() -> N
     cluster, leader, third = behind()
     started = cluster.restart(third)
     started.lanes.held.add("files")
-    cluster.until(lambda: leader.handle._sending is not None and leader.handle._sending.active)
-    sent = leader.handle._snapshot
+    cluster.until(lambda: leader.handle._snapshots is not None and leader.handle._snapshots.sending.active)
+    sent = leader.handle._snapshots.newest
     for start in range(0, 200, 10):
         cluster.commit(*numbered(10, start))
     assert sent is not None
@@ -316,7 +316,7 @@ def test_a_leader_that_is_deposed_in_the_middle_leaves_it_to_the_next() -> None:
     cluster, leader, third = behind(count=200, size=30_000)
     started = cluster.restart(third)
     started.lanes.held.add("files")
-    cluster.until(lambda: started.handle._receiving is not None and started.handle._receiving.active)
+    cluster.until(lambda: started.handle._snapshots is not None and started.handle._snapshots.receiving.active)
     cluster.kill(leader.runtime.node)
     started.lanes.held.clear()
     cluster.until(lambda: agree(cluster), ms=20_000)
@@ -326,11 +326,11 @@ def test_a_leader_that_is_deposed_in_the_middle_leaves_it_to_the_next() -> None:
 def test_a_leader_without_a_snapshot_to_send_yet_sends_one_later() -> None:
     """It won while the snapshot that its own log begins with was still on its way into the state machine."""
     cluster, leader, third = behind()
-    newest, leader.handle._snapshot = leader.handle._snapshot, None
+    newest, leader.handle._snapshots.newest = leader.handle._snapshots.newest, None
     cluster.restart(third)
     cluster.run(1000)
     assert leader.handle.status().snapshots_sent == 0
-    leader.handle._snapshot = newest
+    leader.handle._snapshots.newest = newest
     cluster.until(lambda: agree(cluster), ms=5000)
 
 
@@ -339,8 +339,8 @@ def test_answers_of_a_transfer_given_up_can_say_that_all_is_held() -> None:
     cluster, leader, third = behind(count=200, size=30_000)
     leader.lanes.held.add("files")
     started = cluster.restart(third)
-    cluster.until(lambda: leader.handle._sending is not None and leader.handle._sending.active)
-    meta = leader.handle._snapshot
+    cluster.until(lambda: leader.handle._snapshots is not None and leader.handle._snapshots.sending.active)
+    meta = leader.handle._snapshots.newest
     assert meta is not None
     answer = SnapshotAnswer(
         sender=third,
@@ -354,7 +354,7 @@ def test_answers_of_a_transfer_given_up_can_say_that_all_is_held() -> None:
     leader.lanes.held.clear()
     cluster.run(100)
     assert leader.runtime.dropped["snapshot_unreadable"] == 0
-    assert leader.handle._snapshot == meta
+    assert leader.handle._snapshots.newest == meta
 
 
 # --- chunks that nobody should send (FAULTS, bad input 18) ----------------------------------------------------------
@@ -364,7 +364,7 @@ def test_half_received_snapshots_are_removed_after_their_lease() -> None:
     cluster, _, third = behind(count=200, size=30_000)
     started = cluster.restart(third)
     started.lanes.held.add("files")
-    cluster.until(lambda: started.handle._receiving is not None and started.handle._receiving.active)
+    cluster.until(lambda: started.handle._snapshots is not None and started.handle._snapshots.receiving.active)
     for node in cluster.members:
         cluster.network.cut(node, third)
     started.lanes.held.clear()
@@ -389,7 +389,7 @@ def test_half_received_snapshots_are_removed_after_their_lease() -> None:
 def test_bad_chunks_are_counted_and_dropped(change: dict[str, object], reason: str) -> None:
     cluster, leader, _ = behind()
     follower = next(node for node in cluster.followers())
-    meta = leader.handle._snapshot
+    meta = leader.handle._snapshots.newest
     assert meta is not None
     future = replace(meta, index=meta.index + 1000, snapshot_id="other", size_bytes=1000)
     values: dict[str, object] = {
@@ -405,4 +405,4 @@ def test_bad_chunks_are_counted_and_dropped(change: dict[str, object], reason: s
     }
     follower.runtime.received(leader.runtime.node, [Envelope(1, SnapshotChunk(**(values | change)))])  # type: ignore[arg-type]
     assert follower.runtime.dropped[reason] == 1
-    assert not follower.handle._receiving.active  # type: ignore[union-attr]
+    assert not follower.handle._snapshots.receiving.active  # type: ignore[union-attr]

@@ -106,7 +106,7 @@ def holds_all(end: Callable[[Cluster, int], None]) -> tuple[Cluster, Node, list[
     """The third node holds all of a snapshot, has said so, and ends before it is installed."""
     cluster, leader, third = behind(count=200, size=30_000)
     started = cluster.restart(third)
-    receiving = started.handle._receiving
+    receiving = started.handle._snapshots.receiving
     assert receiving is not None
     offered: list[Any] = []
     receiving._offer = lambda meta, chunk: offered.append(meta)
@@ -166,14 +166,14 @@ def test_what_an_earlier_life_received_is_removed_when_nobody_goes_on_with_it() 
 def test_the_log_and_the_file_are_kept_for_a_peer_that_may_go_on() -> None:
     """HAZARDS 25: snapshots go on being taken while a slow transfer is cut again and again."""
     cluster, leader, third, wire = half_way()
-    before = leader.handle._snapshot
+    before = leader.handle._snapshots.newest
     assert before is not None
     cluster.network.leave(third)
     for start in range(0, 200, 10):
         cluster.commit(*numbered(10, start))
         if start == 100:
-            leader.handle._want_snapshot()
-    newest = leader.handle._snapshot
+            leader.handle._snapshots.want()
+    newest = leader.handle._snapshots.newest
     assert newest is not None
     assert newest.index > before.index
     assert leader.handle.status().core.first_index == before.index + 1  # type: ignore[union-attr]
@@ -194,7 +194,7 @@ def test_what_is_kept_for_a_peer_that_stays_away_is_released_in_time() -> None:
     cluster.run(NARROW.transfer_resume_ms + 1000)
     for start in range(0, 200, 10):
         cluster.commit(*numbered(10, start))
-    leader.handle._want_snapshot()
+    leader.handle._snapshots.want()
     cluster.run(100)
     status = leader.handle.status().core
     assert status is not None
@@ -248,7 +248,7 @@ def test_a_snapshot_that_never_ends_ends_with_its_lease() -> None:
 
 def test_an_answer_beyond_the_end_changes_nothing() -> None:
     cluster, leader, third, wire = half_way()
-    meta = leader.handle._snapshot
+    meta = leader.handle._snapshots.newest
     assert meta is not None
     answer = SnapshotAnswer(
         sender=third,

@@ -58,7 +58,7 @@ def ask(cluster: Cluster, node: Node) -> None:
     """Let it begin a snapshot; the files lane is held, so no piece of it is written."""
     node.lanes.held.add("files")
     with node.runtime.input():
-        node.handle._want_snapshot()
+        node.handle._snapshots.want()
     cluster.quiet()
 
 
@@ -70,7 +70,7 @@ def test_apply_goes_on_while_a_snapshot_is_written_and_does_not_show_in_it() -> 
     assert len(node.machine.commands) == 15
     node.lanes.held.clear()
     cluster.run(50)
-    meta = node.handle._snapshot
+    meta = node.handle._snapshots.newest
     assert meta is not None
     assert meta.index == 11, "ten commands and the no-op"
     held = Journal()
@@ -146,7 +146,7 @@ def test_a_writer_without_progress_is_given_up_and_apply_goes_on() -> None:
     assert node.handle.status().snapshots_written == 0
     assert cluster.disks[1].listdir("snapshots/group-1") == [], "what was half there is removed"
     cluster.run(PIECES.snapshot_retry_ms)
-    node.handle._want_snapshot()
+    node.handle._snapshots.want()
     cluster.run(50)
     assert node.handle.status().snapshots_written == 1
 
@@ -155,10 +155,10 @@ def test_a_piece_lets_the_log_go_first_but_not_for_ever() -> None:
     cluster, node = one()
     cluster.commit(*numbered(3))
     busy = True
-    object.__setattr__(node.handle._writing._services, "log_busy", lambda: busy)  # type: ignore[union-attr]
-    node.handle._want_snapshot()
+    object.__setattr__(node.handle._snapshots.writing._services, "log_busy", lambda: busy)  # type: ignore[union-attr]
+    node.handle._snapshots.want()
     cluster.quiet()
-    work = node.handle._writing._work  # type: ignore[union-attr]
+    work = node.handle._snapshots.writing._work  # type: ignore[union-attr]
     assert work is not None
     assert work.writer is None, "nothing is written yet"
     cluster.run(PIECES.snapshot_yield_ms)
@@ -174,10 +174,10 @@ def test_writing_is_paced() -> None:
         RuntimeOptions(snapshot_log_bytes_min=1 << 30, snapshot_piece_bytes=100, snapshot_bytes_per_s=1000)
     )
     cluster.commit(*numbered(30))
-    node.handle._want_snapshot()
+    node.handle._snapshots.want()
     began = cluster.clock.now
     cluster.until(lambda: node.handle.status().snapshots_written == 1, ms=20_000)
-    size = node.handle._snapshot.size_bytes  # type: ignore[union-attr]
+    size = node.handle._snapshots.newest.size_bytes  # type: ignore[union-attr]
     assert size - 300 < cluster.clock.now - began < size + 300
 
 
@@ -196,14 +196,14 @@ def test_a_snapshot_of_the_same_index_replaces_a_damaged_one() -> None:
     """The newest snapshot of an idle leader rots: the next one has the same index, another name, and counts."""
     cluster, node = one()
     cluster.commit(*numbered(10))
-    node.handle._want_snapshot()
+    node.handle._snapshots.want()
     cluster.run(50)
-    first = node.handle._snapshot
+    first = node.handle._snapshots.newest
     (name,) = cluster.disks[1].listdir("snapshots/group-1")
     cluster.disks[1].flip_bit(f"snapshots/group-1/{name}", 60)
-    node.handle._want_snapshot()
+    node.handle._snapshots.want()
     cluster.run(50)
-    second = node.handle._snapshot
+    second = node.handle._snapshots.newest
     assert first is not None
     assert second is not None
     assert first.index == second.index
@@ -218,13 +218,13 @@ def test_a_snapshot_of_the_same_index_replaces_a_damaged_one() -> None:
 def test_a_manifest_that_rots_before_older_files_are_removed_ends_nothing() -> None:
     cluster, node = one()
     cluster.commit(*numbered(10))
-    node.handle._want_snapshot()
+    node.handle._snapshots.want()
     cluster.run(50)
     (name,) = cluster.disks[1].listdir("snapshots/group-1")
     path = f"snapshots/group-1/{name}"
     cluster.disks[1].flip_bit(path, len(cluster.disks[1].read(path)) - 20)
     with node.runtime.input():
-        node.handle._tidy()
+        node.handle._snapshots._tidy()
     cluster.run(50)
     assert node.runtime.dropped["snapshot_unreadable"] == 1
     assert node.handle.status().snapshots_written == 2, "another one was written instead"
@@ -236,13 +236,13 @@ def test_a_snapshot_that_is_asked_for_twice_in_a_row_is_written_once_more_not_tw
     cluster, node = one()
     cluster.commit(*numbered(10))
     ask(cluster, node)
-    node.handle._want_snapshot()
+    node.handle._snapshots.want()
     cluster.commit(*numbered(5, 10))
-    node.handle._want_snapshot()
+    node.handle._snapshots.want()
     node.lanes.held.clear()
     cluster.run(50)
     assert node.handle.status().snapshots_written == 1
-    node.handle._want_snapshot()
+    node.handle._snapshots.want()
     cluster.run(50)
     assert node.writer.log == ["record 11", "record 16"]
 
@@ -274,10 +274,10 @@ def test_a_state_to_which_nothing_was_applied_is_not_written() -> None:
     assert host.capture(1) is None
     cluster.leader()
     node.handle._machine._index = 0
-    node.handle._want_snapshot()
+    node.handle._snapshots.want()
     cluster.run(50)
     assert node.handle.status().snapshots_written == 0
-    assert not node.handle._writing.active  # type: ignore[union-attr]
+    assert not node.handle._snapshots.writing.active  # type: ignore[union-attr]
 
 
 def test_a_committed_entry_that_is_no_configuration_stops_the_group() -> None:
