@@ -1,10 +1,12 @@
 """One replica of one group on this node: its core, driven.
 
-Owns the way of every `Ready`: what must be durable goes to the writer, what may be sent to the network, what is
-committed to the state machine's lane, each at once and beside the others; and the reports back. Invariants: every
-proposal gets exactly one outcome; a batch of committed entries is one job on the lane; nothing runs before the newest
-snapshot is in the state machine; a replica whose log or snapshot is damaged does not run and says so, while the other
-groups of its node go on. Must not know: what payloads mean, threads, sockets.
+Owns the way of a command: taken or refused, in a `Ready` whose parts go to the writer, the network and the state
+machine's lane, each at once and beside the others, and the reports back; reads, which follow it; and what the owner is
+told of leading. Everything else that happens in a group is given to its part: how it begins (`beginning`), whole states
+(`keeping`), orders of owners (`orders`), who the members are (`members`), notes (`notes`), messages out (`outbox`).
+Invariants: every proposal gets exactly one outcome; a batch of committed entries is one job on the lane; a replica that
+does not run says why, while the other groups of its node go on. Must not know: what payloads mean, threads, sockets,
+snapshots' files.
 
 The core is only touched inside an input of the node (`Services.input`), which settles this group before it ends.
 """
@@ -15,7 +17,6 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from consensus.core.configuration import members_of
 from consensus.core.errors import Busy, NotLeader
 from consensus.core.interface import (
     AppendResponse,
@@ -32,7 +33,6 @@ from consensus.core.interface import (
     Role,
     SnapshotMeta,
     SnapshotOffer,
-    Status,
 )
 from consensus.runtime.backlog import Backlog
 from consensus.runtime.beginning import Beginning
@@ -42,6 +42,8 @@ from consensus.runtime.inputs import PartInput
 from consensus.runtime.interface import Applied, GroupListener, OnConfiguration, Refused, StateMachine
 from consensus.runtime.keeping import SnapshotKeeping
 from consensus.runtime.machine import AppliedBatch, MachineHost
+from consensus.runtime.members import Members
+from consensus.runtime.notes import Notes
 from consensus.runtime.orders import Orders
 from consensus.runtime.outbox import Outbox
 from consensus.runtime.proposals import Done, Proposals
@@ -90,11 +92,8 @@ class GroupHandle:
         # An input of the node, for this replica: it gives False when either was stopped.
         part = PartInput(services.input(), lambda: self._stopped)
         self._services = replace(services, input=lambda: part)
-        self._configuration = configuration
+        self._members = Members(configuration, self._homes, on_configuration)
         self._listener = listener
-        self._on_configuration = on_configuration
-        self._in_force: tuple[int, bool] | None = None
-        """(index, committed) of the configuration that the owner knows."""
         self.lane = lane
         """Where its state machine works."""
         self._mark = mark
@@ -125,6 +124,7 @@ class GroupHandle:
         self._reads = Reads()
         self._orders = Orders(replica, listener, services.options)
         self._send = Outbox(self._services, group=group, homes=self._homes, listener=listener).send
+        self._notes = Notes(self._services, replica=replica, listener=listener, send=self._send)
         self._backlog = Backlog()
         self._stopped: bool = False
         self._leads_term = 0
@@ -260,11 +260,7 @@ class GroupHandle:
         lead. Costs nothing, so that it can be asked often."""
         if not self._leads_term:
             return 0
-        voters, avoided = self._configuration.voters, self._services.avoided
-        preferred = voters[0]
-        if avoided:
-            fit = (voter for voter in voters if self._homes.node_of(voter) not in avoided)
-            preferred = next(fit, self.replica)
+        preferred = self._members.preferred(self.replica, self._services.avoided)
         return 0 if preferred == self.replica else preferred
 
     @property
@@ -275,20 +271,15 @@ class GroupHandle:
     @property
     def voters(self) -> tuple[ReplicaId, ...]:
         """Of the configuration in force here."""
-        return self._configuration.voters
+        return self._members.configuration.voters
 
     def report(self, replica: ReplicaId, content: bytes) -> None:
         """Tell another replica's state machine something (at most `note_bytes_max`); it may be lost. It goes between a
         leader and its followers only, and is heard only in this term."""
         with self._services.input() as running:
             core = self._core
-            if core is None or not running:
-                return
-            if len(content) > self._services.options.note_bytes_max:
-                self._services.dropped["note_too_long"] += 1
-                return
-            term, incarnation = core.status().term, self._services.incarnation
-            self._send(Report(sender=self.replica, to=replica, term=term, incarnation=incarnation, content=content))
+            if core is not None and running:
+                self._notes.report(core, replica, content)
 
     def hold_snapshots(self, *, held: bool) -> None:
         """While states differ and nobody knows who is right, this one is sent to no follower that is merely behind: its
@@ -321,7 +312,7 @@ class GroupHandle:
             core=self._core.status() if self._core is not None else None,
             problem=self.problem,
             distrusted=self.distrusted,
-            configuration=self._configuration,
+            configuration=self._members.configuration,
             dropped=dict(getattr(self._core, "dropped", {})),
             snapshots_written=self._snapshots.writing.written if self._snapshots is not None else 0,
             snapshots_sent=self._snapshots.sending.started if self._snapshots is not None else 0,
@@ -360,7 +351,7 @@ class GroupHandle:
             lane=self.lane,
             backlog=self._backlog,
             newest=snapshot,
-            configuration=lambda: self._configuration,
+            configuration=lambda: self._members.configuration,
             send=self._send,
             fit=self._tell_fit,
             restored=self._restored,
@@ -406,7 +397,7 @@ class GroupHandle:
         elif isinstance(message, SnapshotRequest):
             snapshots.asked(message)
         elif isinstance(message, Report):
-            self._reported(core, message)
+            self._notes.reported(core, message)
         elif self._services.writer.exhausted() and brings_commands(message):
             self._services.dropped["disk_full"] += 1
         elif self._applies_too_much() and brings_commands(message):
@@ -414,22 +405,8 @@ class GroupHandle:
         else:
             core.step(message)
             if envelope.note and isinstance(message, AppendResponse | HeartbeatResponse):
-                self._noted(core, message, envelope.note)
+                self._notes.noted(core, message, envelope.note)
         self._mark()
-
-    def _noted(self, core: Core, message: AppendResponse | HeartbeatResponse, note: bytes) -> None:
-        status = core.status()
-        if status.role is Role.LEADER and message.term == status.term and message.sender in status.match:
-            self._listener.noted(message.sender, note)
-
-    def _reported(self, core: Core, report: Report) -> None:
-        """To the leader by its followers, and by the leader to its followers."""
-        status = core.status()
-        known = status.role is Role.LEADER and report.sender in status.match
-        if report.to == self.replica and report.term == status.term and (known or report.sender == status.leader):
-            self._listener.noted(report.sender, report.content)
-        else:
-            self._services.dropped["report_unexpected"] += 1
 
     def connection(self, node: NodeId, *, closed: bool) -> None:
         for replica in self._homes.replicas_on(node):
@@ -462,8 +439,7 @@ class GroupHandle:
     @property
     def elsewhere(self) -> dict[ReplicaId, NodeId]:
         """The other members, and where they live."""
-        members = members_of(self._configuration) - {self.replica}
-        return {member: self._homes.node_of(member) for member in sorted(members)}
+        return self._members.without(self.replica)
 
     def wake(self) -> None:
         """Something happened that a group must not sleep through."""
@@ -508,28 +484,13 @@ class GroupHandle:
         if leader != self._leader:
             self._leader = leader
             self._listener.leader_changed(*leader)
-        self._follow_configuration(status)
+        self._members.follow(status)
         self._orders.settle(core, status)
         if status.removed and not self.problem:
             self._was_removed()
         if status.ready_to_serve and self._served_term != status.term:
             self._served_term = status.term
             self._listener.leading(status.term)
-
-    def _follow_configuration(self, status: Status) -> None:
-        """Tell the owner of the configuration in force, and know where its members live."""
-        configuration, index = status.configuration, status.configuration_index
-        if configuration is None:
-            return
-        in_force = (index, status.commit_index >= index)
-        if in_force == self._in_force and configuration == self._configuration:
-            return
-        self._in_force = in_force
-        if configuration != self._configuration:
-            self._configuration = configuration
-            self._homes.follow(configuration)
-        if self._on_configuration is not None:
-            self._on_configuration(configuration, in_force[1])
 
     def _depose(self) -> None:
         term, self._leads_term = self._leads_term, 0
