@@ -11,6 +11,7 @@ from paramserver.lab.simulation import campaign
 FOUND = {
     "an order to make a replica that came twice swapped the machine that was looked at": (48, "ledger"),
     "a rank was told that its leader's disk is full, and nobody expected it": (200451, "training"),
+    "a rank asked a replica that will never run again for ever, because it knew it as a leader": (550795, "training"),
 }
 
 

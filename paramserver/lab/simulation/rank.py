@@ -299,10 +299,12 @@ class GroupStream:
         rank = self._rank
         rank.world.cluster.trace.add(rank.name, f"group {self._group} ends the stream: {refusal.reason.value}")
         rank.refused(refusal)
+        here = self._line.node.node if self._line is not None else 0
         self._hang_up()
         if refusal.reason is Reason.NOT_LEADER:
             known = rank.known.get(self._group, (0, 0))
-            if refusal.term >= known[0]:
+            # A replica that does not run any more says so in no term.
+            if refusal.term >= known[0] or here == known[1]:
                 rank.known.pop(self._group, None)
             if refusal.leader_address:
                 self._target = int(refusal.leader_address[1:])
