@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from consensus.core.configuration import members_of, next_replica_of
 from consensus.core.interface import Configuration, GroupId, Home, MembershipChange, NodeId, ReplicaId, Status
-from consensus.runtime.interface import Refused
+from consensus.runtime.interface import CreateOutcome, Refused
 from consensus.simulation.profile import between
 from consensus.simulation.quorums import minority_at_most
 from consensus.simulation.schedule import MS, stream
@@ -218,6 +218,13 @@ class Administrator:
             self._cluster.trace.add("admin", f"group {group}: {spent} can't join any more; this change is given up")
             del self._goals[group]
             return
+        if any(learner in current.voters for learner in goal.learners):
+            # Promoted by a change that was given up and came through: nobody is demoted.
+            self._cluster.trace.add(
+                "admin", f"group {group}: of {goal.learners} some vote by now; this change is given up"
+            )
+            del self._goals[group]
+            return
         for replica, node in goal.made.items():
             if replica not in members and not self._make(group, replica, node, goal, leader, current):
                 return
@@ -258,10 +265,19 @@ class Administrator:
                 self._delete(group, there, host)
             return False
         done = self._cluster.requests.begin
+
+        def made(outcome: CreateOutcome) -> None:
+            if isinstance(outcome, Refused) and "must be replaced" in outcome.reason and self._goals.get(group) is goal:
+                # The node's disk was damaged, nobody knows where (RULES W7): it takes no replica as it is.
+                self._cluster.trace.add(
+                    "admin", f"group {group}: node {node} takes no replica; this change is given up"
+                )
+                del self._goals[group]
+
         host.later(
             0,
             f"is told to make replica {replica} of group {group}",
-            lambda: host.create_replica(group, replica, current, done(node, "creation", lambda _: None)),
+            lambda: host.create_replica(group, replica, current, done(node, "creation", made)),
         )
         self._hurt(host)
         return False

@@ -11,6 +11,8 @@ from paramserver.lab.simulation import campaign
 FOUND = {
     "an order to make a replica that came twice swapped the machine that was looked at": (48, "ledger"),
     "a rank was told that its leader's disk is full, and nobody expected it": (200451, "training"),
+    "an administrator wanted a voter to become a learner, and asked for ever": (550737, "churn"),
+    "an administrator wanted a replica on a node whose disk was damaged, and asked for ever": (551914, "ledger"),
     "a rank asked a replica that will never run again for ever, because it knew it as a leader": (550795, "training"),
 }
 
