@@ -271,41 +271,37 @@ class NodeRuntime:
 
     def delete_replica(self, group: GroupId, replica: ReplicaId, done: Callable[[DeleteOutcome], None]) -> None:
         """Stop that replica and leave a durable tombstone; its log is released and its files are removed (RULES I1).
-        One that is not here is entombed all the same; doing it again does no harm. `done` gets exactly one outcome."""
+        One that is not here is entombed all the same, beside another one of its group that is; doing it again does no
+        harm. `done` gets exactly one outcome."""
         with self.input() as running:
-            handle = self._groups.get(group)
             if not running:
                 done(Refused(0, 0, reason="this node does not run"))
             elif (group, replica) in self._deleting:
                 self._deleting[group, replica].append(done)
             elif (group, replica) in self._tombstones:
                 done(ReplicaDeleted(group, replica))
-            elif self._recovered_replica(group) not in (None, replica):
-                # The log's tombstone would take it along.
-                done(Refused(0, 0, reason=f"replica {self._recovered_replica(group)} of the group is in the log here"))
-            elif group in self._creating:
-                done(Refused(0, 0, busy=True, reason=f"replica {self._creating[group][0]} is being made"))
-            elif handle is not None and handle.replica != replica:
-                done(Refused(0, 0, reason=f"replica {handle.replica} of the group is here"))
+            elif group in self._creating and self._creating[group][0] == replica:
+                done(Refused(0, 0, busy=True, reason=f"replica {replica} is being made"))
+            elif self._replica_here(group) in (None, replica):
+                self._delete(group, replica, done)
             else:
-                self._delete(group, replica, handle, done)
+                self._entomb(group, replica, done, lambda buried: buried())
 
-    def _recovered_replica(self, group: GroupId) -> ReplicaId | None:
-        """Whose log was found, and not taken over yet; replicas of the bootstrap carry their node's id. None where
-        there is no such log, or its damage hides whose it is."""
+    def _replica_here(self, group: GroupId) -> ReplicaId | None:
+        """Whose log is here: one that runs, is being made, or was found and is not taken over yet (replicas of the
+        bootstrap carry their node's id). None where there is none, or its damage hides whose it is."""
+        if group in self._groups:
+            return self._groups[group].replica
+        if group in self._creating:
+            return self._creating[group][0]
         found = self._recovered.get(group)
         if found is None or nameless(found):
             return None
         return found.create.replica if found.create is not None else self.node
 
-    def _delete(
-        self,
-        group: GroupId,
-        replica: ReplicaId,
-        handle: GroupHandle | None,
-        done: Callable[[DeleteOutcome], None],
-    ) -> None:
+    def _delete(self, group: GroupId, replica: ReplicaId, done: Callable[[DeleteOutcome], None]) -> None:
         lane = FILES_LANE
+        handle = self._groups.get(group)
         if handle is not None:
             handle.stop()
             lane = handle.lane
@@ -318,23 +314,37 @@ class NodeRuntime:
             # It may have been the bootstrap's, which must not begin again with no log: it could vote twice (RULES I1).
             self._tombstones.add((group, self.node))
             self._writer.submit(GroupAppend(group=group, tombstone=self.node), lambda: None)
+        run, store = self._services.run, self._services.store
+
+        def remove_files(removed: Callable[[], None]) -> None:
+            # What its lane still does for it comes first.
+            run(
+                lane,
+                lambda: None,
+                lambda _: run(FILES_LANE, lambda: store.delete_all(group), lambda _: removed()),
+            )
+
+        self._entomb(group, replica, done, remove_files)
+
+    def _entomb(
+        self,
+        group: GroupId,
+        replica: ReplicaId,
+        done: Callable[[DeleteOutcome], None],
+        then: Callable[[Callable[[], None]], None],
+    ) -> None:
+        """Once the tombstone is durable, `then` does what is left to do and calls what it is given."""
         self._tombstones.add((group, replica))
         self._deleting[group, replica] = [done]
-        store = self._services.store
 
-        def removed(_: None) -> None:
+        def buried() -> None:
             for waiting in self._deleting.pop((group, replica)):
                 waiting(ReplicaDeleted(group, replica))
 
         def durable() -> None:
             with self.input() as running:
                 if running:
-                    # What its lane still does for it comes first.
-                    self._services.run(
-                        lane,
-                        lambda: None,
-                        lambda _: self._services.run(FILES_LANE, lambda: store.delete_all(group), removed),
-                    )
+                    then(buried)
 
         self._writer.submit(GroupAppend(group=group, tombstone=replica), durable)
 

@@ -360,7 +360,8 @@ class SimulatedNode:
                 self._around.roster.deleted(group, replica, self.node)
             done(outcome)
 
-        self.handles.pop(group, None)
+        if group in self.handles and self.handles[group].replica == replica:
+            del self.handles[group]
         self._runtime.delete_replica(group, replica, deleted)
 
     # --- life and death, continued ----------------------------------------------------------------------------------

@@ -22,13 +22,22 @@ class Creation:
     configuration: Configuration
 
 
+def belongs_to(replica: ReplicaId, node: int, create: Creation | None, *, hard_state_lost: bool) -> bool:
+    """Whether a group's log may be that replica's. A log that names nobody is the bootstrap's, whose replicas carry
+    their node's id; unless damage hides whose it is: then nobody may ever run on it, and it may be anybody's."""
+    if create is not None:
+        return create.replica == replica
+    return hard_state_lost or replica == node
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupAppend:
     """What one `Ready` wants durable, in this order: creation, snapshot record, hard state, entries, marks.
 
-    `tombstone` (alone): the replica of that id was deleted here; everything of the group but the tombstone is released,
-    and a replica of that id is never made here again (RULES I1). `forget` (alone): the newest snapshot can't be read;
-    snapshot and entries are dropped and the mark of RULES W7 begins. `clear_forgetful`: that mark ends."""
+    `tombstone` (alone): the replica of that id was deleted here, and none of that id is ever made here again (RULES
+    I1); if the group's log is its, everything of the group but the tombstone is released. `forget` (alone): the newest
+    snapshot can't be read; snapshot and entries are dropped and the mark of RULES W7 begins. `clear_forgetful`: that
+    mark ends."""
 
     group: GroupId
     create: Creation | None = None

@@ -21,7 +21,7 @@ from consensus.storage.batches import (
 )
 from consensus.storage.checksum import crc32c
 from consensus.storage.errors import IdentityMismatch, LogLost, StorageFailed, UnknownFormat
-from consensus.storage.interface import FileSystem, Identity
+from consensus.storage.interface import FileSystem, Identity, belongs_to
 from consensus.storage.records import HEADER_BYTES, Header, Kind, decode_header, find_headers, payload_of
 from consensus.storage.replay import REPLACE, GroupReplay, Position
 from consensus.storage.salvage import Lost, salvage_batch
@@ -90,6 +90,8 @@ class Reader:
         self._identity = identity
         self._out = Recovered()
         self._stray = Evidence()
+        self._node = identity.node if identity is not None else 0
+        """Whose log it is; every table says so, too."""
         self._lost_at = ""
         """The last batch of which nothing is known, when no table was read since."""
 
@@ -293,6 +295,7 @@ class Reader:
     def _table(self, head: Head, where: str) -> None:
         """A table lists all groups there were when it was written, with all that must not be forgotten."""
         self._out.incarnation = max(self._out.incarnation, head.incarnation)
+        self._node = head.node
         self._out.tombstones = set(head.tombstones)
         self._lost_at = ""
         self._out.damage, self._out.damage_known = "", HeadFlag.UNKNOWN_LOST in head.flags
@@ -305,7 +308,9 @@ class Reader:
             self._group(row.group).table(row, where)
 
     def _deleted(self, group: GroupId, replica: int) -> None:
-        self._out.groups.pop(group, None)
+        found = self._out.groups.get(group)
+        if found is not None and belongs_to(replica, self._node, found.create, hard_state_lost=found.may_have_voted):
+            del self._out.groups[group]
         self._out.tombstones.add((group, replica))
 
     def _load(self, number: int) -> bytes:

@@ -147,6 +147,11 @@ class GroupReplay:
         """A durable batch can't be read at all: any record of this group may have been in it."""
         self.uncertain = self.lost_hard_state = where
 
+    @property
+    def may_have_voted(self) -> bool:
+        """In what is lost of it, so far; or it may be another replica's than it seems."""
+        return bool(self.lost_hard_state or self.lost_create) or Mark.HARD_STATE_LOST in self.marks
+
     def finish(self) -> None:
         """The log is read: what the snapshot covers is not needed. What is missing is damage: the group is marked, and
         keeps what is in front of the first hole."""
@@ -156,7 +161,7 @@ class GroupReplay:
         if problems:
             self.hit = True
             self.marks |= Mark.FORGETFUL
-            if self.lost_hard_state or self.lost_create:
+            if self.may_have_voted:
                 self.marks |= Mark.HARD_STATE_LOST
             if self.lost_snapshot:
                 self.snapshot = None

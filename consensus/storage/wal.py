@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from consensus.core.errors import InvariantViolated
-from consensus.core.interface import Entry, EntryKind, GroupId
+from consensus.core.interface import Entry, EntryKind, GroupId, ReplicaId
 from consensus.storage.batches import Plan, encode_batch, plan_batch
 from consensus.storage.checksum import crc32c
 from consensus.storage.errors import IdentityMismatch, StorageFailed, StorageFull
-from consensus.storage.interface import FileSystem, GroupAppend, Identity, RecoveredGroup, Recovery
+from consensus.storage.interface import FileSystem, GroupAppend, Identity, RecoveredGroup, Recovery, belongs_to
 from consensus.storage.live import LiveLog
 from consensus.storage.options import WalOptions
 from consensus.storage.records import HEADER_BYTES, Kind, Record
@@ -368,8 +368,7 @@ class Wal:
     def _note(self, record: Record) -> Record:
         """What is no entry; a snapshot's record is told what the log holds."""
         if record.kind is Kind.TOMBSTONE:
-            self._groups.pop(record.group, None)
-            self._new_snapshots.discard(record.group)
+            self._bury(record.group, record.index)
             self._tombstones.add((record.group, record.index))
             self._retire_due = True
             return record
@@ -386,6 +385,14 @@ class Wal:
             self._new_snapshots.add(record.group)
             return replace(record, detail=int(group.install(decode_meta(record.payload))))
         return record
+
+    def _bury(self, group: GroupId, replica: ReplicaId) -> None:
+        """Its log goes; that of another replica of the group stays."""
+        log = self._groups.get(group)
+        lost = log is not None and Mark.HARD_STATE_LOST in log.marks
+        if log is not None and belongs_to(replica, self._identity.node, log.create, hard_state_lost=lost):
+            del self._groups[group]
+            self._new_snapshots.discard(group)
 
     def _create(self, record: Record) -> None:
         create = decode_creation(record.payload)

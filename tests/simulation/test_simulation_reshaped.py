@@ -23,6 +23,7 @@ def test_replicas_that_move_end_with_the_bits_of_the_reference_run() -> None:
 FOUND = {
     207: "a move of a node that is replaced is cancelled: it keeps that replica and is not removed, nobody asked again",
     200463: "a node whose disk was damaged refuses replicas that it is to get (RULES W7), and nobody cancels",
+    552191: "a replica that was never made is to be deleted where the next move has put another of its group",
     301535: "a move is recorded after its asker gave up waiting",
 }
 """What seeds met when they were noted; a change of what is drawn, or of any delay, moves it to others."""

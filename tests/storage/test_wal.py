@@ -302,6 +302,25 @@ def test_a_tombstone_outlives_everything_else_of_its_group(disk: MemoryFileSyste
         wal.write([GroupAppend(group=7, create=other)])
 
 
+def test_a_tombstone_of_another_replica_leaves_the_log_alone(disk: MemoryFileSystem) -> None:
+    """Of a later replica, and of the bootstrap's, which carry their node's id. That of their own takes it along."""
+    wal, _ = open_log(disk)
+    made = Creation(65_540, CONFIGURATION)
+    wal.write([GroupAppend(group=7, create=made), append(7, 1, 3), append(1, 1, 3)])
+    wal.write([GroupAppend(group=7, tombstone=65_539), GroupAppend(group=7, tombstone=IDENTITY.node)])
+    wal.write([GroupAppend(group=1, tombstone=65_538), append(7, 4, 5), append(1, 4, 5)])
+    wal.sync()
+    for _ in range(2):
+        recovery = reopen(disk)
+        assert (recovery.groups[7].create, indexes(recovery, 7), indexes(recovery, 1)) == (made, span(1, 5), span(1, 5))
+        assert recovery.tombstones == ((1, 65_538), (7, IDENTITY.node), (7, 65_539))
+    disk.kill()
+    wal, _ = open_log(disk)
+    wal.write([GroupAppend(group=7, tombstone=65_540), GroupAppend(group=1, tombstone=IDENTITY.node)])
+    wal.sync()
+    assert reopen(disk).groups == {}
+
+
 def test_a_small_log_is_copied_whole_when_it_is_opened(disk: MemoryFileSystem) -> None:
     options = WalOptions(segment_bytes=64 << 10, reserve_bytes=32 << 10, retired_segments_max=1)
     wal, _ = open_log(disk, options)

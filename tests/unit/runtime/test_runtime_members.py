@@ -328,25 +328,35 @@ def test_what_a_deleted_replica_still_had_under_way_comes_to_nothing() -> None:
     assert leader.handle.status().snapshots_written == 0
 
 
-def test_another_replica_of_the_group_is_not_deleted_by_mistake() -> None:
-    _, joined = with_a_learner()
-    (refused,) = delete(joined, 4)
-    assert isinstance(refused, Refused)
-    assert f"replica {LATER}" in refused.reason
-    assert 1 in joined.runtime.groups
+def test_a_replica_that_was_never_made_is_entombed_beside_another() -> None:
+    """Its move was given up, and the next one was quicker than group 0's order to delete it (simulated seed 552191)."""
+    cluster, joined = with_a_learner()
+    outcomes = delete(joined, LATER + 7)
+    cluster.commit(b"three")
+    assert outcomes == [ReplicaDeleted(1, LATER + 7)]
+    for _ in range(2):
+        assert joined.runtime.groups[1].replica == LATER
+        assert joined.runtime.deleted(1, LATER + 7)
+        assert not joined.runtime.deleted(1, LATER)
+        assert joined.machine.commands == [b"one", b"two", b"three"]
+        cluster.crash(4)
+        joined = cluster.restart(4)
+        cluster.run(500)
 
 
 def test_a_replica_in_the_log_is_not_deleted_under_the_name_of_another() -> None:
-    """Nobody has taken it over yet, and a tombstone takes all of the group along."""
+    """Nobody has taken it over yet."""
     cluster, joined = with_a_learner()
     cluster.crash(4)
     add, cluster._add_group = cluster._add_group, lambda node: None  # type: ignore[method-assign]
     joined = cluster.restart(4)
-    (refused,) = delete(joined, 4)
-    assert isinstance(refused, Refused)
-    assert f"replica {LATER}" in refused.reason
+    deleted = delete(joined, 4)
+    cluster.quiet()
+    assert deleted == [ReplicaDeleted(1, 4)]
     cluster._add_group = add  # type: ignore[method-assign]
     assert joined.runtime.creations[1].replica == LATER
+    cluster.crash(4)
+    assert cluster.restart(4).handle.status().core is not None
 
 
 def test_a_log_whose_replica_damage_hides_is_buried_under_both_names() -> None:
