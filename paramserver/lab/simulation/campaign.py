@@ -8,6 +8,7 @@ whatever order it runs; an interrupted campaign has the sum of what was done. Mu
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import signal
@@ -61,16 +62,29 @@ def run_case(case: Case, *, kind: str = "") -> Report:
     return run[kind_of(case.seed, kind)](case)
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the noise that servers make in the log when a replica does not run; afterwards all is as it was."""
+    loggers = [logging.getLogger(name) for name in ("consensus", "paramserver")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
 def run_one(seed: int, *, kind: str = "", nodes: int | None = None) -> Report:
-    """Without the noise that servers make in the log when a replica does not run."""
-    for name in ("consensus", "paramserver"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    return run_case(draw_case(seed, kind=kind, nodes=nodes), kind=kind)
+    with quiet():
+        return run_case(draw_case(seed, kind=kind, nodes=nodes), kind=kind)
 
 
 def shrink_one(seed: int, report: Report, *, kind: str = "", nodes: int | None = None) -> Shrunk:
     """The smallest case found that fails as `report` did."""
-    return shrink(draw_case(seed, kind=kind, nodes=nodes), report, partial(run_case, kind=kind))
+    with quiet():
+        return shrink(draw_case(seed, kind=kind, nodes=nodes), report, partial(run_case, kind=kind))
 
 
 @dataclass(slots=True)
