@@ -375,8 +375,8 @@ class Core(Protocol):
         """Why `propose_membership(change)` would be refused now, in words; empty when it would not."""
 
     def read(self, token: int) -> None:
-        """Ask for a read index; the answer comes in `Ready.reads`, exactly once and within an election timeout, at the
-        leader and elsewhere. Never raises."""
+        """Ask for a read index; the answer comes in `Ready.reads`, exactly once, at the leader and elsewhere;
+        refused when leadership ends or changes, and at the latest after ten election timeouts. Never raises."""
 
     def transfer(self, to: ReplicaId) -> None:
         """Hand leadership to a voter. Raises `NotLeader` or `TransferRefused`. Done when `status().leader` changes;

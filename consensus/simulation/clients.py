@@ -24,6 +24,8 @@ from consensus.simulation.schedule import MS
 from consensus.storage.checksum import crc32c
 
 TIMEOUT_MS = (100, 600)
+QUICK_TRIES = 3
+"""For a read; what comes after waits longer and longer."""
 PAUSE_MS = (5, 40)
 """After a refusal."""
 THINK_MS = (0, 20)
@@ -57,6 +59,9 @@ class Client:
         self._sequence = 0
         self._attempt = 0
         self._asked_us = 0
+        self._gave_up = 0
+        """How often on this read. It has to begin again each time, and a round trip may take longer than it waited; an
+        update goes on whether or not somebody waits for it."""
         self._command = b""
         """What is being asked for; empty between commands."""
         self._op = Op.LINE
@@ -97,6 +102,7 @@ class Client:
         if self.done:
             self._resting = True
             return
+        self._gave_up = 0
         self._op = self._random.choice(OPS)
         if self._op is Op.READ:
             self._command = b"a read"
@@ -119,7 +125,8 @@ class Client:
             self._asked_us = cluster.scheduler.now_us
         cluster.trace.add(self.name, f"asks n{target} of group {self.group} for {what} {self._sequence}")
         self._travel(lambda: self._arrive(target, attempt))
-        self._later(between(self._random, TIMEOUT_MS), lambda: self._again(attempt, "no answer"))
+        patience = max(1, self._gave_up - QUICK_TRIES)
+        self._later(patience * between(self._random, TIMEOUT_MS), lambda: self._unanswered(attempt))
 
     def _later(self, delay_ms: int, action: Callable[[], None]) -> None:
         self._office.cluster.scheduler.after(delay_ms * MS, action)
@@ -228,6 +235,11 @@ class Client:
             self._history.unknown(self.number, self._sequence, done)
         else:
             self._history.change(done)
+
+    def _unanswered(self, attempt: int) -> None:
+        if attempt == self._attempt:
+            self._gave_up += self._op is Op.READ
+            self._again(attempt, "no answer")
 
     def _again(self, attempt: int, why: str) -> None:
         if attempt != self._attempt:

@@ -16,6 +16,7 @@ FOUND = {
     "an administrator wanted a voter to become a learner, and asked for ever": (550737, "churn"),
     "an administrator wanted a replica on a node whose disk was damaged, and asked for ever": (551914, "ledger"),
     "a rank asked a replica that will never run again for ever, because it knew it as a leader": (550795, "training"),
+    "a leader whose round trips took longer than an election timeout refused every read": (700034, "ledger"),
 }
 
 

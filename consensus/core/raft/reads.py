@@ -21,6 +21,10 @@ from consensus.core.raft.replication import Replication
 from consensus.core.raft.state import ReplicaState
 from consensus.core.raft.transfer import Transfer
 
+PATIENCE_TIMEOUTS = 10
+"""Election timeouts after which a read is refused. Whoever waits for a leader that is gone hears so within one or two,
+from check-quorum or a changed leader; this bound is for questions and answers that are lost though their connection
+stands, and must leave room for round trips longer than an election timeout: a leader that a quorum hears leads on."""
 _COUNTER_BITS = 32
 _INCARNATION_MASK = 2**31 - 1
 
@@ -185,9 +189,9 @@ class Reads:
     # --- ends -------------------------------------------------------------------------------------------------------
 
     def tick(self, elapsed_ms: int) -> None:
-        """What has waited for an election timeout is refused."""
+        """What has waited too long is refused."""
         self._now_ms += elapsed_ms
-        before = self._now_ms - self._state.config.election_timeout_ms
+        before = self._now_ms - PATIENCE_TIMEOUTS * self._state.config.election_timeout_ms
         while self._waiting and self._waiting[0].asked_ms <= before:
             self._refuse(self._waiting.popleft())
         while self._rounds and self._rounds[0].sent_ms <= before:
