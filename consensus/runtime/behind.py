@@ -45,6 +45,8 @@ class Behind:
 
     def _only_entries(self, append: GroupAppend) -> bool:
         """Notes the term and the vote: a flush that tells new ones is synced."""
+        if append.tombstone or append.create:
+            self._promised.pop(append.group, None)  # Those were another replica's.
         state, known = append.hard_state, self._promised.get(append.group)
         if state is not None:
             self._promised[append.group] = (state.term, state.vote)

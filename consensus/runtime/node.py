@@ -285,7 +285,7 @@ class NodeRuntime:
             elif self._replica_here(group) in (None, replica):
                 self._delete(group, replica, done)
             else:
-                self._entomb(group, replica, done, lambda buried: buried())
+                self._entomb(group, replica, done)
 
     def _replica_here(self, group: GroupId) -> ReplicaId | None:
         """Whose log is here: one that runs, is being made, or was found and is not taken over yet (replicas of the
@@ -314,26 +314,13 @@ class NodeRuntime:
             # It may have been the bootstrap's, which must not begin again with no log: it could vote twice (RULES I1).
             self._tombstones.add((group, self.node))
             self._writer.submit(GroupAppend(group=group, tombstone=self.node), lambda: None)
-        run, store = self._services.run, self._services.store
-
-        def remove_files(removed: Callable[[], None]) -> None:
-            # What its lane still does for it comes first.
-            run(
-                lane,
-                lambda: None,
-                lambda _: run(FILES_LANE, lambda: store.delete_all(group), lambda _: removed()),
-            )
-
-        self._entomb(group, replica, done, remove_files)
+        self._entomb(group, replica, done, lane)
 
     def _entomb(
-        self,
-        group: GroupId,
-        replica: ReplicaId,
-        done: Callable[[DeleteOutcome], None],
-        then: Callable[[Callable[[], None]], None],
+        self, group: GroupId, replica: ReplicaId, done: Callable[[DeleteOutcome], None], lane: str = ""
     ) -> None:
-        """Once the tombstone is durable, `then` does what is left to do and calls what it is given."""
+        """`lane`: where the group's work is done, if files of the replica are here."""
+        run, store = self._services.run, self._services.store
         self._tombstones.add((group, replica))
         self._deleting[group, replica] = [done]
 
@@ -343,8 +330,14 @@ class NodeRuntime:
 
         def durable() -> None:
             with self.input() as running:
-                if running:
-                    then(buried)
+                if running and lane:
+                    # What its lane still does for it comes first.
+                    run(lane, lambda: None, remove_files)
+                elif running:
+                    buried()
+
+        def remove_files(_: object) -> None:
+            run(FILES_LANE, lambda: store.delete_all(group), lambda _: buried())
 
         self._writer.submit(GroupAppend(group=group, tombstone=replica), durable)
 

@@ -22,14 +22,6 @@ class Creation:
     configuration: Configuration
 
 
-def belongs_to(replica: ReplicaId, node: int, create: Creation | None, *, hard_state_lost: bool) -> bool:
-    """Whether a group's log may be that replica's. A log that names nobody is the bootstrap's, whose replicas carry
-    their node's id; unless damage hides whose it is: then nobody may ever run on it, and it may be anybody's."""
-    if create is not None:
-        return create.replica == replica
-    return hard_state_lost or replica == node
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupAppend:
     """What one `Ready` wants durable, in this order: creation, snapshot record, hard state, entries, marks.

@@ -21,7 +21,7 @@ from consensus.storage.batches import (
 )
 from consensus.storage.checksum import crc32c
 from consensus.storage.errors import IdentityMismatch, LogLost, StorageFailed, UnknownFormat
-from consensus.storage.interface import FileSystem, Identity, belongs_to
+from consensus.storage.interface import FileSystem, Identity
 from consensus.storage.records import HEADER_BYTES, Header, Kind, decode_header, find_headers, payload_of
 from consensus.storage.replay import REPLACE, GroupReplay, Position
 from consensus.storage.salvage import Lost, salvage_batch
@@ -90,8 +90,7 @@ class Reader:
         self._identity = identity
         self._out = Recovered()
         self._stray = Evidence()
-        self._node = identity.node if identity is not None else 0
-        """Whose log it is; every table says so, too."""
+        self._node = 0
         self._lost_at = ""
         """The last batch of which nothing is known, when no table was read since."""
 
@@ -107,6 +106,7 @@ class Reader:
             self._judge_headless()
             return out
         out.head, out.incarnation = newest.head, newest.head.incarnation
+        self._node = newest.head.node
         out.next_segment = max(out.next_segment, newest.head.next_segment)
         for row in listed:
             out.next_batch = max(out.next_batch, row.last_batch + 1)
@@ -295,7 +295,6 @@ class Reader:
     def _table(self, head: Head, where: str) -> None:
         """A table lists all groups there were when it was written, with all that must not be forgotten."""
         self._out.incarnation = max(self._out.incarnation, head.incarnation)
-        self._node = head.node
         self._out.tombstones = set(head.tombstones)
         self._lost_at = ""
         self._out.damage, self._out.damage_known = "", HeadFlag.UNKNOWN_LOST in head.flags
@@ -309,7 +308,7 @@ class Reader:
 
     def _deleted(self, group: GroupId, replica: int) -> None:
         found = self._out.groups.get(group)
-        if found is not None and belongs_to(replica, self._node, found.create, hard_state_lost=found.may_have_voted):
+        if found is not None and replica == (found.replica or self._node):
             del self._out.groups[group]
         self._out.tombstones.add((group, replica))
 

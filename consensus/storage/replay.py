@@ -54,6 +54,8 @@ class GroupReplay:
     lost_hard_state: str = ""
     lost_snapshot: str = ""
     lost_create: str = ""
+    lost_replica: int = 0
+    """Whose `lost_create` is; its batch still tells."""
     uncertain: str = ""
     """Records of any kind may have been lost there: what comes after joins nothing that was there before."""
     damage: str = ""
@@ -64,7 +66,7 @@ class GroupReplay:
     def table(self, row: GroupRow, where: str) -> None:
         """The table of a later segment: what it says holds, and what it does not list as live is not."""
         self.hard_state, self.snapshot, self.marks = row.hard_state, row.snapshot, row.marks
-        self.create = row.create
+        self.create, self.lost_replica = row.create, 0
         self.lost_hard_state = self.lost_snapshot = self.lost_create = self.uncertain = ""
         self._drop_from(row.last_index + 1)
         self._drop_below(row.first_index)
@@ -97,7 +99,7 @@ class GroupReplay:
         self._put(header.index, place)
 
     def created(self, create: Creation) -> None:
-        self.create, self.lost_create = create, ""
+        self.create, self.lost_create, self.lost_replica = create, "", 0
 
     def marked(self, marks: Mark) -> None:
         self.marks = marks
@@ -127,7 +129,7 @@ class GroupReplay:
         if lost.kind is Kind.HARD_STATE:
             self.lost_hard_state = where
         elif lost.kind is Kind.CREATE:
-            self.lost_create = where
+            self.lost_create, self.lost_replica = where, lost.first
         elif lost.kind is Kind.MARK:
             self.marked(Mark(lost.detail))
         elif lost.kind is Kind.SNAPSHOT:
@@ -148,9 +150,9 @@ class GroupReplay:
         self.uncertain = self.lost_hard_state = where
 
     @property
-    def may_have_voted(self) -> bool:
-        """In what is lost of it, so far; or it may be another replica's than it seems."""
-        return bool(self.lost_hard_state or self.lost_create) or Mark.HARD_STATE_LOST in self.marks
+    def replica(self) -> int:
+        """That it was made as, its record readable or not; 0: of the bootstrap, or hidden by damage."""
+        return self.create.replica if self.create is not None else self.lost_replica
 
     def finish(self) -> None:
         """The log is read: what the snapshot covers is not needed. What is missing is damage: the group is marked, and
@@ -161,7 +163,7 @@ class GroupReplay:
         if problems:
             self.hit = True
             self.marks |= Mark.FORGETFUL
-            if self.may_have_voted:
+            if self.lost_hard_state or self.lost_create:
                 self.marks |= Mark.HARD_STATE_LOST
             if self.lost_snapshot:
                 self.snapshot = None

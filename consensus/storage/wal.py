@@ -21,7 +21,7 @@ from consensus.core.interface import Entry, EntryKind, GroupId, ReplicaId
 from consensus.storage.batches import Plan, encode_batch, plan_batch
 from consensus.storage.checksum import crc32c
 from consensus.storage.errors import IdentityMismatch, StorageFailed, StorageFull
-from consensus.storage.interface import FileSystem, GroupAppend, Identity, RecoveredGroup, Recovery, belongs_to
+from consensus.storage.interface import FileSystem, GroupAppend, Identity, RecoveredGroup, Recovery
 from consensus.storage.live import LiveLog
 from consensus.storage.options import WalOptions
 from consensus.storage.records import HEADER_BYTES, Kind, Record
@@ -387,10 +387,10 @@ class Wal:
         return record
 
     def _bury(self, group: GroupId, replica: ReplicaId) -> None:
-        """Its log goes; that of another replica of the group stays."""
+        """Its log goes; that of another replica of the group stays. One that names nobody goes with the bootstrap's,
+        whose replicas carry their node's id, though damage may hide that it was another's."""
         log = self._groups.get(group)
-        lost = log is not None and Mark.HARD_STATE_LOST in log.marks
-        if log is not None and belongs_to(replica, self._identity.node, log.create, hard_state_lost=lost):
+        if log is not None and replica == (log.create.replica if log.create is not None else self._identity.node):
             del self._groups[group]
             self._new_snapshots.discard(group)
 

@@ -12,7 +12,18 @@ from consensus.storage.errors import StorageFull
 from consensus.storage.interface import Creation, GroupAppend, Recovery
 from consensus.storage.memory import MemoryFileSystem
 from consensus.storage.wal import Wal
-from tests.storage.logs import CONFIGURATION, OPTIONS, append, entries, entry, install, open_log, snapshot, vote
+from tests.storage.logs import (
+    CONFIGURATION,
+    IDENTITY,
+    OPTIONS,
+    append,
+    entries,
+    entry,
+    install,
+    open_log,
+    snapshot,
+    vote,
+)
 
 REWRITING = replace(OPTIONS, held_segments_max=2)
 
@@ -34,8 +45,10 @@ class Model:
         groups, tombstones = dict(self.states[-1][0]), self.states[-1][1]
         for each in appends:
             if each.tombstone:
-                groups.pop(each.group, None)
-                tombstones = (*tombstones, (each.group, each.tombstone))
+                create = groups.get(each.group, NEW)[3]
+                if each.tombstone == (create.replica if create is not None else IDENTITY.node):
+                    groups.pop(each.group, None)
+                tombstones = tuple(sorted((*tombstones, (each.group, each.tombstone))))
                 continue
             state, snap, log, create, forgetful = groups.get(each.group, NEW)
             if each.forget:
@@ -218,6 +231,7 @@ SCENARIOS: dict[str, list[Operation]] = {
     "tombstone": [
         synced(CREATE, append(1, 1, 3)),
         *filled(5, 1, 40),
+        synced(GroupAppend(group=5, tombstone=65_539), GroupAppend(group=1, tombstone=65_540), append(5, 41, 42)),
         synced(GroupAppend(group=5, tombstone=65_540)),
         *filled(1, 4, 40),
         idle,

@@ -19,6 +19,7 @@ from consensus.storage.interface import GroupAppend
 from consensus.storage.live import LiveLog
 from consensus.storage.memory import MemoryFileSystem, PowerLost
 from consensus.storage.records import Kind
+from consensus.storage.recovery import Reader
 from consensus.storage.segments import Prepared, SegmentPool
 from consensus.storage.wal import Wal
 from tests.storage.crashing import SCENARIOS, CountingDisk, Model, run
@@ -139,6 +140,11 @@ def _no_tombstones(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(wal_module, "Head", lambda **fields: head(**{**fields, "tombstones": ()}))
 
 
+def _ends_every_log(patch: pytest.MonkeyPatch) -> None:
+    """Of its group, though it names another replica."""
+    patch.setattr(Reader, "_deleted", lambda self, group, replica: self._out.groups.pop(group, None))
+
+
 def _retired_at_once(patch: pytest.MonkeyPatch) -> None:
     """A segment's file goes back, and is used again, while no later table is durable."""
     retire, rotate = Wal._retire, Wal._rotate
@@ -201,6 +207,7 @@ BUGS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
     "snapshot: the table forgets it": ("snapshot", _head_without(snapshot=None)),
     "create: the table forgets it": ("create", _head_without(create=None)),
     "tombstone: the table forgets it": ("tombstone", _no_tombstones),
+    "tombstone: it ends the log of another": ("tombstone", _ends_every_log),
     "mark: the table forgets it": ("mark", _head_without(marks=0)),
     "rewrite: copies supersede": ("rewrite", _copies_supersede),
     "reserve: half is written without space": ("reserve", _half_of_it_without_space),
