@@ -35,7 +35,7 @@ from worker.catalogue import Catalogue
 from worker.channels import GrpcNetwork
 from worker.errors import Closed, DeadlineExceeded, Forked, InvalidArgument, ParameterServerError, Unavailable
 from worker.initialize import Initial, Initializer
-from worker.loop import LoopThread
+from worker.loop import LoopThread, outcome
 from worker.membership import Cluster, Discovery, Watchers
 from worker.model import Model
 from worker.network import Network
@@ -270,7 +270,7 @@ class Client:
         for model in models:
             model._close(release)
         try:
-            self._loop.submit(self._shut()).result(CLOSE_TIMEOUT_S)
+            outcome(self._loop.submit(self._shut()), CLOSE_TIMEOUT_S)
         except (ParameterServerError, TimeoutError):
             pass  # the process goes on either way, and sockets close with it
         self._loop.stop()
@@ -308,7 +308,7 @@ class Client:
             work.close()
             raise
         try:
-            return future.result()
+            return outcome(future)
         except Refusal as refusal:
             raise to_error(refusal) from None
         except BaseException:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from worker.errors import Cancelled, ParameterServerError
+from worker.loop import outcome
 from worker.retry import Budget
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ class Future(Generic[T]):
         the call is waiting for; it goes on, and `result()` may be called again while it is not `done()`."""
         budget = Budget(self._budget.remaining_s + GRACE_S if timeout is None else timeout, self._what)
         try:
-            return self._inner.result(budget.remaining_s)
+            return outcome(self._inner, budget.remaining_s)
         except concurrent.futures.CancelledError:
             raise Cancelled(f"{self._what} was given up", "the client was closed while it ran") from None
         except TimeoutError:

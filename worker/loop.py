@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import math
 import threading
+import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -17,6 +19,23 @@ from worker.errors import Closed
 T = TypeVar("T")
 
 STOP_TIMEOUT_S = 5.0
+LOOK_S = 0.5
+"""So often a thread that waits looks whether Ctrl-C came. A signal between CPython's last look and the system call that
+waits does not end that wait; on a busy machine one in some hundreds does so."""
+
+
+def outcome(future: concurrent.futures.Future[T], timeout_s: float = math.inf) -> T:
+    """What `future` ends with. Raises TimeoutError, and KeyboardInterrupt within `LOOK_S`."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left_s = deadline - time.monotonic()
+        try:
+            return future.result(max(0.0, min(left_s, LOOK_S)))
+        except TimeoutError:
+            if future.done():
+                return future.result()
+            if left_s <= LOOK_S:
+                raise
 
 
 class LoopThread:
