@@ -533,6 +533,7 @@ class Node:
             machine=machine,
             replica=replica,
             propose=lambda payload, crc, done: self._handle(group).propose(payload, crc, done),
+            read_index=lambda done: self._handle(group).read_index(done),
             lanes=self._lanes,
             voters=lambda: self._handle(group).voters,
             report=lambda to, content: self._handle(group).report(to, content),

@@ -27,6 +27,8 @@ from paramserver.wire.layout import Flat
 
 T = TypeVar("T")
 SUM_LANE = "sum"
+OF_OLD_STATE = frozenset({Reason.FAR_AHEAD, Reason.OUT_OF_ORDER})
+"""What a correct rank may look guilty of to a leader that was deposed and does not know it yet."""
 
 
 class Surroundings(Protocol):
@@ -51,6 +53,9 @@ class Surroundings(Protocol):
     def propose(self, payload: memoryview, crc: int, done: Callable[[Outcome], None]) -> None: ...
 
     def end(self, stream: PushStream, refusal: Refusal) -> None: ...
+
+    def confirm(self, done: Callable[[bool], None]) -> None:
+        """Tells whether this replica led at some time after the call; if not, it may know too little."""
 
     def not_leader(self) -> Refusal: ...
 
@@ -127,7 +132,7 @@ class Gathering:
         if self.streams.get(stream.rank) is stream:
             del self.streams[stream.rank]
 
-    def try_held(self, stream: PushStream) -> None:
+    def try_held(self, stream: PushStream, *, confirmed: bool = False) -> None:
         """Judge the frame that the stream holds, if any."""
         if stream.held is None or stream.state is not StreamState.OPEN:
             return
@@ -135,12 +140,32 @@ class Gathering:
         try:
             settled = self._judge(stream, frame)
         except Refusal as refusal:
+            if refusal.reason in OF_OLD_STATE and not confirmed:
+                self._make_sure(stream, frame)
+                return
             self._around.count(f"pushes_refused_{refusal.reason.value.lower()}")
             self._around.end(stream, refusal)
             return
         if settled:
             stream.held = None
             self._around.effects.post(admitted)
+
+    def _make_sure(self, stream: PushStream, frame: PushFrame) -> None:
+        """The rank did wrong, or others lead, and have gone on with it."""
+        if stream.doubted is frame:
+            return
+        stream.doubted = frame
+
+        def answered(leads: bool) -> None:
+            if stream.held is None or stream.held[0] is not frame:
+                return
+            stream.doubted = None
+            if leads:
+                self.try_held(stream, confirmed=True)
+            else:
+                self._around.end(stream, self._around.not_leader())
+
+        self._around.confirm(answered)
 
     def try_all_held(self) -> None:
         for stream in tuple(self.streams.values()):

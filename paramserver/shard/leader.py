@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from consensus.core.interface import GroupId, Payload, ReplicaId
-from consensus.runtime.interface import Applied, Lanes, Outcome
+from consensus.runtime.interface import Applied, Lanes, Outcome, ReadIndex, ReadOutcome
 from paramserver.shard.effects import Effects
 from paramserver.shard.gathering import Gathering, view_changed
 from paramserver.shard.initialization import Initialization, already_open, stream_open
@@ -36,8 +36,8 @@ ALARMS_KEPT = 64
 class ShardLeader:
     """One group's listener.
 
-    propose, voters, report, distrust, hold (snapshots): `GroupHandle`'s. lanes: where sums run; apply_lane: where the
-    machine works. address_of: where a replica serves, "" when unknown.
+    propose, read_index, voters, report, distrust, hold (snapshots): `GroupHandle`'s. lanes: where sums run;
+    apply_lane: where the machine works. address_of: where a replica serves, "" when unknown.
     on_alarm: told of every alarm, with one line. on_leading: told (term) once this replica may serve.
     """
 
@@ -47,6 +47,7 @@ class ShardLeader:
         machine: ShardMachine,
         replica: ReplicaId,
         propose: Propose,
+        read_index: Callable[[Callable[[ReadOutcome], None]], None],
         lanes: Lanes,
         options: LeaderOptions | None = None,
         voters: Callable[[], Sequence[ReplicaId]] = lambda: (),
@@ -66,6 +67,7 @@ class ShardLeader:
         self._machine = machine
         self._replica = replica
         self._propose = propose
+        self._read_index = read_index
         self._lanes = lanes
         self._address_of = address_of
         self._on_alarm = on_alarm
@@ -198,6 +200,13 @@ class ShardLeader:
     def propose(self, payload: Payload, crc: int, done: Callable[[Outcome], None]) -> None:
         self._propose(payload, crc, done)
 
+    def confirm(self, done: Callable[[bool], None]) -> None:
+        def answered(outcome: ReadOutcome) -> None:
+            done(isinstance(outcome, ReadIndex))
+            self.effects.flush()
+
+        self._read_index(answered)
+
     def end(self, stream: Stream, refusal: Refusal) -> None:
         if stream.state is StreamState.ENDED:
             return
@@ -205,11 +214,12 @@ class ShardLeader:
         self.effects.post(stream.sink.end, refusal)
 
     def not_leader(self) -> Refusal:
-        address = self._address_of(self._leader) if self._leader else ""
+        other = self._leader if self._leader != self._replica else 0
+        address = self._address_of(other) if other else ""
         return Refusal(
             Reason.NOT_LEADER,
             f"group {self.group} is led by {address or 'somebody else'}"
-            if self._leader
+            if other
             else f"group {self.group} has no known leader at the moment",
             leader_address=address,
             group=self.group,

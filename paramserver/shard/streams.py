@@ -71,6 +71,8 @@ class PushStream(Stream):
     """`position`: (step, place of the block in the shard) of the last frame that was judged."""
 
     position: tuple[int, int] | None = None
+    doubted: PushFrame | None = None
+    """The frame that is held, while the leader asks whether it still is one."""
 
 
 class InitialStream(Stream):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from consensus.runtime.interface import ReadIndex, Refused
 from paramserver.wire.errors import Reason, Refusal
 from paramserver.wire.frames import PushFrame, PushKind
 from paramserver.wire.spec import NonFinite
@@ -160,4 +161,30 @@ def test_a_hello_that_does_not_fit(fields: dict[str, Any], reason: Reason, code:
     assert (refusal.reason, refusal.code, refusal.field) == (reason, code, field)
     if reason is Reason.STALE_EPOCH:
         assert refusal.epoch == PLACEMENT
+    goes_on(node, spec)
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+@pytest.mark.parametrize("bad", ["far ahead", "out of order"])
+def test_only_a_leader_that_still_leads_blames_a_rank(bad: str, confirmed: bool) -> None:
+    """One that was deposed and does not know it is behind, and a rank that went on with its successor looks wrong to
+    it: it was refused for good (seed 700323)."""
+    node, spec = started()
+    node.asked = []
+    rank = Rank(node, spec)
+    if bad == "far ahead":
+        rank.push(4, 0)
+    else:
+        rank.push(0, 2)
+    assert len(node.asked) == 1
+    node.leader.offered(rank.stream)
+    assert len(node.asked) == 1
+    assert rank.replies.refusal is None
+    node.asked.pop()(ReadIndex(0, 0) if confirmed else Refused(1, 1))
+    refusal = rank.replies.refusal
+    assert refusal is not None
+    wrong = Reason.FAR_AHEAD if bad == "far ahead" else Reason.OUT_OF_ORDER
+    assert refusal.reason is (wrong if confirmed else Reason.NOT_LEADER)
+    assert refusal.leader_address == ""
+    node.asked = None
     goes_on(node, spec)

@@ -17,6 +17,7 @@ FOUND = {
     "an administrator wanted a replica on a node whose disk was damaged, and asked for ever": (551914, "ledger"),
     "a rank asked a replica that will never run again for ever, because it knew it as a leader": (550795, "training"),
     "a leader whose round trips took longer than an election timeout refused every read": (700034, "ledger"),
+    "a leader that was deposed and did not know it told a rank that it was too far ahead": (700323, "training"),
 }
 
 

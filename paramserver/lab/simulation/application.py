@@ -102,6 +102,7 @@ class TrainingLoad:
             machine=machine,
             replica=node,
             propose=propose,
+            read_index=lambda done: host.handles[group].read_index(done),
             lanes=host.lanes,
             options=self._options,
             voters=lambda: host.handles[group].voters,

@@ -296,6 +296,7 @@ class SimulatedServer:
                 distrust=lambda reason: self._host.handles[group].distrust(reason),
                 hold=lambda held: self._host.handles[group].hold_snapshots(held=held),
                 propose=self._proposing(group),
+                read_index=lambda done: self._host.handles[group].read_index(done),
                 lanes=self._host.lanes,
                 options=self._world.leader_options,
                 address_of=lambda member: self._address_of(group, member),

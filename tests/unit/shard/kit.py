@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from consensus.core.interface import Entry, EntryKind
-from consensus.runtime.interface import Applied, Committed, Outcome, Refused
+from consensus.runtime.interface import Applied, Committed, Outcome, ReadIndex, ReadOutcome, Refused
 from paramserver.shard.commands import Command, CreateShard, InitialBlock, OpenShard, SetView, UpdateBlock, encode
 from paramserver.shard.leader import ShardLeader
 from paramserver.shard.machine import ShardMachine
@@ -175,6 +175,7 @@ class Node:
             machine=self.machine,
             replica=replica,
             propose=log.propose,
+            read_index=self.read_index,
             lanes=self.lane,
             options=options,
             voters=lambda: self.voters,
@@ -186,6 +187,14 @@ class Node:
         )
         self.replica = replica
         self.applied = 0
+        self.asked: list[Callable[[ReadOutcome], None]] | None = None
+        """Read indexes that wait; None: each is answered at once, since this replica leads."""
+
+    def read_index(self, done: Callable[[ReadOutcome], None]) -> None:
+        if self.asked is None:
+            done(ReadIndex(self.applied, 0))
+        else:
+            self.asked.append(done)
 
     def apply(self, count: int | None = None) -> list[Any]:
         """Apply committed entries, all of them or the next `count`, and report them in one batch."""
