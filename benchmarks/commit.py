@@ -6,7 +6,7 @@ Three nodes as processes on loopback, fsync on; a client in another process; eac
 machine is an append-only counter behind the real log, transport and runtime (benchmarks/commits/server.py). Peers:
 etcd, three members (`apt-get install --no-install-recommends etcd-server`), and PySyncObj (`make install-peers`), which
 syncs nothing and has its client in the leader's process. A peer that is not installed is named in the result. Every
-figure is of one run on one machine, so ratios carry over better than figures. The whole run takes about seven minutes;
+figure is of one run on one machine, so ratios carry over better than figures. The whole run takes about five minutes;
 `--parts` runs some of it alone, and `--quick` all of it for so short that nothing is learnt but that it works.
 
 Owns what is measured, in which order. Must not know: targets, tables.
