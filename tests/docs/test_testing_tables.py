@@ -113,6 +113,13 @@ def test_every_rule_of_the_papers_is_named() -> None:
     assert named == kept
 
 
+def test_every_test_that_a_mutation_names_exists() -> None:
+    named = {test for mutation in catalogue.load_all() for test in mutation.caught_by}
+    assert named
+    parts = {test: (Path(test.partition("::")[0]).name, re.split(r"::|\[", test)[1:2]) for test in named}
+    assert [test for test, (file, name) in sorted(parts.items()) if name and not exists(file, name[0])] == []
+
+
 def test_a_name_that_is_wrong_is_noticed() -> None:
     assert exists(Path(__file__).name, "test_a_name_that_is_wrong_is_noticed")
     assert not exists(Path(__file__).name, "test_a_name_that_is_missing")
