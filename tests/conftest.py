@@ -1,5 +1,8 @@
-"""For all tests: `--mutation NAME` puts one known bug back (see tests/mutations/README.md), `--rewrite-scenarios`
-writes golden texts anew."""
+"""For all tests: the fixture `interruptible`; `--mutation NAME` puts one known bug back (see
+tests/mutations/README.md), `--rewrite-scenarios` writes golden texts anew."""
+
+import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -35,3 +38,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> str | None:
     name = config.getoption("--mutation")
     return f"mutation: {name} (tests are expected to fail)" if name else None
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, here and in processes that are started: whoever runs tests in the background has
+    it ignored, and that is inherited."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -105,6 +105,7 @@ def test_worker_of_an_unreachable_cluster(tmp_path: Path) -> None:
     assert not session.exists(), "partial state"
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt(tmp_path: Path) -> None:
     """Ctrl-C in the middle: a line, 130, nothing left behind."""
     session = tmp_path / "session"

@@ -100,6 +100,7 @@ def test_the_command_judges_with_what_it_is_given(ran: Ran, monkeypatch: pytest.
     assert json.loads(out.getvalue().splitlines()[-1])["bit_identical"] is False
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_interrupted_it_leaves_nothing_behind(tmp_path: Path) -> None:
     """Ctrl-C in the middle: 130, no process, no folder."""
     command = [sys.executable, "-m", "paramserver", "demo"]

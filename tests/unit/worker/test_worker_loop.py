@@ -10,6 +10,7 @@ import pytest
 from worker.loop import outcome
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_that_does_not_wake_the_wait_is_noticed() -> None:
     """`interrupt_main` is a signal that came just before the system call: it is pending, and nothing wakes."""
     main = threading.Timer(0.2, _thread.interrupt_main)
