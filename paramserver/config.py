@@ -14,12 +14,22 @@ from consensus.runtime.options import RuntimeOptions, default_raft
 from consensus.storage.options import WalOptions
 from paramserver.catalogue.bootstrap import NODES_MAX
 from paramserver.catalogue.leases import LEASE_MS
+from paramserver.rpc.limits import Limits
+from paramserver.shard.options import LeaderOptions
 
 LEASE_MS_MIN, LEASE_MS_MAX = 1_000, 3_600_000
 NODE_MAX = 65_535
 TOKEN_CHARACTERS_MAX = 256
 DURABILITY = "fsync"
 REPLICATED = "replicated"
+CALLS_MAX = 6144
+"""Of clients; the rest up to what gRPC is told to take is kept for nodes among each other."""
+STREAM_WINDOW_BYTES_MAX = 64 << 20
+WINDOW_BYTES_MIN = 64 << 10
+READER_TIMEOUT_MS_MIN = 10
+NUMBER_MAX = 2**40
+FOLLOWER_BEHIND_BYTES = 32 << 20
+"""A follower hears of commits later than its leader knows of them: twice what is on its way to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +66,29 @@ class NodeConfig:
     """A segment of the write-ahead log."""
     snapshot_log_bytes_min: int = 8 << 20
     """No snapshot before the log since the last one is this long."""
+    window_blocks: int = LeaderOptions().window_blocks
+    """Blocks of a model and group whose sums may be open at once; a rank that is further ahead is held back."""
+    window_bytes: int = LeaderOptions().window_bytes
+    """Contributions in open sums, of all groups and models here."""
+    uncommitted_bytes_max: int = 64 << 20
+    """What a group has proposed and not committed; beyond it sums wait. A follower holds as much that is not known
+    committed, and FOLLOWER_BEHIND_BYTES more."""
+    stream_window_bytes: int = 4 << 20
+    """What may arrive on a stream ahead of being read. A long link carries at most this much a round trip."""
+    streams_max: int = Limits().streams_max
+    """Push streams of this node."""
+    pulls_max: int = Limits().pulls_max
+    """Pulls served at a time, waiting ones too."""
+    calls_max: int = Limits().calls_max
+    """Calls and streams of clients served at a time."""
+    connections_max: int = Limits().connections_max
+    """Connections of clients that are served at a time."""
+    pulls_bytes_max: int = Limits().pulls_bytes_max
+    """Blocks being written to pulls."""
+    replies_bytes_max: int = Limits().replies_bytes_max
+    """Weights that wait to be written to push streams."""
+    reader_timeout_ms: int = Limits().reader_timeout_ms
+    """A reader that takes nothing of what waits for it for so long is ended."""
 
     @property
     def address(self) -> str:
@@ -74,6 +107,7 @@ class NodeConfig:
         if not LEASE_MS_MIN <= self.lease_ms <= LEASE_MS_MAX:
             problems.append(f"lease_ms is {self.lease_ms}; expected {LEASE_MS_MIN} to {LEASE_MS_MAX}")
         problems += self._durability_problems()
+        problems += self._flow_problems()
         return problems + self._time_problems() + self._size_problems()
 
     def runtime_options(self) -> RuntimeOptions:
@@ -87,12 +121,32 @@ class NodeConfig:
             storage_stall_ms=self.election_timeout_ms,
             transfer_ms=max(usual.transfer_ms, 3 * self.election_timeout_ms),
             snapshot_log_bytes_min=self.snapshot_log_bytes_min,
+            applying_bytes_max=4 * self.uncommitted_bytes_max,
         )
 
     def wal_options(self) -> WalOptions:
         usual = WalOptions()
         return WalOptions(
             segment_bytes=self.segment_bytes, reserve_bytes=min(usual.reserve_bytes, max(0, self.segment_bytes))
+        )
+
+    def leader_options(self) -> LeaderOptions:
+        return LeaderOptions(
+            window_blocks=self.window_blocks, window_bytes=self.window_bytes, streams_max=self.streams_max
+        )
+
+    def limits(self) -> Limits:
+        usual = Limits()
+        return Limits(
+            connections_max=self.connections_max,
+            calls_max=self.calls_max,
+            streams_max=self.streams_max,
+            pulls_max=self.pulls_max,
+            pulls_bytes_max=self.pulls_bytes_max,
+            replies_bytes_max=self.replies_bytes_max,
+            stream_replies_bytes_max=min(usual.stream_replies_bytes_max, self.replies_bytes_max),
+            reader_timeout_ms=self.reader_timeout_ms,
+            reader_patience_ms=min(usual.reader_patience_ms, self.reader_timeout_ms),
         )
 
     def _raft(self) -> RaftConfig:
@@ -105,6 +159,8 @@ class NodeConfig:
             election_timeout_ms=self.election_timeout_ms,
             election_spread_ms=max(1, round(usual.election_spread_ms * scale)),
             place_delay_ms=max(1, round(usual.place_delay_ms * scale)),
+            uncommitted_bytes_max=self.uncommitted_bytes_max,
+            follower_bytes_max=self.uncommitted_bytes_max + FOLLOWER_BEHIND_BYTES,
         )
 
     def _identity_problems(self) -> list[str]:
@@ -162,6 +218,19 @@ class NodeConfig:
         if self.durability in (DURABILITY, REPLICATED):
             return []
         return [f"durability is {self.durability!r}; expected {DURABILITY!r} or {REPLICATED!r}"]
+
+    def _flow_problems(self) -> list[str]:
+        least = dict.fromkeys(("window_bytes", "uncommitted_bytes_max", "stream_window_bytes"), WINDOW_BYTES_MIN)
+        least |= dict.fromkeys(("pulls_bytes_max", "replies_bytes_max"), WINDOW_BYTES_MIN)
+        least |= dict.fromkeys(("window_blocks", "streams_max", "pulls_max", "calls_max", "connections_max"), 1)
+        least["reader_timeout_ms"] = READER_TIMEOUT_MS_MIN
+        most = {"stream_window_bytes": STREAM_WINDOW_BYTES_MAX, "calls_max": CALLS_MAX}
+        problems = []
+        for name, low in least.items():
+            value, high = getattr(self, name), most.get(name, NUMBER_MAX)
+            if not low <= value <= high:
+                problems.append(f"{name} is {value}; expected {low} to {high}")
+        return problems
 
     def _size_problems(self) -> list[str]:
         try:

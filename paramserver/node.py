@@ -37,6 +37,7 @@ from consensus.storage.snapshots import SnapshotFiles
 from consensus.storage.wal import Wal
 from consensus.transport.errors import FolderOutdated, FolderReplaced, IntroductionRefused
 from consensus.transport.grpc import GrpcOptions, GrpcTransport, server_options
+from paramserver import memory
 from paramserver.catalogue.bootstrap import CATALOGUE_GROUP, cluster_id, data_groups, layout
 from paramserver.catalogue.leader import CatalogueLeader
 from paramserver.catalogue.machine import CatalogueMachine
@@ -48,8 +49,10 @@ from paramserver.directory import save as save_directory
 from paramserver.hosting import Hosting
 from paramserver.observe.counters import Counters
 from paramserver.observe.lag import LoopLag
+from paramserver.observe.process import resident_bytes
 from paramserver.optim.known_answers import check_arithmetic, known_answers
 from paramserver.rpc.admin import AdminService, Identity
+from paramserver.rpc.admission import Admission
 from paramserver.rpc.calls import Calls
 from paramserver.rpc.catalogue import CatalogueService
 from paramserver.rpc.data import DataService
@@ -63,6 +66,7 @@ from paramserver.rpc.reshape import ReshapeService
 from paramserver.rpc.watch import Announced, Board, WatchService
 from paramserver.shard.leader import ShardLeader
 from paramserver.shard.machine import ShardMachine
+from paramserver.shard.window import SumWindow
 from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.allocator import collect_seldom, keep_memory
 
@@ -76,7 +80,10 @@ EXIT_CONFIGURATION = 2
 MESSAGE_BYTES_MAX = (4 << 20) + (64 << 10)
 """A message from anybody: 4 MiB of content and its header. Larger ones are refused before memory is taken for them."""
 CALLS_MAX = 8192
-"""Calls and streams served at a time; gRPC refuses further ones with RESOURCE_EXHAUSTED."""
+"""Calls and streams served at a time, other nodes' too; gRPC refuses further ones. Clients are refused before, with a
+time to retry (`NodeConfig.calls_max`), so that nodes always reach each other."""
+IDLE_MS = 600_000
+"""A connection without a call for so long is closed."""
 STOP_GRACE_S = 0.3
 """What calls that are under way get at a clean stop."""
 COMPARE_S = 1.0
@@ -133,8 +140,9 @@ async def _serve(config: NodeConfig) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    transport_options = GrpcOptions(message_bytes_max=MESSAGE_BYTES_MAX)
-    server = grpc.aio.server(options=server_options(transport_options), maximum_concurrent_rpcs=CALLS_MAX)
+    transport_options = GrpcOptions(message_bytes_max=MESSAGE_BYTES_MAX, stream_window_bytes=config.stream_window_bytes)
+    arguments = [*server_options(transport_options), ("grpc.max_connection_idle_ms", IDLE_MS)]
+    server = grpc.aio.server(options=arguments, maximum_concurrent_rpcs=CALLS_MAX)
     _check_address(config.bind)
     _bind(server, config.bind)
     disk = Disk.open(config)
@@ -296,6 +304,8 @@ class Node:
         self._groups = Groups(node=config.node, addresses=addresses, layout=layout(config.members))
         self._freshness = Freshness(self._groups)
         self._shards: dict[GroupId, ShardLeader] = {}
+        self._leader_options = config.leader_options()
+        self._room_for_sums = SumWindow(self._leader_options.window_bytes)
         self._catalogue = CatalogueMachine(data_groups(config.members))
         self._hosting = Hosting(
             groups=self._groups,
@@ -535,6 +545,8 @@ class Node:
             propose=lambda payload, crc, done: self._handle(group).propose(payload, crc, done),
             read_index=lambda done: self._handle(group).read_index(done),
             lanes=self._lanes,
+            options=self._leader_options,
+            room=self._room_for_sums,
             voters=lambda: self._handle(group).voters,
             report=lambda to, content: self._handle(group).report(to, content),
             distrust=lambda reason: self._handle(group).distrust(reason),
@@ -578,11 +590,31 @@ class Node:
     # --- services
 
     def _register_services(self) -> AdminService:
-        calls = Calls(self._counters)
         config, cluster = self._config, self._cluster
+        limits = config.limits()
+        admission = Admission(limits)
+        calls = Calls(self._counters, admission, part_ms=limits.reader_timeout_ms)
+        always = Calls(self._counters)
         catalogue = self._catalogue
-        puller = Puller(self._groups, self._shards, self._freshness)
-        data = DataService(leaders=self._shards, groups=self._groups, puller=puller, cluster=cluster)
+        puller = Puller(self._groups, self._shards, self._freshness, limits)
+        data = DataService(leaders=self._shards, groups=self._groups, puller=puller, cluster=cluster, limits=limits)
+
+        def gauges() -> dict[str, float]:
+            return {
+                **self._lag.gauges(),
+                "control_lag_ms_max": self._ticker.lag_ms_max,
+                **data.gauges(),
+                "watchers": len(self._board),
+                "calls": admission.calls,
+                "connections": admission.connections,
+                "sums_bytes": self._room_for_sums.bytes,
+                "sums_bytes_most": self._room_for_sums.bytes_most,
+                "memory_bytes": resident_bytes(os.getpid()),
+                "memory_bytes_bound": sum(
+                    self.memory(streams=data.streams, calls=admission.calls, connections=admission.connections).values()
+                ),
+            }
+
         admin = AdminService(
             identity=Identity(
                 node=config.node,
@@ -597,11 +629,12 @@ class Node:
             catalogue=catalogue,
             alarms=self._alarms,
             counters=self._counters.all,
-            gauges=lambda: {**self._lag.gauges(), "push_streams": data.streams, "watchers": len(self._board)},
+            gauges=gauges,
             state=lambda: WAITING if self._waiting else "removed" if self._hosting.removed else "serving",
             disk_full=self._writer.full,
             reshape=ReshapeService(self._catalogue_leader, catalogue),
         )
+        self._counters.include("loop_lag_", self._lag.counts)
         self._counters.include("peers_dropped_", lambda: self._transport.dropped)
         self._counters.include("messages_dropped_", lambda: self._runtime.dropped)
         self._counters.include("wal_", lambda: {"syncs": self._writer.syncs})
@@ -613,11 +646,29 @@ class Node:
                 ).handlers(calls),
                 data.handlers(calls),
                 WatchService(self._board, node=config.node, address=config.address, cluster=cluster).handlers(calls),
-                admin.handlers(calls),
-                self._internal.handlers(calls),
+                admin.handlers(always),
+                self._internal.handlers(always),
             )
         )
         return admin
+
+    def memory(self, *, streams: int, calls: int, connections: int) -> dict[str, int]:
+        """What this node's memory is bounded by now, by term (docs/operations.md)."""
+        hosted = [one.machine for one in self._groups.hosted.values()]
+        shards = [shard for machine in hosted if isinstance(machine, ShardMachine) for shard in machine.shards.values()]
+        specs = [shard.info.create.spec for shard in shards]
+        return memory.bound(
+            self._config,
+            state_bytes=sum(machine.size_bytes() for machine in hosted),
+            groups=len(hosted),
+            shards=len(shards),
+            ranks=max((spec.ranks for spec in specs), default=0),
+            block_bytes=max((spec.block_bytes for spec in specs), default=0),
+            peers=len(self._groups.addresses) - 1,
+            streams=streams,
+            calls=calls,
+            connections=connections,
+        )
 
     def _alarms(self) -> list[str]:
         lines = [alarm for leader in self._shards.values() for alarm in leader.alarms]

@@ -179,7 +179,7 @@ class Catalogue:
 
     async def _try(self, method: Method, request: Any, final: frozenset[Reason] = frozenset()) -> Any:
         """Until there is an answer or a Refusal that is final: by itself, or because its reason is in `final`."""
-        backoff = Backoff(BACKOFF)
+        backoff = Backoff(BACKOFF, budget=self._routes.retries)
         turn = 0
         while True:
             route = self._routes.get(GROUP)

@@ -165,8 +165,9 @@ class Watchers:
 
     async def _watch(self, node: Node) -> None:
         request = pb.AnnouncementsRequest(cluster=self._cluster.identity, client=self._name)
-        backoff = Backoff(WATCH_BACKOFF)
+        backoff = Backoff(WATCH_BACKOFF, budget=self._routes.retries)
         while True:
+            later_ms = 0
             try:
                 async with contextlib.aclosing(self._network.announcements(node.address, request)) as announcements:
                     async for news in announcements:
@@ -178,11 +179,11 @@ class Watchers:
                         self._routes.learn(group=news.group, term=news.term, address=news.address, node=news.node)
                 problem = "it ended the stream"
             except Refusal as refusal:
-                problem = refusal.message
+                problem, later_ms = refusal.message, refusal.retry_after_ms
                 if refusal.reason is Reason.WRONG_CLUSTER:
                     problem = f"it belongs to another cluster: {problem}"
             self._broken[node.node] = shown(problem)
-            await asyncio.sleep(backoff.next_s())
+            await asyncio.sleep(backoff.next_s(later_ms))
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._others[task] = None

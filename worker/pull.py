@@ -32,6 +32,8 @@ ATTEMPT_TIMEOUT_S = 5.0
 """One Pull at one replica; it may be waiting there for a version that is on its way."""
 SILENCE_S = 1.0
 """A replica that sends nothing for so long is left for the next one."""
+BLOCKS_A_PULL_MAX = 16_384
+"""Named in one pull: servers refuse more."""
 BACKOFF = BackoffOptions(first_ms=5, most_ms=100)
 
 
@@ -84,9 +86,11 @@ class Puller:
         return got
 
     async def _group(self, shard: Shard, missing: set[int], want: Want, target: Flat, got: dict[int, Got]) -> None:
-        backoff = Backoff(BACKOFF)
+        backoff = Backoff(BACKOFF, budget=self._routes.retries)
         gone: dict[str, Refusal] = {}
         while missing:
+            # Of those that are at a bound the one that is free first says when; others are asked before.
+            later_ms: list[int] = []
             for address in self._replicas(shard.group):
                 try:
                     await self._attempt(address, shard, missing, want, target, got)
@@ -95,6 +99,7 @@ class Puller:
                         gone[address] = refusal
                     elif not transient(refusal) and refusal.reason is not Reason.NOT_FOUND:
                         raise to_error(refusal) from None
+                    later_ms.append(refusal.retry_after_ms)
                     # A replica that does not know the model is behind: group 0 does know it.
                     self.problems[shard.group] = refusal.message
                 except ChecksumMismatch as mismatch:
@@ -105,7 +110,7 @@ class Puller:
             reachable = [one for one in self._replicas(shard.group) if self._network.reachable(one)]
             if gone and all(one in gone for one in reachable):
                 raise to_error(next(iter(gone.values())))
-            await asyncio.sleep(backoff.next_s())
+            await asyncio.sleep(backoff.next_s(min(later_ms, default=0)))
 
     def _replicas(self, group: int) -> list[str]:
         """The leader first: it has the newest version before the others."""
@@ -119,13 +124,15 @@ class Puller:
         self, address: str, shard: Shard, missing: set[int], want: Want, target: Flat, got: dict[int, Got]
     ) -> None:
         model = self._model()
+        asked = sorted(missing)[:BLOCKS_A_PULL_MAX] if len(missing) < shard.count else []
+        left = len(asked) or len(missing)
         request = pb.PullRequest(
             cluster=self._cluster.identity,
             group=shard.group,
             model=model.model,
             generation=model.generation,
             placement_epoch=model.placement_epoch,
-            blocks=sorted(missing) if len(missing) < shard.count else (),
+            blocks=asked,
         )
         if want.version is not None:
             request.version = want.version
@@ -135,7 +142,7 @@ class Puller:
             request.bounded_ms = want.consistency.bounded_ms
         frames = self._network.pull(address, request, ATTEMPT_TIMEOUT_S)
         async with contextlib.aclosing(frames):
-            while missing:
+            while left:
                 try:
                     async with asyncio.timeout(SILENCE_S):
                         frame = await anext(frames, None)
@@ -145,6 +152,7 @@ class Puller:
                     raise Refusal(Reason.NOT_READY, f"{address} ended the pull early")
                 self._take(frame, missing, want, target)
                 got[frame.block] = Got(frame.version, frame.age_ms)
+                left -= 1
 
     def _take(self, frame: BlockFrame, missing: set[int], want: Want, target: Flat) -> None:
         if frame.block not in missing:

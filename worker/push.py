@@ -76,7 +76,7 @@ class GroupPusher:
         self._routes = routes
         self._owner = owner
         self._method = method
-        self._backoff = backoff or Backoff(BACKOFF)
+        self._backoff = backoff or Backoff(BACKOFF, budget=routes.retries)
         self._task: asyncio.Task[None] | None = None
         self._step: GroupStep | None = None
         self._wake = asyncio.Event()
@@ -125,7 +125,8 @@ class GroupPusher:
 
     @property
     def full(self) -> bool:
-        """The leader takes nothing, for want of space: there is one, but it is asked again only after a while."""
+        """The leader takes nothing now, for want of disk or because it is at a bound: there is one, but it is asked
+        again only after a while."""
         return self._full
 
     async def close(self) -> None:
@@ -167,7 +168,7 @@ class GroupPusher:
 
     async def _refused(self, route: Route, hello: Hello, refusal: Refusal) -> None:
         self._problem = refusal.message
-        self._full = refusal.reason is Reason.DISK_FULL
+        self._full = refusal.reason in (Reason.DISK_FULL, Reason.BUSY)
         if refusal.reason in _TO_RESOLVE:
             if not await self._owner.resolve(hello, refusal):
                 await asyncio.sleep(self._backoff.next_s(refusal.retry_after_ms))

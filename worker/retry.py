@@ -2,12 +2,14 @@
 
 Invariants: every call has exactly one `Budget`, made where the user called and handed down; no retry outlives it.
 Waits are jittered, so that ranks which lost the same leader do not come back in step, and are cut short by news
-(`Routes.changed`): they bound how often a silent cluster is asked, not how fast a change is followed. Must not know:
-what is being retried.
+(`Routes.changed`): they bound how often a silent cluster is asked, not how fast a change is followed. All attempts of a
+client after a failure draw on one `RetryBudget`, so that a client with many groups is no storm. Must not know: what is
+being retried.
 """
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Callable
@@ -84,15 +86,58 @@ class BackoffOptions:
         return problems
 
 
+RETRIES_PER_S = 50.0
+RETRIES_AT_ONCE = 100
+
+
+class RetryBudget:
+    """How often a client asks again, over all it does: `per_s` in the long run, `at_once` after a quiet time. Used on
+    the client's event loop only."""
+
+    __slots__ = ("_at_once", "_clock", "_left", "_per_s", "_seen_s")
+
+    def __init__(
+        self,
+        per_s: float = RETRIES_PER_S,
+        at_once: int = RETRIES_AT_ONCE,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        """`clock`: seconds; the running loop's when None."""
+        self._per_s = per_s
+        self._at_once = at_once
+        self._clock = clock or _loop_s
+        self._left = float(at_once)
+        self._seen_s: float | None = None
+
+    def wait_s(self) -> float:
+        """Take the next attempt; how long it has to wait."""
+        now_s = self._clock()
+        if self._seen_s is not None:
+            self._left = min(float(self._at_once), self._left + (now_s - self._seen_s) * self._per_s)
+        self._seen_s = now_s
+        self._left -= 1
+        return max(0.0, -self._left / self._per_s)
+
+
+def _loop_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
 class Backoff:
     """Waits of one sequence of attempts. `reset()` after something worked."""
 
-    __slots__ = ("_draw", "_next_ms", "_options")
+    __slots__ = ("_budget", "_draw", "_next_ms", "_options")
 
-    def __init__(self, options: BackoffOptions | None = None, draw: Callable[[], float] = random.random) -> None:
-        """`draw` gives numbers in [0, 1)."""
+    def __init__(
+        self,
+        options: BackoffOptions | None = None,
+        draw: Callable[[], float] = random.random,
+        budget: RetryBudget | None = None,
+    ) -> None:
+        """`draw` gives numbers in [0, 1). `budget`: what the client's attempts share."""
         self._options = options or BackoffOptions()
         self._draw = draw
+        self._budget = budget
         self._next_ms = self._options.first_ms
 
     def reset(self) -> None:
@@ -104,4 +149,5 @@ class Backoff:
         self._next_ms = min(self._next_ms * 2, self._options.most_ms)
         if at_least_ms > 0:
             wait_ms = max(wait_ms, at_least_ms * (1 + 0.25 * self._draw()))
-        return wait_ms / 1000.0
+        wait_s = wait_ms / 1000.0
+        return wait_s if self._budget is None else max(wait_s, self._budget.wait_s())

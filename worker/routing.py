@@ -1,15 +1,18 @@
 """Who leads what, as far as this worker knows.
 
-Owns one route a group, made of announcements (RULES C7), hints in refusals, and the description of the cluster.
-Invariants: the term of a group's route never goes back, and the highest one is followed at once; a route that failed
-is `suspect` until a newer one comes or it works again, and is never thrown away, for it may have been only its
-connection. Must not know: channels, steps. It is used on the client's event loop only.
+Owns the client's budget of repeated attempts, and one route a group, made of announcements (RULES C7), hints in
+refusals, and the description of the cluster. Invariants: the term of a group's route never goes back, and the highest
+one is followed at once; a route that failed is `suspect` until a newer one comes or it works again, and is never thrown
+away, for it may have been only its connection. Must not know: channels, steps. It is used on the client's event loop
+only.
 """
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
+
+from worker.retry import RetryBudget
 
 GROUPS_MAX = 65_536
 """Routes kept; announcements beyond are ignored (no cluster has as many groups)."""
@@ -30,6 +33,8 @@ class Routes:
     """Leader cache of a client."""
 
     def __init__(self) -> None:
+        self.retries = RetryBudget()
+        """How often all who ask along these routes ask again."""
         self._routes: dict[int, Route] = {}
         self._changed: dict[int, asyncio.Event] = {}
 

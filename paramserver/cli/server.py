@@ -60,6 +60,37 @@ FLAGS = (
     ),
     Flag("--segment-bytes", "size of a segment of the log", flags.integer(1, _BYTES), metavar="BYTES"),
     Flag("--snapshot-log-bytes-min", "no snapshot for less log than this", flags.integer(0, _BYTES), metavar="BYTES"),
+    Flag("--window-blocks", "blocks of a model summed at once, a group [16]", flags.integer(1, _BYTES), metavar="N"),
+    Flag("--window-bytes", "contributions in open sums [256 MiB]", flags.integer(1, _BYTES), metavar="BYTES"),
+    Flag(
+        "--uncommitted-bytes-max",
+        "log of a group that is not committed yet [64 MiB]",
+        flags.integer(1, _BYTES),
+        metavar="BYTES",
+    ),
+    Flag(
+        "--stream-window-bytes",
+        "what may be sent ahead on a stream that is not read [4 MiB]",
+        flags.integer(1, _BYTES),
+        metavar="BYTES",
+    ),
+    Flag("--streams-max", "push streams [256]", flags.integer(1, _BYTES), metavar="N"),
+    Flag("--pulls-max", "pulls at a time [1024]", flags.integer(1, _BYTES), metavar="N"),
+    Flag("--calls-max", "calls and streams of clients at a time [4096]", flags.integer(1, _BYTES), metavar="N"),
+    Flag("--connections-max", "connections of clients at a time [1024]", flags.integer(1, _BYTES), metavar="N"),
+    Flag("--pulls-bytes-max", "blocks being written to pulls [256 MiB]", flags.integer(1, _BYTES), metavar="BYTES"),
+    Flag(
+        "--replies-bytes-max",
+        "weights that wait to be written to push streams [256 MiB]",
+        flags.integer(1, _BYTES),
+        metavar="BYTES",
+    ),
+    Flag(
+        "--reader-timeout-ms",
+        "a reader that takes nothing for so long is ended [10000]",
+        flags.integer(1, _MS),
+        metavar="MS",
+    ),
 )
 KEYS = tuple(flag.key for flag in FLAGS)
 PLACE = "127.0.0.1:1"

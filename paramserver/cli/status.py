@@ -7,7 +7,7 @@ answers the command fails.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,7 @@ def lines(answers: Sequence[Answer], *, blocks: bool = False, view: ClusterView 
 
     nodes = status.reached(answers)
     out = [f"cluster {escape(nodes[0].cluster)}" if nodes else "cluster unknown", ""]
-    node_head = ("node", "address", "state", "incarnation", "version")
+    node_head = ("node", "address", "state", "incarnation", "version", "lag ms: p99, max", "memory: now, bound")
     out += table(node_head, [*(_node(answer, view) for answer in answers), *_removed(answers, view)])
     foreign = sorted({node.cluster for node in nodes})
     if len(foreign) > 1:
@@ -156,7 +156,7 @@ def _removed(answers: Sequence[Answer], view: ClusterView | None) -> list[tuple[
     asked = {answer.address for answer in answers}
     nodes = view.nodes if view is not None else ()
     return [
-        (str(node.node), escape(node.address), "removed", "", "")
+        (str(node.node), escape(node.address), "removed", "", "", "", "")
         for node in nodes
         if node.state == "removed" and node.address not in asked
     ]
@@ -171,7 +171,7 @@ def _node(answer: NodeSnapshot | Unreachable, view: ClusterView | None = None) -
         cause = f"UNREACHABLE ({escape(answer.cause)})"
         if known is not None and known.state != "active":
             cause = "removed" if known.state == "removed" else f"{known.state}, {cause}"
-        return (str(number or "?"), escape(answer.address), cause, "", "")
+        return (str(number or "?"), escape(answer.address), cause, "", "", "", "")
     damaged = sum(1 for group in answer.groups if group.problem)
     state = {"serving": "up", "waiting": "WAITING to be admitted", "removed": "REMOVED"}.get(answer.state, answer.state)
     if damaged:
@@ -180,7 +180,16 @@ def _node(answer: NodeSnapshot | Unreachable, view: ClusterView | None = None) -
         state += ", DISK FULL"
     if known is not None and known.node_uuid == answer.node_uuid and known.state in ("draining", "no leaders"):
         state += f", {known.state}"
-    return (str(answer.node), escape(answer.address), state, str(answer.incarnation), escape(answer.version))
+    known_by = (str(answer.incarnation), escape(answer.version))
+    return (str(answer.node), escape(answer.address), state, *known_by, *_load(answer.gauges))
+
+
+def _load(gauges: Mapping[str, float]) -> tuple[str, str]:
+    """How late the loop was in the last minute, and what the process takes; "-" where a node does not say."""
+    if "loop_lag_ms_p99_1m" not in gauges or "memory_bytes_bound" not in gauges:
+        return "-", "-"
+    lag = f"{gauges['loop_lag_ms_p99_1m']:.1f}, {gauges['loop_lag_ms_max_1m']:.1f}"
+    return lag, f"{_bytes(int(gauges['memory_bytes']))}, {_bytes(int(gauges['memory_bytes_bound']))}"
 
 
 def _group(node: NodeSnapshot, group: GroupSnapshot, leaders: dict[int, int]) -> tuple[str, ...]:

@@ -9,20 +9,16 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from paramserver.observe.process import descriptors, resident_bytes
+
+__all__ = ["cpu_s", "descriptors", "resident_bytes"]
+
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def cpu_s(pids: Iterable[int]) -> float:
     """User and system time so far, all threads; a process that is gone counts nothing."""
     return sum(_cpu_ticks(pid) for pid in pids) / _TICKS_PER_S
-
-
-def resident_bytes(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
-    except (OSError, IndexError, ValueError):
-        return 0
 
 
 def _cpu_ticks(pid: int) -> int:

@@ -2,7 +2,9 @@
 
 Invariants: a request is parsed here, so that bytes which are no message are INVALID_ARGUMENT and never a traceback;
 every failed call carries `paramserver-error-bin`; a defect of ours is logged here and shown outside as INTERNAL without
-detail; no unary call outlives SERVER_DEADLINE_MS, whatever deadline the client gave. Must not know: what handlers do.
+detail; no unary call outlives SERVER_DEADLINE_MS, whatever deadline the client gave; a call beyond the node's bounds is
+refused before its handler begins; a client that does not even read the end of a stream loses its connection. Must not
+know: what handlers do.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
 from paramserver.observe.counters import Counters
+from paramserver.rpc.admission import Admission, sever
+from paramserver.rpc.limits import Limits
 from paramserver.wire.errors import ERROR_METADATA_KEY, Reason, Refusal
 
 log = logging.getLogger(__name__)
@@ -52,10 +56,15 @@ def status_code(refusal: Refusal) -> grpc.StatusCode:
 
 
 class Calls:
-    """Makes method handlers. `counters` counts refusals by reason."""
+    """Makes method handlers. `counters` counts refusals by reason. `admission`: whose bounds calls are held to; None:
+    these are served always. `part_ms`: how long the end of a stream may lie unread."""
 
-    def __init__(self, counters: Counters) -> None:
+    def __init__(
+        self, counters: Counters, admission: Admission | None = None, *, part_ms: int = Limits().reader_timeout_ms
+    ) -> None:
         self._counters = counters
+        self._admission = admission
+        self._part_s = part_ms / 1000
 
     def unary(self, kind: type[Request], handler: Unary[Request]) -> grpc.RpcMethodHandler:
         async def call(data: bytes, context: Context) -> bytes:
@@ -63,29 +72,52 @@ class Calls:
                 async with _Deadline():
                     return (await handler(parse(kind, data), context)).SerializeToString()
 
-            return await self._guard(work(), context)
+            return await self._guard(work, context)
 
         return grpc.unary_unary_rpc_method_handler(call)
 
-    def server_stream(self, kind: type[Request], handler: ServerStream[Request]) -> grpc.RpcMethodHandler:
+    def server_stream(
+        self,
+        kind: type[Request],
+        handler: ServerStream[Request],
+        *,
+        bounded: Callable[[bytes], None] = lambda _: None,
+    ) -> grpc.RpcMethodHandler:
+        """`bounded` raises `Refusal` for a request that is too long to be parsed."""
+
         async def call(data: bytes, context: Context) -> None:
             async def work() -> None:
+                bounded(data)
                 await handler(parse(kind, data), context)
 
-            await self._guard(work(), context)
+            await self._guard(work, context)
 
         return grpc.unary_stream_rpc_method_handler(call)
 
     def stream(self, handler: Stream) -> grpc.RpcMethodHandler:
         async def call(_requests: Any, context: Context) -> None:
-            await self._guard(handler(context), context)
+            await self._guard(lambda: handler(context), context)
 
         return grpc.stream_stream_rpc_method_handler(call)
 
-    async def _guard(self, work: Coroutine[Any, Any, Any], context: Context) -> Any:
+    async def _guard(self, work: Callable[[], Awaitable[Any]], context: Context) -> Any:
+        admission = self._admission
+        if admission is None:
+            return await self._served(work, context)
+        peer = context.peer()
+        try:
+            admission.enter(peer)
+        except Refusal as refusal:
+            return await self._refused(refusal, context)
+        try:
+            return await self._served(work, context)
+        finally:
+            admission.leave(peer)
+
+    async def _served(self, work: Callable[[], Awaitable[Any]], context: Context) -> Any:
         reached: Refusal
         try:
-            return await work
+            return await work()
         except Refusal as refusal:
             reached = refusal
         except (grpc.aio.AbortError, asyncio.CancelledError):
@@ -93,8 +125,18 @@ class Calls:
         except Exception:
             log.exception("a handler failed")
             reached = Refusal(Reason.INTERNAL, "a defect of the server; its log says more")
-        self._counters.add(f"refused_{reached.reason.value.lower()}")
-        return await abort(context, reached)
+        return await self._refused(reached, context)
+
+    async def _refused(self, refusal: Refusal, context: Context) -> Any:
+        self._counters.add(f"refused_{refusal.reason.value.lower()}")
+        try:
+            async with asyncio.timeout(self._part_s):
+                return await abort(context, refusal)
+        except TimeoutError:
+            # What was written before lies unread in front of the end, and gRPC keeps all of it.
+            self._counters.add("connections_closed_unread")
+            sever(context.peer())
+            raise asyncio.CancelledError from None
 
 
 async def abort(context: Context, refusal: Refusal) -> None:

@@ -2,9 +2,9 @@
 
 A push stream is two loops: one reads a frame, offers it to the shard's leader, and reads the next only when that one
 was admitted (RULES S5: back-pressure, not an error); the other writes replies as they come. Invariants: frames are
-checked in form before they are offered; while REPLIES_MAX replies wait for a slow reader nothing more is read from it;
-a stream ends with a `Refusal`, or after the last reply to a client that has sent its last frame. Must not know: sums,
-versions, Raft.
+checked in form before they are offered; at most `streams_max` streams are open; what waits for a reader is bounded
+(`outbox`, `room`), and a reader that takes nothing of it is ended; a stream ends with a `Refusal`, or after the last
+reply to a client that has sent its last frame. Must not know: sums, versions, Raft.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
@@ -20,87 +19,78 @@ import grpc
 import grpc.aio
 
 from consensus.core.interface import GroupId
+from paramserver.rpc.admission import busy, not_reading
 from paramserver.rpc.calls import Calls, Context
 from paramserver.rpc.groups import Groups
+from paramserver.rpc.limits import Limits
+from paramserver.rpc.outbox import Outbox
 from paramserver.rpc.pull import Puller, Wanted, checked
+from paramserver.rpc.room import Held, NoRoom, WritingRoom
 from paramserver.shard.leader import ShardLeader
 from paramserver.shard.streams import Stream
 from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.errors import Reason, Refusal, invalid
-from paramserver.wire.frames import BlockFrame, BlockStatus, Hello, decode_push, encode_block
+from paramserver.wire.frames import Hello, decode_push, encode_block
 
 log = logging.getLogger(__name__)
 
 SERVICE = "paramserver.v1.Data"
-REPLIES_MAX = 64
-"""Replies of one stream that wait to be written, each with at most a block; then its frames are not read any more."""
 HELLO_TIMEOUT_MS = 10_000
 """A stream that does not say hello for so long is ended."""
+PULL_REQUEST_BYTES = 1024
+PULL_BLOCK_BYTES = 6
+"""A pull is at most PULL_REQUEST_BYTES long, and so much for each block that it may name."""
 
-Open: TypeAlias = Callable[[ShardLeader, Hello, "Outbox"], Stream]
-
-
-class Outbox:
-    """What the shard's leader says to one stream (its sink). Used on the event loop only."""
-
-    def __init__(self) -> None:
-        self.refusal: Refusal | None = None
-        self.unanswered = 0
-        """Frames offered and not replied to."""
-        self.finished = False
-        """The client has sent its last frame."""
-        self.changed = asyncio.Event()
-        self.room = asyncio.Event()
-        self.room.set()
-        self._replies: deque[BlockFrame] = deque()
-
-    def reply(self, frame: BlockFrame) -> None:
-        if frame.status is not BlockStatus.STREAM_OPEN:
-            self.unanswered -= 1
-        self._replies.append(frame)
-        if len(self._replies) >= REPLIES_MAX:
-            self.room.clear()
-        self.changed.set()
-
-    def end(self, refusal: Refusal) -> None:
-        """Nothing more is taken. Replies that were made before still go out."""
-        if self.refusal is None:
-            self.refusal = refusal
-        self.changed.set()
-
-    def finish(self) -> None:
-        self.finished = True
-        self.changed.set()
-
-    def next(self) -> BlockFrame | None:
-        if not self._replies:
-            return None
-        frame = self._replies.popleft()
-        if len(self._replies) < REPLIES_MAX:
-            self.room.set()
-        return frame
+Open: TypeAlias = Callable[[ShardLeader, Hello, Outbox], Stream]
 
 
 class DataService:
     """`leaders`: this node's data groups, led here or not."""
 
     def __init__(
-        self, *, leaders: Mapping[GroupId, ShardLeader], groups: Groups, puller: Puller, cluster: bytes
+        self,
+        *,
+        leaders: Mapping[GroupId, ShardLeader],
+        groups: Groups,
+        puller: Puller,
+        cluster: bytes,
+        limits: Limits | None = None,
     ) -> None:
         self._leaders = leaders
         self._groups = groups
         self._puller = puller
         self._cluster = cluster
+        self._limits = limits or Limits()
+        self._held = Held(self._limits.replies_bytes_max)
+        self._writing = WritingRoom(
+            self._limits.pulls_bytes_max,
+            timeout_ms=self._limits.reader_timeout_ms,
+            patience_ms=self._limits.reader_patience_ms,
+        )
         self.streams = 0
         """Push streams open now."""
+        self.bare_replies = 0
+        """Replies whose weights found no room."""
 
     def handlers(self, calls: Calls) -> grpc.GenericRpcHandler:
         methods = {
             "PushPull": calls.stream(self._push_pull),
             "Initialize": calls.stream(self._initialize),
-            "Pull": calls.server_stream(pb.PullRequest, self._pull),
+            "Pull": calls.server_stream(pb.PullRequest, self._pull, bounded=self._check_pull_bytes),
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    def gauges(self) -> dict[str, float]:
+        """What is held for readers now, and the most there ever was."""
+        return {
+            "push_streams": self.streams,
+            "pulls": self._puller.pulls,
+            "replies_bytes": self._held.bytes,
+            "replies_bytes_most": self._held.bytes_most,
+            "pulls_bytes": self._writing.bytes,
+            "pulls_bytes_most": self._writing.bytes_most,
+            "replies_without_weights": self.bare_replies,
+        }
 
     # --- pushes
 
@@ -111,18 +101,27 @@ class DataService:
         await self._stream(context, lambda leader, hello, outbox: leader.open_initialization(hello, outbox))
 
     async def _stream(self, context: Context, opened: Open) -> None:
-        outbox = Outbox()
+        if self.streams >= self._limits.streams_max:
+            raise busy(f"{self.streams} push streams are open at this node, its bound", self._limits)
+        self.streams += 1
+        try:
+            await self._opened(context, opened)
+        finally:
+            self.streams -= 1
+
+    async def _opened(self, context: Context, opened: Open) -> None:
+        outbox = Outbox(self._held, self._limits)
         hello = await self._hello(context)
         try:
             stream = opened(self._leader(hello), hello, outbox)
         except Refusal as refusal:
             raise self._complete(refusal) from None
-        self.streams += 1
         reader = asyncio.create_task(self._read(context, stream, outbox), name="push stream")
         try:
             await self._write(context, outbox)
         finally:
-            self.streams -= 1
+            self.bare_replies += outbox.bare
+            outbox.close()
             stream.close()
             reader.cancel()
 
@@ -179,7 +178,12 @@ class DataService:
     async def _write(self, context: Context, outbox: Outbox) -> None:
         while True:
             while (frame := outbox.next()) is not None:
-                await context.write(encode_block(frame))
+                try:
+                    async with asyncio.timeout(self._limits.reader_timeout_ms / 1000):
+                        await context.write(encode_block(frame))
+                except TimeoutError:
+                    raise not_reading(self._limits, self._limits.reader_timeout_ms) from None
+                outbox.written()
             if outbox.refusal is not None:
                 raise self._complete(outbox.refusal)
             if outbox.finished and outbox.unanswered <= 0:
@@ -195,12 +199,20 @@ class DataService:
 
     # --- pulls
 
+    def _check_pull_bytes(self, data: bytes) -> None:
+        """Before it is parsed: a list of a million blocks would keep the loop from its votes."""
+        most = self._limits.pull_blocks_max
+        if len(data) > PULL_REQUEST_BYTES + PULL_BLOCK_BYTES * most:
+            raise invalid("blocks", f"at most {most}", f"a request of {len(data)} bytes")
+
     async def _pull(self, request: pb.PullRequest, context: Context) -> None:
         if request.cluster != self._cluster:
             raise Refusal(Reason.WRONG_CLUSTER, "the request is for another cluster", field="cluster")
         which = request.WhichOneof("want")
         if which is None:
             raise invalid("want", "version or min_version", "neither")
+        if len(request.blocks) > self._limits.pull_blocks_max:
+            raise invalid("blocks", f"at most {self._limits.pull_blocks_max}", f"{len(request.blocks)} of them")
         wanted = checked(
             Wanted(
                 group=request.group,
@@ -216,4 +228,10 @@ class DataService:
         )
         async with contextlib.aclosing(self._puller.frames(wanted, context.time_remaining())) as frames:
             async for frame in frames:
-                await context.write(encode_block(frame))
+                try:
+                    async with self._writing.room(len(frame.payload)), self._writing.write():
+                        await context.write(encode_block(frame))
+                except TimeoutError:
+                    raise not_reading(self._limits, self._limits.reader_patience_ms) from None
+                except NoRoom:
+                    raise busy("as many blocks wait to be written to pulls as may", self._limits) from None

@@ -3,7 +3,7 @@
 Consistent pulls (RULES R2, R3) are the same, of state that is known to be new enough. Invariants: what is served was
 committed and applied here; a linearizable pull serves nothing before a quorum confirmed the leader after it came, a
 bounded one nothing that is older than its bound when it is read; a wait ends at the client's deadline or at the
-server's own cap, whichever is first; at most PULLS_MAX pulls are served at a time. Weights are passed on by reference
+server's own cap, whichever is first; at most `pulls_max` pulls are served at a time. Weights are passed on by reference
 and copied once, into the frame. Must not know: how a replica keeps versions, gRPC.
 """
 
@@ -14,17 +14,17 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 
 from consensus.core.interface import GroupId
+from paramserver.rpc.admission import busy
 from paramserver.rpc.calls import SERVER_DEADLINE_MS
 from paramserver.rpc.freshness import Confirmation, Freshness
 from paramserver.rpc.groups import Groups
+from paramserver.rpc.limits import Limits
 from paramserver.shard.leader import ShardLeader
 from paramserver.shard.machine import ShardMachine
 from paramserver.shard.reads import BlockRead, Value
 from paramserver.wire.errors import Reason, Refusal, invalid
 from paramserver.wire.frames import STEP_MAX, BlockFrame, BlockStatus
 
-PULLS_MAX = 1024
-"""Pulls served at a time; further ones are refused as busy."""
 BOUNDED_MS_MAX = 86_400_000
 """A longer bound is a mistake: without one any committed state will do."""
 NOT_YET_MS = 20
@@ -60,7 +60,14 @@ class Wanted:
 class Puller:
     """`leaders`: this node's data groups, led here or not."""
 
-    def __init__(self, groups: Groups, leaders: Mapping[GroupId, ShardLeader], freshness: Freshness) -> None:
+    def __init__(
+        self,
+        groups: Groups,
+        leaders: Mapping[GroupId, ShardLeader],
+        freshness: Freshness,
+        limits: Limits | None = None,
+    ) -> None:
+        self._limits = limits or Limits()
         self._groups = groups
         self._leaders = leaders
         self._freshness = freshness
@@ -68,8 +75,8 @@ class Puller:
 
     async def frames(self, wanted: Wanted, time_left_s: float | None) -> AsyncGenerator[BlockFrame, None]:
         """The blocks in order, each as soon as it is there. Raises `Refusal`."""
-        if self.pulls >= PULLS_MAX:
-            raise Refusal(Reason.BUSY, f"{PULLS_MAX} pulls are served by this node, its bound", retry_after_ms=100)
+        if self.pulls >= self._limits.pulls_max:
+            raise busy(f"{self.pulls} pulls are served by this node, its bound", self._limits)
         cap_s = SERVER_DEADLINE_MS / 1000
         deadline = _now_s() + (cap_s if time_left_s is None else min(time_left_s, cap_s))
         replica = self._replica(wanted.group)

@@ -20,6 +20,7 @@ from paramserver.shard.results import Duplicate, NotTaken, Updated
 from paramserver.shard.state import Shard, ShardInfo
 from paramserver.shard.streams import PushStream, StreamState
 from paramserver.shard.sums import Complete, OpenSum, Rejected
+from paramserver.shard.window import SumWindow
 from paramserver.wire.codecs import check_size
 from paramserver.wire.errors import Reason, Refusal, disk_full, invalid
 from paramserver.wire.frames import BlockFrame, BlockStatus, PushFrame, PushKind
@@ -59,6 +60,13 @@ class Surroundings(Protocol):
 
     def not_leader(self) -> Refusal: ...
 
+    @property
+    def room(self) -> SumWindow:
+        """Of the node, for contributions in open sums."""
+
+    def look_again(self) -> None:
+        """There may be room again: judge what streams hold."""
+
 
 @dataclass(slots=True, eq=False)
 class Round:
@@ -72,6 +80,8 @@ class Round:
     contributors: int = 0
     proposed: bool = False
     alive: bool = True
+    held_bytes: int = 0
+    """Room that its contributions take in the node's window."""
     waiting: dict[PushStream, bool] = field(default_factory=dict)
     """Who asked for the answer, and whether it wants the weights."""
 
@@ -190,7 +200,7 @@ class Gathering:
                 round_.waiting[stream] = wants
             elif (skipped := self._first_skipped(stream, step, index)) is not None:
                 raise self._out_of_order(frame, skipped)
-            elif not self._in_window(step, index) or not self._around.takes:
+            elif not self._in_window(step, index) or not self._around.takes or not self._has_room(step, index):
                 return False
             else:
                 self._take(stream, frame, index, wants)
@@ -218,6 +228,21 @@ class Gathering:
     def _in_window(self, step: int, index: int) -> bool:
         return step * self._blocks + index < self._lowest + self._window
 
+    def _has_room(self, step: int, index: int) -> bool:
+        """Room in the node's window, taken for one contribution. What the others wait for has room always."""
+        lowest = step * self._blocks + index == self._lowest
+        return self._around.room.take(self._bytes_of(index), always=lowest, later=self._around.look_again)
+
+    def _bytes_of(self, index: int) -> int:
+        """Of a contribution while it is summed: in float32, whatever it came in."""
+        info = self.info
+        return 4 * info.layout.block_elements(info.create.first_block + index)
+
+    def _give_room(self, round_: Round, size: int) -> None:
+        round_.held_bytes -= size
+        for look_again in self._around.room.give(size):
+            self._around.effects.post(look_again)
+
     def _first_skipped(self, stream: PushStream, step: int, index: int) -> int | None:
         """RULES S5: a rank sends blocks in their one order and leaves out only what is proposed or applied. The place
         of a block that it jumped over, None if there is none. Jumping would fill the window with sums which wait for
@@ -241,6 +266,7 @@ class Gathering:
             self._rounds[index] = round_
         open_round, rank = round_, stream.rank
         open_round.contributors |= 1 << rank
+        open_round.held_bytes += self._bytes_of(index)
         open_round.waiting[stream] = wants
         self._around.count("pushes_taken")
         self._around.effects.post(
@@ -257,6 +283,7 @@ class Gathering:
         if round_.alive and outcome is not None:
             if isinstance(outcome, Complete):
                 round_.proposed = True
+                self._give_room(round_, round_.held_bytes)
                 self._propose(round_, outcome)
                 self._advance()
                 self.try_all_held()
@@ -274,6 +301,7 @@ class Gathering:
             return
         self._around.count(f"rejected_model_{self.info.create.model}_rank_{outcome.rank}")
         round_.contributors &= ~(1 << outcome.rank)
+        self._give_room(round_, self._bytes_of(round_.index))
         for stream in [stream for stream in round_.waiting if stream.rank == outcome.rank]:
             del round_.waiting[stream]
             self._around.end(stream, outcome.refusal)
@@ -373,6 +401,7 @@ class Gathering:
     def _kill(self, round_: Round) -> None:
         round_.alive = False
         round_.sum.abandoned = True
+        self._give_room(round_, round_.held_bytes)
         self._rounds[round_.index] = None
 
     # --- answers -----------------------------------------------------------------------------------------------------

@@ -54,6 +54,9 @@ class Initialization:
         except Refusal as refusal:
             self._end(stream, refusal)
             return
+        room = self._around.room
+        if not room.take(self._bytes_of(info, frame), always=stream.in_flight == 0, later=self._around.look_again):
+            return
         stream.held = None
         stream.in_flight += 1
         self._around.effects.post(admitted)
@@ -61,8 +64,12 @@ class Initialization:
             self._around.run,
             SUM_LANE,
             lambda: _encode(info, stream.hello.initialization_epoch, frame),
-            lambda made: self._encoded(frame, made),
+            lambda made: self._encoded(frame, made, self._bytes_of(info, frame)),
         )
+
+    @staticmethod
+    def _bytes_of(info: ShardInfo, frame: PushFrame) -> int:
+        return 4 * info.layout.block_elements(frame.block)
 
     def _check(self, info: ShardInfo, frame: PushFrame) -> None:
         if frame.kind is not PushKind.INITIAL:
@@ -73,7 +80,9 @@ class Initialization:
             raise invalid("block", expected, frame.block, reason=Reason.NOT_FOUND)
         check_size(frame.codec, len(frame.payload), info.layout.block_elements(frame.block))
 
-    def _encoded(self, frame: PushFrame, made: Complete | Refusal) -> None:
+    def _encoded(self, frame: PushFrame, made: Complete | Refusal, size: int) -> None:
+        for look_again in self._around.room.give(size):
+            self._around.effects.post(look_again)
         if self._stream.state is StreamState.OPEN:
             if isinstance(made, Refusal):
                 self._end(self._stream, made)

@@ -24,6 +24,7 @@ from paramserver.shard.results import Answer, Duplicate, NotTaken, Updated, Why
 from paramserver.shard.soundness import Soundness
 from paramserver.shard.state import ShardInfo
 from paramserver.shard.streams import InitialStream, PushStream, Sink, Stream, StreamState
+from paramserver.shard.window import SumWindow
 from paramserver.wire.errors import Reason, Refusal, invalid
 from paramserver.wire.frames import Hello
 
@@ -38,7 +39,8 @@ class ShardLeader:
 
     propose, read_index, voters, report, distrust, hold (snapshots): `GroupHandle`'s. lanes: where sums run;
     apply_lane: where the machine works. address_of: where a replica serves, "" when unknown.
-    on_alarm: told of every alarm, with one line. on_leading: told (term) once this replica may serve.
+    on_alarm: told of every alarm, with one line. on_leading: told (term) once this replica may serve. room: what the
+    node's open sums may take, shared by its groups.
     """
 
     def __init__(
@@ -58,12 +60,14 @@ class ShardLeader:
         address_of: Callable[[ReplicaId], str] = lambda _: "",
         on_alarm: Callable[[str], None] = lambda _: None,
         on_leading: Callable[[int], None] = lambda _: None,
+        room: SumWindow | None = None,
     ) -> None:
         self.group: GroupId = machine.group
         self.effects = Effects()
         self.counters: Counter[str] = Counter()
         self.alarms: list[str] = []
         self.options = options or LeaderOptions()
+        self.room = room or SumWindow(self.options.window_bytes)
         self._machine = machine
         self._replica = replica
         self._propose = propose
@@ -200,6 +204,14 @@ class ShardLeader:
     def propose(self, payload: Payload, crc: int, done: Callable[[Outcome], None]) -> None:
         self._propose(payload, crc, done)
 
+    def look_again(self) -> None:
+        if self._leading:
+            for gathering in self._gatherings.values():
+                gathering.try_all_held()
+            for initial in tuple(self._initial.values()):
+                initial.try_held()
+        self.effects.flush()
+
     def confirm(self, done: Callable[[bool], None]) -> None:
         def answered(outcome: ReadOutcome) -> None:
             done(isinstance(outcome, ReadIndex))
@@ -267,6 +279,8 @@ class ShardLeader:
 
     def restored(self, index: int) -> None:
         self._soundness.restored()
+        for gathering in self._gatherings.values():
+            gathering.drop()
         self._gatherings.clear()
         self._resync()
         for wake in self._reads.all():

@@ -14,6 +14,9 @@ class LeaderOptions:
     window_blocks: int = 16
     """n of RULES S5, a model and group: blocks whose sums may be open at once. A rank that is further ahead is held
     back at its stream. Open sums take at most window_blocks x block_bytes x ranks, whoever sends what."""
+    window_bytes: int = 256 << 20
+    """Contributions in open sums, of all groups and models of the node. At the bound only what others wait for is
+    taken: of each model the lowest open block. The rest is held back at its stream."""
     streams_max: int = 256
     """Push streams of the group, parked ones too; one more is refused with BUSY."""
     initial_blocks_in_flight: int = 8

@@ -18,6 +18,9 @@ class GrpcOptions:
 
     message_bytes_max: int = 32 * MIB
     """A frame, sent or received; a longer one is refused before memory is taken for it."""
+    stream_window_bytes: int = 4 * MIB
+    """What a peer or client may send ahead on one stream that is not read: gRPC holds this much for each, and the
+    message that is being read. A long link carries at most this much a round trip."""
     reconnect_ms_min: int = 100
     reconnect_ms_max: int = 500
     """Pause before a broken connection is tried again, growing from min to max."""
@@ -61,7 +64,9 @@ def _shared(options: GrpcOptions) -> ChannelArguments:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.max_frame_size", 16 * MIB - 1),
-        ("grpc.http2.lookahead_bytes", 64 * MIB),
+        # Measuring the link instead would let the window of a stream grow out of our sight.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", options.stream_window_bytes),
     ]
 
 

@@ -117,8 +117,26 @@ def test_loop_lag_keeps_its_worst_and_a_window(caplog: pytest.LogCaptureFixture)
     lag.sample(500.0)
     for _ in range(WINDOW):
         lag.sample(1.0)
-    assert lag.gauges() == {"loop_lag_ms_max": 500.0, "loop_lag_ms_max_1m": 1.0, "loop_lag_ms_mean_1m": 1.0}
+    assert lag.gauges() == {
+        "loop_lag_ms_max": 500.0,
+        "loop_lag_ms_max_1m": 1.0,
+        "loop_lag_ms_p50_1m": 1.0,
+        "loop_lag_ms_p99_1m": 1.0,
+        "loop_lag_ms_mean_1m": 1.0,
+    }
     assert "500 ms late" in caplog.text
+
+
+def test_loop_lag_says_how_often_it_was_how_late() -> None:
+    lag = LoopLag()
+    for lag_ms in [0.2] * 90 + [3.0] * 9 + [700.0]:
+        lag.sample(lag_ms)
+    assert lag.gauges()["loop_lag_ms_p50_1m"] == 0.2
+    assert lag.gauges()["loop_lag_ms_p99_1m"] == 700.0
+    assert lag.counts() == {
+        **{"le_1_ms": 90, "le_2_ms": 90, "le_5_ms": 99, "le_10_ms": 99, "le_20_ms": 99},
+        **{"le_50_ms": 99, "le_100_ms": 99, "le_200_ms": 99, "le_500_ms": 99, "samples": 100},
+    }
 
 
 def test_loop_lag_is_measured() -> None:

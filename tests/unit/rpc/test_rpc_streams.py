@@ -12,9 +12,10 @@ import pytest
 
 from paramserver.observe.counters import Counters
 from paramserver.rpc.calls import Calls
-from paramserver.rpc.data import REPLIES_MAX, DataService
+from paramserver.rpc.data import DataService
 from paramserver.rpc.freshness import Freshness
 from paramserver.rpc.groups import Groups
+from paramserver.rpc.outbox import REPLIES_MAX
 from paramserver.rpc.pull import Puller
 from paramserver.wire.errors import ERROR_METADATA_KEY, Reason, Refusal
 from paramserver.wire.frames import (

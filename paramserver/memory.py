@@ -1,0 +1,65 @@
+"""What the memory of a server is bounded by, computed from its options (docs/operations.md explains each term).
+
+Owns the formula. Invariant: every place that holds payload for clients, peers or the disk is a term; how many workers
+push is not one, but for the streams that stand. Must not know: how any bound is kept.
+"""
+
+from __future__ import annotations
+
+from consensus.runtime.options import RuntimeOptions
+from consensus.transport.grpc import GrpcOptions
+from paramserver.config import FOLLOWER_BEHIND_BYTES, NodeConfig
+
+MIB = 1 << 20
+BASE_BYTES = 150 * 10**6
+"""The interpreter, its packages, gRPC's threads and arenas, tables of groups and models."""
+CALL_BYTES = 64 << 10
+"""A call that waits."""
+CONNECTION_BYTES = 256 << 10
+"""A connection, its read and write buffers in gRPC; those of the kernel count nowhere here."""
+SLACK_PERCENT = 25
+"""What the allocator holds beside the state: buffers between two versions, holes."""
+
+
+def bound(
+    config: NodeConfig,
+    *,
+    state_bytes: int,
+    groups: int,
+    shards: int,
+    ranks: int,
+    block_bytes: int,
+    peers: int,
+    streams: int,
+    calls: int,
+    connections: int,
+) -> dict[str, int]:
+    """Bytes by term. `state_bytes`: weights, the version before, and slots. `shards`: models x groups here. `ranks`,
+    `block_bytes`: the largest of any model. `streams`, `calls`, `connections`: of clients, at most as many as the
+    config allows."""
+    runtime, window = config.runtime_options(), config.stream_window_bytes
+    transport = GrpcOptions(stream_window_bytes=window)
+    chunk = runtime.chunk_bytes_max
+    return {
+        "base": BASE_BYTES,
+        "state": state_bytes * (100 + SLACK_PERCENT) // 100,
+        "log": log_bytes(runtime, state_bytes=state_bytes, groups=groups),
+        "uncommitted": groups * (config.uncommitted_bytes_max + FOLLOWER_BEHIND_BYTES + runtime.applying_bytes_max),
+        "sums": config.window_bytes + shards * ranks * block_bytes,
+        "streams": streams * (window + 4 * block_bytes),
+        "replies": config.replies_bytes_max,
+        "pulls": 3 * config.pulls_bytes_max,
+        "calls": calls * CALL_BYTES + connections * CONNECTION_BYTES,
+        "peers": peers * (transport.control_queue_bytes + 2 * (window + transport.frame_bytes_max + chunk)),
+        "snapshots": runtime.snapshot_budget_bytes
+        + runtime.transfers_max * runtime.transfer_window_chunks * MIB
+        + groups * runtime.receive_window_chunks * chunk,
+    }
+
+
+def log_bytes(runtime: RuntimeOptions, *, state_bytes: int, groups: int) -> int:
+    """Entries stay in memory until a snapshot covers them, and a tail for those who lag; the next snapshot is begun
+    after a multiple of the state, and what comes while it is written is at most as much again."""
+    since = max(runtime.snapshot_log_multiple * state_bytes, groups * runtime.snapshot_log_bytes_min)
+    kept = groups * runtime.keep_bytes_max + runtime.transfers_max * runtime.transfer_keep_bytes_max
+    return since + since // runtime.snapshot_log_multiple + kept
