@@ -7,7 +7,7 @@ answers the command fails.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -94,11 +94,12 @@ def lines(answers: Sequence[Answer], *, blocks: bool = False, view: ClusterView 
 
     nodes = status.reached(answers)
     out = [f"cluster {escape(nodes[0].cluster)}" if nodes else "cluster unknown", ""]
-    node_head = ("node", "address", "state", "incarnation", "version", "lag ms: p99, max", "memory: now, bound")
+    node_head = ("node", "address", "state", "incarnation", "version")
     out += table(node_head, [*(_node(answer, view) for answer in answers), *_removed(answers, view)])
     foreign = sorted({node.cluster for node in nodes})
     if len(foreign) > 1:
         out += ["", f"! these servers belong to {len(foreign)} different clusters: {', '.join(map(escape, foreign))}"]
+    out += _loads(nodes)
     leaders = status.leaders(answers)
     out += _members(nodes, leaders, view)
     head = ("group", "node", "role", "leader", "term", "commit", "applied", "last", "snapshot", "state", "note")
@@ -130,6 +131,22 @@ def lines(answers: Sequence[Answer], *, blocks: bool = False, view: ClusterView 
     return out
 
 
+def _loads(nodes: Sequence[NodeSnapshot]) -> list[str]:
+    """How late each node's loop was in the last minute, what is open there, and its memory beside what bounds it."""
+    head = ("node", "lag ms p50", "p99", "max", "push streams", "pulls", "calls", "memory", "bound")
+    rows = [
+        (
+            str(node.node),
+            *(f"{node.gauges[f'loop_lag_ms_{which}_1m']:.1f}" for which in ("p50", "p99", "max")),
+            *(f"{node.gauges[what]:.0f}" for what in ("push_streams", "pulls", "calls")),
+            *(_bytes(int(node.gauges[what])) for what in ("memory_bytes", "memory_bytes_bound")),
+        )
+        for node in nodes
+        if {"loop_lag_ms_p99_1m", "memory_bytes_bound"} <= node.gauges.keys()
+    ]
+    return ["", *table(head, rows)] if rows else []
+
+
 def _members(nodes: Sequence[NodeSnapshot], leaders: dict[int, int], view: ClusterView | None) -> list[str]:
     """Who belongs to each group, told by the replica that knows best, and what is being moved."""
     rows = []
@@ -156,7 +173,7 @@ def _removed(answers: Sequence[Answer], view: ClusterView | None) -> list[tuple[
     asked = {answer.address for answer in answers}
     nodes = view.nodes if view is not None else ()
     return [
-        (str(node.node), escape(node.address), "removed", "", "", "", "")
+        (str(node.node), escape(node.address), "removed", "", "")
         for node in nodes
         if node.state == "removed" and node.address not in asked
     ]
@@ -171,7 +188,7 @@ def _node(answer: NodeSnapshot | Unreachable, view: ClusterView | None = None) -
         cause = f"UNREACHABLE ({escape(answer.cause)})"
         if known is not None and known.state != "active":
             cause = "removed" if known.state == "removed" else f"{known.state}, {cause}"
-        return (str(number or "?"), escape(answer.address), cause, "", "", "", "")
+        return (str(number or "?"), escape(answer.address), cause, "", "")
     damaged = sum(1 for group in answer.groups if group.problem)
     state = {"serving": "up", "waiting": "WAITING to be admitted", "removed": "REMOVED"}.get(answer.state, answer.state)
     if damaged:
@@ -180,16 +197,7 @@ def _node(answer: NodeSnapshot | Unreachable, view: ClusterView | None = None) -
         state += ", DISK FULL"
     if known is not None and known.node_uuid == answer.node_uuid and known.state in ("draining", "no leaders"):
         state += f", {known.state}"
-    known_by = (str(answer.incarnation), escape(answer.version))
-    return (str(answer.node), escape(answer.address), state, *known_by, *_load(answer.gauges))
-
-
-def _load(gauges: Mapping[str, float]) -> tuple[str, str]:
-    """How late the loop was in the last minute, and what the process takes; "-" where a node does not say."""
-    if "loop_lag_ms_p99_1m" not in gauges or "memory_bytes_bound" not in gauges:
-        return "-", "-"
-    lag = f"{gauges['loop_lag_ms_p99_1m']:.1f}, {gauges['loop_lag_ms_max_1m']:.1f}"
-    return lag, f"{_bytes(int(gauges['memory_bytes']))}, {_bytes(int(gauges['memory_bytes_bound']))}"
+    return (str(answer.node), escape(answer.address), state, str(answer.incarnation), escape(answer.version))
 
 
 def _group(node: NodeSnapshot, group: GroupSnapshot, leaders: dict[int, int]) -> tuple[str, ...]:

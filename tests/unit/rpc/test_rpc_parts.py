@@ -134,8 +134,16 @@ def test_loop_lag_says_how_often_it_was_how_late() -> None:
     assert lag.gauges()["loop_lag_ms_p50_1m"] == 0.2
     assert lag.gauges()["loop_lag_ms_p99_1m"] == 700.0
     assert lag.counts() == {
-        **{"le_1_ms": 90, "le_2_ms": 90, "le_5_ms": 99, "le_10_ms": 99, "le_20_ms": 99},
-        **{"le_50_ms": 99, "le_100_ms": 99, "le_200_ms": 99, "le_500_ms": 99, "samples": 100},
+        "le_1_ms": 90,
+        "le_2_ms": 90,
+        "le_5_ms": 99,
+        "le_10_ms": 99,
+        "le_20_ms": 99,
+        "le_50_ms": 99,
+        "le_100_ms": 99,
+        "le_200_ms": 99,
+        "le_500_ms": 99,
+        "samples": 100,
     }
 
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from worker.errors import DeadlineExceeded, InvalidArgument
-from worker.retry import Backoff, BackoffOptions, Budget
+from worker.retry import Backoff, BackoffOptions, Budget, RetryBudget
 from worker.routing import Route, Routes
 
 
@@ -110,3 +110,23 @@ def test_a_timeout_that_is_none_is_refused(timeout: float) -> None:
     """FAULTS bad input 15: no deadline, or one of ten years."""
     with pytest.raises(InvalidArgument, match="timeout"):
         Budget(timeout, "a call")
+
+
+def test_all_attempts_of_a_client_share_one_budget() -> None:
+    """FAULTS 29: many groups that fail at once are not many times the storm."""
+    now = [0.0]
+    budget = RetryBudget(per_s=10, at_once=3, clock=lambda: now[0])
+    assert [budget.wait_s() for _ in range(5)] == [0, 0, 0, 0.1, 0.2]
+    now[0] += 0.2
+    assert budget.wait_s() == pytest.approx(0.1)
+    now[0] += 3600
+    assert [budget.wait_s() for _ in range(4)] == [0, 0, 0, 0.1], "a quiet hour saves up no more than a few"
+
+
+def test_a_wait_is_the_longest_of_back_off_the_servers_wish_and_the_budget() -> None:
+    budget = RetryBudget(per_s=1, at_once=1, clock=lambda: 0.0)
+    options = BackoffOptions(first_ms=10, most_ms=10)
+    one, other = (Backoff(options, draw=lambda: 1.0, budget=budget) for _ in range(2))
+    assert one.next_s() == 0.01
+    assert other.next_s() == 1.0
+    assert one.next_s(at_least_ms=8000) == 10.0
