@@ -52,7 +52,7 @@ from paramserver.observe.lag import LoopLag
 from paramserver.observe.process import resident_bytes
 from paramserver.optim.known_answers import check_arithmetic, known_answers
 from paramserver.rpc.admin import AdminService, Identity
-from paramserver.rpc.admission import Admission
+from paramserver.rpc.admission import Admission, Busy
 from paramserver.rpc.calls import Calls
 from paramserver.rpc.catalogue import CatalogueService
 from paramserver.rpc.data import DataService
@@ -592,12 +592,15 @@ class Node:
     def _register_services(self) -> AdminService:
         config, cluster = self._config, self._cluster
         limits = config.limits()
-        admission = Admission(limits)
+        busy = Busy(limits)
+        admission = Admission(limits, busy)
         calls = Calls(self._counters, admission, part_ms=limits.reader_timeout_ms)
         always = Calls(self._counters)
         catalogue = self._catalogue
-        puller = Puller(self._groups, self._shards, self._freshness, limits)
-        data = DataService(leaders=self._shards, groups=self._groups, puller=puller, cluster=cluster, limits=limits)
+        puller = Puller(self._groups, self._shards, self._freshness, limits, busy)
+        data = DataService(
+            leaders=self._shards, groups=self._groups, puller=puller, cluster=cluster, limits=limits, busy=busy
+        )
 
         def gauges() -> dict[str, float]:
             return {
@@ -607,6 +610,7 @@ class Node:
                 "watchers": len(self._board),
                 "calls": admission.calls,
                 "connections": admission.connections,
+                "retry_after_ms": busy.retry_after_ms,
                 "sums_bytes": self._room_for_sums.bytes,
                 "sums_bytes_most": self._room_for_sums.bytes_most,
                 "memory_bytes": resident_bytes(os.getpid()),

@@ -19,7 +19,7 @@ import grpc
 import grpc.aio
 
 from consensus.core.interface import GroupId
-from paramserver.rpc.admission import busy, not_reading
+from paramserver.rpc.admission import Busy
 from paramserver.rpc.calls import Calls, Context
 from paramserver.rpc.groups import Groups
 from paramserver.rpc.limits import Limits
@@ -55,12 +55,14 @@ class DataService:
         puller: Puller,
         cluster: bytes,
         limits: Limits | None = None,
+        busy: Busy | None = None,
     ) -> None:
         self._leaders = leaders
         self._groups = groups
         self._puller = puller
         self._cluster = cluster
         self._limits = limits or Limits()
+        self._busy = busy or Busy(self._limits)
         self._held = Held(self._limits.replies_bytes_max)
         self._writing = WritingRoom(
             self._limits.pulls_bytes_max,
@@ -102,7 +104,7 @@ class DataService:
 
     async def _stream(self, context: Context, opened: Open) -> None:
         if self.streams >= self._limits.streams_max:
-            raise busy(f"{self.streams} push streams are open at this node, its bound", self._limits)
+            raise self._busy.refusal(f"{self.streams} push streams are open at this node, its bound")
         self.streams += 1
         try:
             await self._opened(context, opened)
@@ -182,7 +184,7 @@ class DataService:
                     async with asyncio.timeout(self._limits.reader_timeout_ms / 1000):
                         await context.write(encode_block(frame))
                 except TimeoutError:
-                    raise not_reading(self._limits, self._limits.reader_timeout_ms) from None
+                    raise self._busy.not_reading(self._limits.reader_timeout_ms) from None
                 outbox.written()
             if outbox.refusal is not None:
                 raise self._complete(outbox.refusal)
@@ -232,6 +234,6 @@ class DataService:
                     async with self._writing.room(len(frame.payload)), self._writing.write():
                         await context.write(encode_block(frame))
                 except TimeoutError:
-                    raise not_reading(self._limits, self._limits.reader_patience_ms) from None
+                    raise self._busy.not_reading(self._limits.reader_patience_ms) from None
                 except NoRoom:
-                    raise busy("as many blocks wait to be written to pulls as may", self._limits) from None
+                    raise self._busy.refusal("as many blocks wait to be written to pulls as may") from None

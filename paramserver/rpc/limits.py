@@ -39,7 +39,10 @@ class Limits:
     reader_patience_ms: int = 1000
     """The same of a pull while others wait for its room."""
     retry_after_ms: int = 100
-    """What a refusal suggests."""
+    retry_after_ms_max: int = 5000
+    """What a refusal suggests: from the first to the second, the longer the more are refused."""
+    refusals_per_s: int = 100
+    """So many the suggested time aims at: refusing costs time, too."""
 
     def validate(self) -> list[Problem]:
         return [

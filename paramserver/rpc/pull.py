@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 
 from consensus.core.interface import GroupId
-from paramserver.rpc.admission import busy
+from paramserver.rpc.admission import Busy
 from paramserver.rpc.calls import SERVER_DEADLINE_MS
 from paramserver.rpc.freshness import Confirmation, Freshness
 from paramserver.rpc.groups import Groups
@@ -66,8 +66,10 @@ class Puller:
         leaders: Mapping[GroupId, ShardLeader],
         freshness: Freshness,
         limits: Limits | None = None,
+        busy: Busy | None = None,
     ) -> None:
         self._limits = limits or Limits()
+        self._busy = busy or Busy(self._limits)
         self._groups = groups
         self._leaders = leaders
         self._freshness = freshness
@@ -76,7 +78,7 @@ class Puller:
     async def frames(self, wanted: Wanted, time_left_s: float | None) -> AsyncGenerator[BlockFrame, None]:
         """The blocks in order, each as soon as it is there. Raises `Refusal`."""
         if self.pulls >= self._limits.pulls_max:
-            raise busy(f"{self.pulls} pulls are served by this node, its bound", self._limits)
+            raise self._busy.refusal(f"{self.pulls} pulls are served by this node, its bound")
         cap_s = SERVER_DEADLINE_MS / 1000
         deadline = _now_s() + (cap_s if time_left_s is None else min(time_left_s, cap_s))
         replica = self._replica(wanted.group)

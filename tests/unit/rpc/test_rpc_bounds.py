@@ -13,7 +13,7 @@ import pytest
 
 from paramserver.observe.counters import Counters
 from paramserver.rpc import calls as calls_module
-from paramserver.rpc.admission import Admission, sever
+from paramserver.rpc.admission import Admission, Busy, sever
 from paramserver.rpc.calls import Calls
 from paramserver.rpc.limits import Limits
 from paramserver.rpc.outbox import REPLIES_MAX, Outbox
@@ -215,7 +215,46 @@ def test_a_reader_that_stands_still_is_ended_though_nobody_waits() -> None:
 
 
 def test_calls_and_connections_beyond_their_bounds_are_refused_with_a_time_to_retry() -> None:
-    admission = Admission(Limits(calls_max=3, connections_max=2, retry_after_ms=70))
+    async def story() -> None:
+        bounds_of_admission(Admission(Limits(calls_max=3, connections_max=2, retry_after_ms=70)))
+
+    run(story)
+
+
+def test_the_time_to_retry_grows_until_as_many_come_as_are_wanted_and_falls_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+
+    async def story() -> None:
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now[0])
+        busy = Busy(Limits(retry_after_ms=100, retry_after_ms_max=5000, refusals_per_s=100))
+        clients, rates = 400, []
+        for _ in range(20):
+            # Each of them comes again after the time it was told.
+            rate = clients * 1000 // busy.retry_after_ms
+            rates.append(rate)
+            for _ in range(rate):
+                busy.refusal("no")
+            now[0] += 1.0
+        assert rates[0] == 4000
+        assert 80 <= rates[-1] <= 125
+        assert busy.retry_after_ms == pytest.approx(4000, rel=0.2)
+        for _ in range(3):
+            busy.refusal("no")
+            now[0] += 60.0
+        assert busy.retry_after_ms == 100
+        for _ in range(3):
+            for _ in range(100_000):
+                busy.refusal("no")
+            now[0] += 1.0
+        assert busy.retry_after_ms == 5000
+        monkeypatch.undo()
+
+    asyncio.run(story())
+
+
+def bounds_of_admission(admission: Admission) -> None:
     for peer in ("a", "b", "a"):
         admission.enter(peer)
     for what in ("a", "c"):
