@@ -10,45 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from benchmarks.common import targets as targets_of
+from benchmarks.common.targets import Row, Target, number
+
 KIB, MIB = 1 << 10, 1 << 20
-Row: TypeAlias = dict[str, Any]
 Result: TypeAlias = dict[str, Any]
 BEGIN, END = "<!-- benchmarks.commit: begin -->", "<!-- benchmarks.commit: end -->"
 NO_RESULT = "No result of a quiet run is stored yet; the command above makes one."
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """`at_least` must be reached, `aim` is hoped for. Of times and costs (`less`) a smaller value is better."""
-
-    name: str
-    what: str
-    at_least: float
-    aim: float | None
-    less: bool = False
-
-    def meets(self, value: float, bound: float) -> bool:
-        return value <= bound if self.less else value >= bound
-
-    def judged(self, value: float | None, note: str = "") -> Row:
-        """`met` is None when nothing was measured."""
-        return {
-            "name": self.name,
-            "what": self.what,
-            "better": "less" if self.less else "more",
-            "target": self.at_least,
-            "aim": self.aim,
-            "value": value,
-            "met": None if value is None else self.meets(value, self.at_least),
-            "aim_met": None if value is None or self.aim is None else self.meets(value, self.aim),
-            **({"note": note} if note else {}),
-        }
 
 
 TARGETS = (
@@ -122,7 +94,7 @@ def _judged(target: Target, value: float | None, rows: Sequence[Row]) -> Row:
 
 def table(result: Result) -> str:
     """Targets, then every row, then what was run on."""
-    lines = [*_targets(result["targets"]), "", *_rows(result["rows"]), ""]
+    lines = [*targets_of.table(result["targets"]), "", *_rows(result["rows"]), ""]
     for name, what in (("kills", "Kills of the leader"), ("transfers", "Planned transfers")):
         if name in result:
             found = result[name]
@@ -142,18 +114,6 @@ def table(result: Result) -> str:
     return "\n".join(lines)
 
 
-def _targets(found: Iterable[Row]) -> list[str]:
-    lines = ["| against | at least | aim | measured | |", "|---|---|---|---|---|"]
-    for one in found:
-        sign = "at most " if one["better"] == "less" else ""
-        said = {True: "met", False: "missed", None: "not measured"}[one["met"]]
-        said += ", aim too" if one["aim_met"] else ""
-        value = one.get("note") or _number(one["value"])
-        aim = "" if one["aim"] is None else sign + _number(one["aim"])
-        lines.append(f"| {one['what']} | {sign}{_number(one['target'])} | {aim} | {value} | {said} |")
-    return lines
-
-
 def _rows(rows: Iterable[Row]) -> list[str]:
     keys = ("ops_per_s", "mb_per_s", "p50_ms", "p90_ms", "p99_ms")
     lines = [
@@ -161,23 +121,14 @@ def _rows(rows: Iterable[Row]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in rows:
-        cells = [one["system"], one["mode"], one["durability"], _number(one["bytes"]), _number(one["in_flight"])]
-        lines.append("| " + " | ".join([*cells, *(_number(one.get(key)) for key in keys)]) + " |")
+        cells = [one["system"], one["mode"], one["durability"], number(one["bytes"]), number(one["in_flight"])]
+        lines.append("| " + " | ".join([*cells, *(number(one.get(key)) for key in keys)]) + " |")
     return lines
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:g}"
 
 
 def spliced(text: str, block: str) -> str:
     """The documentation's text with what stands between the two marks replaced."""
-    found = re.compile(f"{re.escape(BEGIN)}\n.*?{re.escape(END)}", re.DOTALL)
-    if len(found.findall(text)) != 1:
-        raise SystemExit(f"{BEGIN} and {END} must stand there once")
-    return found.sub(lambda _: f"{BEGIN}\n{block}\n{END}", text)
+    return targets_of.spliced(text, block, BEGIN, END)
 
 
 def main() -> None:
