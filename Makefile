@@ -63,7 +63,15 @@ demo: install ## Train, kill a leader, compare the bits; pass flags with ARGS="-
 
 .PHONY: bench
 bench: install ## Every benchmark of this project alone, figures as JSON
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS) || exit 1; done
+	@for name in commit core_step failover push_pull terms; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
+
+.PHONY: bench-push-pull
+bench-push-pull: install install-peers ## Push and pull beside peers: every suite, tables and plots of docs/benchmarks (about 35 minutes)
+	@tools/bench_push_pull.sh $(ARGS)
+
+.PHONY: bench-check
+bench-check: install ## Whether a ratio of the stored results fell by more than a fifth below benchmarks/baseline.json
+	@$(BIN)/python -m benchmarks.check $(wildcard docs/benchmarks/*.json)
 
 .PHONY: clean
 clean: ## Remove environments, caches and build outputs

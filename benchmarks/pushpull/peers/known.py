@@ -1,0 +1,13 @@
+"""The peers by name."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from benchmarks.pushpull.peers.gloo import Gloo
+from benchmarks.pushpull.peers.ray import Ray
+from benchmarks.pushpull.peers.redis import Redis
+from benchmarks.pushpull.peers.torch_rpc import TorchRpc
+
+Peer: TypeAlias = type[TorchRpc] | type[Gloo] | type[Redis] | type[Ray]
+PEERS: dict[str, Peer] = {peer.name: peer for peer in (TorchRpc, Gloo, Redis, Ray)}

@@ -1,0 +1,1 @@
+"""What is measured, a question a file; `benchmarks.push_pull --suite NAME` runs one."""

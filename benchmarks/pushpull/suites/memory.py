@@ -1,0 +1,86 @@
+"""What servers hold at most: a model with Adam is trained until every server has written snapshots meanwhile.
+
+The peak is the kernel's own (VmHWM), of every server, with the memory settings that servers make by themselves. What is
+allowed is 1.25 x (two versions of the weights + the optimizer's slots) + the stated windows + 150 MB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.pushpull.case import Case
+from benchmarks.pushpull.comparing import Found
+from benchmarks.pushpull.ours import OurOptions, Ours
+from benchmarks.pushpull.trees import peak_bytes
+from benchmarks.pushpull.turns import Effort
+from paramserver.shard.options import LeaderOptions
+from paramserver.wire.spec import BLOCK_BYTES_DEFAULT
+
+MODEL_MB = 256
+WORKERS = 1
+SNAPSHOTS = 2
+"""Of each server, before the run may end."""
+TIMEOUT_S = 300.0
+STEP_TIMEOUT_S = 120.0
+SHARE, EXTRA_BYTES = 1.25, 150_000_000
+
+
+def run(options: argparse.Namespace, _effort: Effort) -> Found:
+    case = Case(model_mb=4 if options.quick else MODEL_MB, workers=WORKERS)
+    found = Found()
+    with Ours(case, OurOptions(replicas=options.replicas, optimizer="adam"), malloc=False) as system:
+        assert isinstance(system, Ours)
+        seen, steps, seconds = train(system, 20.0 if options.quick else TIMEOUT_S)
+        peaks = [peak_bytes(pid) for pid in system.server_pids()]
+        windows = stated_windows(case, options.replicas)
+        state = 4 * case.model_bytes  # two versions, and Adam's two slots
+        allowed = SHARE * state + sum(windows.values()) + EXTRA_BYTES
+        row: dict[str, Any] = {
+            "system": system.name,
+            "model_mb": case.model_mb,
+            "workers": case.workers,
+            "replicas": options.replicas,
+            "optimizer": "adam",
+            "durability": system.durability,
+            "steps": steps,
+            "seconds": round(seconds, 1),
+            "snapshots_by_server": [len(files) for files in seen],
+            "server_peak_mb": [round(peak / 1e6) for peak in peaks],
+            "state_mb": round(state / 1e6),
+            "windows_mb": {name: round(size / 1e6, 1) for name, size in windows.items()},
+            "allowed_mb": round(allowed / 1e6),
+        }
+        found.add_row(row)
+        if min(row["snapshots_by_server"]) == 0:
+            found.missing["memory"] = "a server wrote no snapshot in time, so the peak is of a run without"
+        else:
+            found.ratios[f"memory_adam_{case.model_mb}mb_peak_vs_allowed"] = round(max(peaks) / allowed, 3)
+    return found
+
+
+def train(system: Ours, timeout_s: float) -> tuple[list[set[str]], int, float]:
+    """Until every server has SNAPSHOTS newer snapshots; returns the names of those, the steps, the seconds."""
+    folders = [system.cluster.data_folder(node) for node in system.cluster.servers]
+    system.step(1, STEP_TIMEOUT_S)
+    before = [snapshots(folder) for folder in folders]
+    seen: list[set[str]] = [set() for _ in folders]
+    began_s = time.monotonic()
+    while time.monotonic() < began_s + timeout_s and min(map(len, seen)) < SNAPSHOTS:
+        system.step(1, STEP_TIMEOUT_S)
+        for files, folder, old in zip(seen, folders, before, strict=True):
+            files |= snapshots(folder) - old
+    return seen, system.taken(), time.monotonic() - began_s
+
+
+def snapshots(folder: Path) -> set[str]:
+    """Whole ones of data groups; that of group 0 is small and says nothing."""
+    return {str(path) for path in (folder / "snapshots").glob("group-*/*.snapshot") if path.parent.name != "group-0"}
+
+
+def stated_windows(case: Case, replicas: int) -> dict[str, int]:
+    """What the options bound that may lie in a server's memory beside the model, in bytes."""
+    options = LeaderOptions()
+    return {"open sums": options.window_blocks * BLOCK_BYTES_DEFAULT * case.workers * replicas}

@@ -1,0 +1,92 @@
+"""The benchmark of push and pull works: its turns, its suites and its links, with no word about how fast, and without
+any peer."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import push_pull
+from benchmarks.pushpull import forwarder, report
+from benchmarks.pushpull.case import Case
+from benchmarks.pushpull.links import OursThroughLinks
+from benchmarks.pushpull.ours import OurOptions
+from benchmarks.pushpull.peers import environment, redis
+from benchmarks.pushpull.trees import ROOT
+
+
+def test_its_quick_slice_measures_ours_beside_one_replica_and_names_peers_that_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    monkeypatch.setattr(redis.shutil, "which", lambda _: None)
+    environment.interpreter.cache_clear()
+    out = tmp_path / "push_pull.json"
+    flags = ["--quick", "--workers", "2", "--peers", "torch-rpc,redis", "--out", str(out)]
+    try:
+        result = push_pull.run(push_pull.parsed(flags))
+    finally:
+        environment.interpreter.cache_clear()
+    rows = {(row["system"], row["replicas"]): row for row in result["rows"]}
+    assert set(rows) == {("paramserver", 3), ("paramserver", 1)}
+    for row in rows.values():
+        assert (row["model_mb"], row["workers"], row["codec"], row["durability"]) == (1, 2, "fp32", "fsync")
+        assert row["mb_per_s"] > 0
+        assert row["cpu_s_per_gb"] > 0
+        assert 0 < row["step_ms"]["p50"] <= row["step_ms"]["p99"]
+    assert len(rows["paramserver", 3]["server_cpu_s_per_gb"]) == 3
+    assert result["ratios"]["fp32_1mb_w2_replicas3_vs_1"] > 0
+    assert result["missing"] == {
+        "torch-rpc fp32_1mb_w2": environment.INSTALL,
+        "redis fp32_1mb_w2": redis.INSTALL,
+    }
+    assert report.page([json.loads(json.dumps(result))])
+
+
+def test_the_quick_slices_of_small_tensors_and_pulls_work() -> None:
+    found = push_pull.run(push_pull.parsed(["--suite", "tensors", "--quick"]))
+    assert [(row["tensors"], row["gradient"]) for row in found["rows"]] == [(100, "arrays"), (1, "arrays")]
+    assert set(found["ratios"]) == {"time_tensors100_vs_1_arrays"}
+    pulls = push_pull.run(push_pull.parsed(["--suite", "pulls", "--quick"]))
+    assert all(row["pulls_only"] and row["mb_per_s"] > 0 for row in pulls["rows"])
+    assert report.page([found, pulls])
+
+
+def test_links_delay_what_goes_between_servers() -> None:
+    with OursThroughLinks(Case(model_mb=1, workers=1), OurOptions(), delay_ms=40.0) as system:
+        system.step(2, 60.0)
+        began_s = time.monotonic()
+        system.step(3, 60.0)
+        step_s = (time.monotonic() - began_s) / 3
+    assert step_s >= 0.08, "a step needs a round trip between the leader and a follower"
+
+
+def test_a_connection_of_somebody_else_is_not_delayed() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as target, socket.create_server(("127.0.0.1", 0)) as free:
+        listen = free.getsockname()
+        free.close()
+        to = f"127.0.0.1:{target.getsockname()[1]}"
+        line = [sys.executable, "-m", "benchmarks.pushpull.forwarder", "--listen", f"127.0.0.1:{listen[1]}"]
+        running = subprocess.Popen(
+            [*line, "--to", to, "--delay-ms", "5000"], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        try:
+            assert running.stdout is not None
+            assert running.stdout.readline() == "ready\n"
+            with socket.create_connection(listen, timeout=4.0) as near:
+                near.sendall(b"question")
+                far, _ = target.accept()
+                with far:
+                    far.settimeout(4.0)
+                    assert far.recv(100) == b"question"
+                    assert forwarder.inode_of(near.getsockname()[1], listen[1]) is not None
+                    far.sendall(b"answer")
+                    assert near.recv(100) == b"answer"
+        finally:
+            running.kill()
+            running.wait()
+            running.stdout.close()
