@@ -47,17 +47,16 @@ def test_its_quick_slice_measures_ours_beside_one_replica_and_names_peers_that_a
     assert report.page([json.loads(json.dumps(result))])
 
 
-def test_the_quick_slices_of_small_tensors_and_pulls_work() -> None:
-    found = push_pull.run(push_pull.parsed(["--suite", "tensors", "--quick"]))
-    assert [(row["tensors"], row["gradient"]) for row in found["rows"]] == [(100, "arrays"), (1, "arrays")]
-    assert set(found["ratios"]) == {"time_tensors100_vs_1_arrays"}
+def test_the_quick_slice_of_pulls_works() -> None:
     pulls = push_pull.run(push_pull.parsed(["--suite", "pulls", "--quick"]))
+    assert pulls["rows"]
     assert all(row["pulls_only"] and row["mb_per_s"] > 0 for row in pulls["rows"])
-    assert report.page([found, pulls])
+    assert report.page([pulls])
 
 
 def test_links_delay_what_goes_between_servers() -> None:
-    with OursThroughLinks(Case(model_mb=1, workers=1), OurOptions(), delay_ms=40.0) as system:
+    options = OurOptions(tensors=10, arrays=True, optimizer="adam")
+    with OursThroughLinks(Case(model_mb=1, workers=1), options, delay_ms=40.0) as system:
         system.step(2, 60.0)
         began_s = time.monotonic()
         system.step(3, 60.0)
