@@ -46,7 +46,8 @@ class Adam:
             weights, out = update.weights[part], update.out[part]
             first, second = update.slots_out[0][part], update.slots_out[1][part]
             work = self._scratch(0, out.size)
-            gradient = mean(update.gradient[part], update.count, weights, decay, self._scratch(1, out.size), work)
+            summed = self._scratch(1, out.size)
+            gradient = mean(update.gradient_part(part, summed), update.count, weights, decay, summed, work)
             np.subtract(gradient, update.slots[0][part], out=work)
             np.multiply(work, keep1, out=work)
             np.add(update.slots[0][part], work, out=first)

@@ -14,6 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
+from paramserver.wire import codecs
+from paramserver.wire.codecs import Values
 from paramserver.wire.layout import FLOAT, Flat
 
 CHUNK_ELEMENTS = 65_536
@@ -24,7 +26,8 @@ CHUNK_ELEMENTS = 65_536
 class Update:
     """One update of a block of n elements.
 
-    weights, gradient: (n,), read only. gradient is the sum over contributions; it is divided by `count`.
+    weights, gradient: (n,), read only. gradient is the sum over contributions, which may be encoded; it is divided by
+        `count`.
     slots: one (n,) array for each of `Optimizer.slots`; `slots_out` may be the same arrays.
     scalars: fp64 state of the block, `Optimizer.scalars` at first.
     learning_rate: overrides the optimizer's own when given (RULES S11).
@@ -32,13 +35,17 @@ class Update:
     """
 
     weights: Flat
-    gradient: Flat
+    gradient: Values
     count: int
     slots: tuple[Flat, ...]
     scalars: tuple[float, ...]
     out: Flat
     slots_out: tuple[Flat, ...]
     learning_rate: float | None = None
+
+    def gradient_part(self, part: slice, scratch: Flat) -> Flat:
+        """Elements of the gradient: as they are, or decoded into `scratch`."""
+        return codecs.piece(self.gradient, part, scratch)
 
 
 class Optimizer(Protocol):
@@ -80,8 +87,8 @@ def canonicalise(values: Flat) -> None:
 
 
 def mean(gradient: Flat, count: int, weights: Flat, weight_decay: np.float32, scratch: Flat, spare: Flat) -> Flat:
-    """gradient / count + weight_decay * weights: in `scratch`, or the gradient itself where nothing changes it. `spare`
-    is overwritten."""
+    """gradient / count + weight_decay * weights: in `scratch` (where the gradient may be), or the gradient itself where
+    nothing changes it. `spare` is overwritten."""
     if count != 1:
         gradient = np.divide(gradient, np.float32(count), out=scratch)
     if weight_decay != 0:

@@ -26,7 +26,8 @@ class Sgd:
             part = slice(start, start + CHUNK_ELEMENTS)
             weights, out = update.weights[part], update.out[part]
             step = self._scratch(0, out.size)
-            gradient = mean(update.gradient[part], update.count, weights, decay, self._scratch(1, out.size), step)
+            summed = self._scratch(1, out.size)
+            gradient = mean(update.gradient_part(part, summed), update.count, weights, decay, summed, step)
             np.multiply(gradient, rate, out=step)
             np.subtract(weights, step, out=out)
             canonicalise(out)
@@ -53,7 +54,8 @@ class Momentum:
             weights, out = update.weights[part], update.out[part]
             velocity = update.slots_out[0][part]
             step = self._scratch(0, out.size)
-            gradient = mean(update.gradient[part], update.count, weights, decay, self._scratch(1, out.size), step)
+            summed = self._scratch(1, out.size)
+            gradient = mean(update.gradient_part(part, summed), update.count, weights, decay, summed, step)
             np.multiply(update.slots[0][part], momentum, out=velocity)
             np.add(velocity, gradient, out=velocity)
             if numbers.nesterov:

@@ -82,11 +82,16 @@ class _CodecEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumType
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     CODEC_UNSPECIFIED: _Codec.ValueType  # 0
     FP32: _Codec.ValueType  # 1
+    BF16: _Codec.ValueType  # 2
+    FP16: _Codec.ValueType  # 3
 
-class Codec(_Codec, metaclass=_CodecEnumTypeWrapper): ...
+class Codec(_Codec, metaclass=_CodecEnumTypeWrapper):
+    """Of a block's values: little-endian floats, nothing else. Unspecified: FP32."""
 
 CODEC_UNSPECIFIED: Codec.ValueType  # 0
 FP32: Codec.ValueType  # 1
+BF16: Codec.ValueType  # 2
+FP16: Codec.ValueType  # 3
 global___Codec = Codec
 
 class _NodeState:
@@ -172,6 +177,7 @@ class _BlockStatusEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     STREAM_OPEN: _BlockStatus.ValueType  # 3
     VALUE: _BlockStatus.ValueType  # 4
     STORED: _BlockStatus.ValueType  # 5
+    NOT_NEWER: _BlockStatus.ValueType  # 6
 
 class BlockStatus(_BlockStatus, metaclass=_BlockStatusEnumTypeWrapper): ...
 
@@ -181,6 +187,7 @@ DUPLICATE: BlockStatus.ValueType  # 2
 STREAM_OPEN: BlockStatus.ValueType  # 3
 VALUE: BlockStatus.ValueType  # 4
 STORED: BlockStatus.ValueType  # 5
+NOT_NEWER: BlockStatus.ValueType  # 6
 global___BlockStatus = BlockStatus
 
 @typing.final
@@ -372,12 +379,15 @@ class ModelSpec(google.protobuf.message.Message):
     REDUCTION_FIELD_NUMBER: builtins.int
     NON_FINITE_FIELD_NUMBER: builtins.int
     BLOCK_BYTES_FIELD_NUMBER: builtins.int
+    LOG_CODEC_FIELD_NUMBER: builtins.int
     name: builtins.str
     ranks: builtins.int
     reduction: global___Reduction.ValueType
     non_finite: global___NonFinitePolicy.ValueType
     block_bytes: builtins.int
     """multiple of 4096; 1 MiB by default"""
+    log_codec: global___Codec.ValueType
+    """of the sums in the log; every replica applies what it decodes"""
     @property
     def tensors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TensorSpec]: ...
     @property
@@ -392,9 +402,10 @@ class ModelSpec(google.protobuf.message.Message):
         reduction: global___Reduction.ValueType = ...,
         non_finite: global___NonFinitePolicy.ValueType = ...,
         block_bytes: builtins.int = ...,
+        log_codec: global___Codec.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["optimizer", b"optimizer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["block_bytes", b"block_bytes", "name", b"name", "non_finite", b"non_finite", "optimizer", b"optimizer", "ranks", b"ranks", "reduction", b"reduction", "tensors", b"tensors"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["block_bytes", b"block_bytes", "log_codec", b"log_codec", "name", b"name", "non_finite", b"non_finite", "optimizer", b"optimizer", "ranks", b"ranks", "reduction", b"reduction", "tensors", b"tensors"]) -> None: ...
 
 global___ModelSpec = ModelSpec
 
@@ -971,6 +982,7 @@ class PushHello(google.protobuf.message.Message):
     WANT_WEIGHTS_FIELD_NUMBER: builtins.int
     INITIALIZATION_EPOCH_FIELD_NUMBER: builtins.int
     PROTOCOL_FIELD_NUMBER: builtins.int
+    WEIGHTS_CODEC_FIELD_NUMBER: builtins.int
     cluster: builtins.bytes
     group: builtins.int
     model: builtins.int
@@ -984,6 +996,8 @@ class PushHello(google.protobuf.message.Message):
     """Initialize only"""
     protocol: builtins.int
     """1"""
+    weights_codec: global___Codec.ValueType
+    """of the weights in the replies"""
     def __init__(
         self,
         *,
@@ -998,8 +1012,9 @@ class PushHello(google.protobuf.message.Message):
         want_weights: builtins.bool = ...,
         initialization_epoch: builtins.int = ...,
         protocol: builtins.int = ...,
+        weights_codec: global___Codec.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cluster", b"cluster", "generation", b"generation", "group", b"group", "initialization_epoch", b"initialization_epoch", "lease_epoch", b"lease_epoch", "model", b"model", "placement_epoch", b"placement_epoch", "protocol", b"protocol", "rank", b"rank", "view", b"view", "want_weights", b"want_weights"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cluster", b"cluster", "generation", b"generation", "group", b"group", "initialization_epoch", b"initialization_epoch", "lease_epoch", b"lease_epoch", "model", b"model", "placement_epoch", b"placement_epoch", "protocol", b"protocol", "rank", b"rank", "view", b"view", "want_weights", b"want_weights", "weights_codec", b"weights_codec"]) -> None: ...
 
 global___PushHello = PushHello
 
@@ -1134,6 +1149,8 @@ class PullRequest(google.protobuf.message.Message):
     MIN_VERSION_FIELD_NUMBER: builtins.int
     LINEARIZABLE_FIELD_NUMBER: builtins.int
     BOUNDED_MS_FIELD_NUMBER: builtins.int
+    IF_NEWER_THAN_FIELD_NUMBER: builtins.int
+    CODEC_FIELD_NUMBER: builtins.int
     cluster: builtins.bytes
     group: builtins.int
     model: builtins.int
@@ -1148,6 +1165,10 @@ class PullRequest(google.protobuf.message.Message):
     """
     bounded_ms: builtins.int
     """everything acknowledged that long ago is in it (RULES R3); at most a day; 0: no bound"""
+    if_newer_than: builtins.int
+    """Weights only of blocks above that version; of others NOT_NEWER with their version and no payload. Not with version."""
+    codec: global___Codec.ValueType
+    """of the weights in the answers"""
     @property
     def blocks(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """sorted, without repeats; empty: all of this group"""
@@ -1165,9 +1186,14 @@ class PullRequest(google.protobuf.message.Message):
         min_version: builtins.int = ...,
         linearizable: builtins.bool = ...,
         bounded_ms: builtins.int = ...,
+        if_newer_than: builtins.int | None = ...,
+        codec: global___Codec.ValueType = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["min_version", b"min_version", "version", b"version", "want", b"want"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "bounded_ms", b"bounded_ms", "cluster", b"cluster", "generation", b"generation", "group", b"group", "linearizable", b"linearizable", "min_version", b"min_version", "model", b"model", "placement_epoch", b"placement_epoch", "version", b"version", "want", b"want"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_if_newer_than", b"_if_newer_than", "if_newer_than", b"if_newer_than", "min_version", b"min_version", "version", b"version", "want", b"want"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_if_newer_than", b"_if_newer_than", "blocks", b"blocks", "bounded_ms", b"bounded_ms", "cluster", b"cluster", "codec", b"codec", "generation", b"generation", "group", b"group", "if_newer_than", b"if_newer_than", "linearizable", b"linearizable", "min_version", b"min_version", "model", b"model", "placement_epoch", b"placement_epoch", "version", b"version", "want", b"want"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_if_newer_than", b"_if_newer_than"]) -> typing.Literal["if_newer_than"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["want", b"want"]) -> typing.Literal["version", "min_version"] | None: ...
 
 global___PullRequest = PullRequest

@@ -15,7 +15,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from paramserver.v1 import paramserver_pb2 as pb
-from paramserver.wire.codecs import Codec
+from paramserver.wire.codecs import Codec, check_bound
 from paramserver.wire.errors import Reason, Refusal, invalid
 from paramserver.wire.protos import enum_value
 from paramserver.wire.spec import BLOCK_BYTES_MAX
@@ -51,6 +51,8 @@ class BlockStatus(IntEnum):
     STREAM_OPEN = 3
     VALUE = 4
     STORED = 5
+    NOT_NEWER = 6
+    """A pull asked for newer ones only; `version` is what there is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,8 @@ class Hello:
     want_weights: bool = False
     initialization_epoch: int = 0
     protocol: int = PROTOCOL
+    weights_codec: Codec = Codec.FP32
+    """Of the weights that come back on this stream."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,11 +127,13 @@ def decode_push(data: bytes) -> PushFrame:
         if len(payload):
             raise invalid("payload", "none in a first frame", f"{len(payload)} bytes")
         return PushFrame(hello=_hello_from_proto(header.hello))
+    codec = enum_value(Codec, "codec", header.codec or Codec.FP32)
+    check_bound(codec, len(payload))
     return PushFrame(
         block=header.block,
         step=_bounded("step", header.step),
         kind=enum_value(PushKind, "kind", header.kind),
-        codec=enum_value(Codec, "codec", header.codec or Codec.FP32),
+        codec=codec,
         crc=header.crc,
         want_weights=header.want_weights,
         payload=payload,
@@ -152,12 +158,14 @@ def encode_block(frame: BlockFrame) -> bytes:
 def decode_block(data: bytes) -> BlockFrame:
     """Raises `Refusal` (INVALID_ARGUMENT, RESOURCE_EXHAUSTED) that names the field."""
     header, payload = _split(data, pb.BlockHeader, pb.BlockFrame)
+    codec = enum_value(Codec, "codec", header.codec or Codec.FP32)
+    check_bound(codec, len(payload))
     return BlockFrame(
         block=header.block,
         step=_bounded("step", header.step),
         version=_bounded("version", header.version),
         status=enum_value(BlockStatus, "status", header.status),
-        codec=enum_value(Codec, "codec", header.codec or Codec.FP32),
+        codec=codec,
         crc=header.crc,
         view=_bounded("view", header.view),
         term=header.term,
@@ -259,6 +267,7 @@ def _hello_to_proto(hello: Hello) -> Any:
         want_weights=hello.want_weights,
         initialization_epoch=hello.initialization_epoch,
         protocol=hello.protocol,
+        weights_codec=int(hello.weights_codec),  # type: ignore[arg-type]
     )
 
 
@@ -279,6 +288,7 @@ def _hello_from_proto(message: Any) -> Hello:
         want_weights=message.want_weights,
         initialization_epoch=_bounded("hello.initialization_epoch", message.initialization_epoch),
         protocol=message.protocol,
+        weights_codec=enum_value(Codec, "hello.weights_codec", message.weights_codec or Codec.FP32),
     )
 
 

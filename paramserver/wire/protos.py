@@ -15,6 +15,7 @@ from paramserver.wire.errors import invalid, refuse_problems
 from paramserver.wire.spec import (
     BLOCK_BYTES_DEFAULT,
     Adam,
+    Codec,
     DType,
     ModelSpec,
     Momentum,
@@ -81,12 +82,14 @@ def spec_to_proto(spec: ModelSpec) -> Any:
         reduction=int(spec.reduction),  # type: ignore[arg-type]
         non_finite=int(spec.non_finite),  # type: ignore[arg-type]
         block_bytes=spec.block_bytes,
+        # Left out for fp32: such a spec has the bytes that it had before there was a choice.
+        log_codec=int(spec.log_codec) if spec.log_codec is not Codec.FP32 else 0,  # type: ignore[arg-type]
     )
 
 
 def spec_from_proto(message: Any) -> ModelSpec:
-    """The spec, not yet validated. Reduction, policy and block size may be left out: mean, reject, 1 MiB.
-    Raises `Refusal` for values outside their enum."""
+    """The spec, not yet validated. Reduction, policy, block size and the log's codec may be left out: mean, reject,
+    1 MiB, fp32. Raises `Refusal` for values outside their enum."""
     return ModelSpec(
         name=message.name,
         tensors=tuple(
@@ -98,6 +101,7 @@ def spec_from_proto(message: Any) -> ModelSpec:
         reduction=enum_value(Reduction, "reduction", message.reduction or Reduction.MEAN),
         non_finite=enum_value(NonFinite, "non_finite", message.non_finite or NonFinite.REJECT),
         block_bytes=message.block_bytes or BLOCK_BYTES_DEFAULT,
+        log_codec=enum_value(Codec, "log_codec", message.log_codec or Codec.FP32),
     )
 
 

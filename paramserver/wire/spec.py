@@ -44,6 +44,34 @@ class Reduction(IntEnum):
     SUM = 2
 
 
+class Codec(IntEnum):
+    """How a block of floats is written: little-endian, nothing else. See `codecs.py`."""
+
+    FP32 = 1
+    BF16 = 2
+    """The upper half of an fp32: its range, 8 bits of precision."""
+    FP16 = 3
+    """IEEE 754 half precision: up to 65504, 11 bits of precision."""
+
+
+CODEC_NAMES = {
+    "fp32": Codec.FP32,
+    "bf16": Codec.BF16,
+    "fp16": Codec.FP16,
+    "float32": Codec.FP32,
+    "bfloat16": Codec.BF16,
+    "float16": Codec.FP16,
+}
+
+
+def codec_named(name: str | Codec, field: str = "codec") -> Codec:
+    """The codec of that name. Raises ValueError that says which there are."""
+    found = CODEC_NAMES.get(name) if isinstance(name, str) else name
+    if not isinstance(found, Codec):
+        raise ValueError(f"{field} {name!r}: expected one of {', '.join(map(repr, CODEC_NAMES))}")
+    return found
+
+
 class NonFinite(IntEnum):
     """What a NaN or an infinity in a gradient does (RULES S10). The worker decides for the whole gradient."""
 
@@ -193,6 +221,8 @@ class ModelSpec:
     reduction: Reduction = Reduction.MEAN
     non_finite: NonFinite = NonFinite.REJECT
     block_bytes: int = BLOCK_BYTES_DEFAULT
+    log_codec: Codec = Codec.FP32
+    """Of the sums in the log. Every replica applies what it decodes, so it decides about the bits (RULES S12)."""
 
     @property
     def parameters(self) -> int:
@@ -208,6 +238,8 @@ class ModelSpec:
             problems.append(Problem("reduction", "MEAN or SUM", str(self.reduction)))
         if self.non_finite not in tuple(NonFinite):
             problems.append(Problem("non_finite", "REJECT, SKIP or ALLOW", str(self.non_finite)))
+        if self.log_codec not in tuple(Codec):
+            problems.append(Problem("log_codec", "FP32, BF16 or FP16", str(self.log_codec)))
         sound_block = BLOCK_BYTES_MIN <= self.block_bytes <= BLOCK_BYTES_MAX
         if not sound_block or self.block_bytes % BLOCK_BYTES_MULTIPLE:
             expected = f"a multiple of {BLOCK_BYTES_MULTIPLE} from {BLOCK_BYTES_MIN} to {BLOCK_BYTES_MAX}"

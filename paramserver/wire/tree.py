@@ -3,7 +3,8 @@
 Float addition is not associative, and promise P4 wants the same bits whatever order contributions come in. So the order
 of additions is a function of the number of ranks alone: a node over ranks [a, b) splits at a + the largest power of two
 below b - a; its sum is left + right. Neighbours are added as soon as both are there. An empty contribution is left out
-(x + nothing = x), not added as zeros, so -0.0 stays what it is.
+(x + nothing = x), not added as zeros, so -0.0 stays what it is. Contributions come as they were sent: an encoded one is
+decoded a piece at a time, where it is added.
 
 Invariants: same set of (rank, values) -> same bits in any order of arrival; given values are never written to. Must not
 know: steps, streams, threads (one `TreeSum` is used by one thread at a time).
@@ -16,6 +17,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from paramserver.wire import codecs
+from paramserver.wire.codecs import Values
 from paramserver.wire.layout import FLOAT, Flat
 from paramserver.wire.spec import RANKS_MAX
 
@@ -54,10 +57,10 @@ def tree(ranks: int) -> tuple[Node, ...]:
 
 @dataclass(slots=True)
 class _Partial:
-    """Sum of a subtree; `values` None: all of it was empty. `owned`: our buffer, may be added into."""
+    """Sum of a subtree; `values` None: all of it was empty. `owned`: our buffer that they are in."""
 
-    values: Flat | None
-    owned: bool
+    values: Values | None
+    owned: Flat | None = None
 
 
 class TreeSum:
@@ -72,7 +75,7 @@ class TreeSum:
         self._partials: dict[int, _Partial] = {}
         self._root = out
 
-    def add(self, rank: int, values: Flat | None, out: Flat | None = None) -> bool:
+    def add(self, rank: int, values: Values | None, out: Flat | None = None) -> bool:
         """Take the contribution of a rank, None for an empty one; True when every rank's is in. A rank's second
         contribution is a ValueError: who calls knows whom it has. `out`: where the sum goes if this completes it."""
         if out is not None:
@@ -80,7 +83,7 @@ class TreeSum:
         node = rank
         if not 0 <= rank < self._leaves() or self._covered(rank):
             raise ValueError(f"rank {rank} is unknown or has contributed")
-        partial = _Partial(values, owned=False)
+        partial = _Partial(values)
         while (parent := self._nodes[node].parent) >= 0:
             left, right = self._nodes[parent].left, self._nodes[parent].right
             other = self._partials.pop(right if node == left else left, None)
@@ -109,7 +112,7 @@ class TreeSum:
         if root.values is None:
             out.fill(0.0)
         elif root.values is not out:
-            np.copyto(out, root.values)
+            codecs.floats(root.values, out)
         return out
 
     def _combine(self, left: _Partial, right: _Partial, *, final: bool) -> _Partial:
@@ -119,14 +122,14 @@ class TreeSum:
             return left
         if final and self._root is not None:
             target = self._root
-        elif left.owned:
-            target = left.values
-        elif right.owned:
-            target = right.values
+        elif left.owned is not None:
+            target = left.owned
+        elif right.owned is not None:
+            target = right.owned
         else:
-            target = np.empty(left.values.shape, FLOAT)
-        np.add(left.values, right.values, out=target)
-        return _Partial(target, owned=True)
+            target = np.empty(left.values.size, FLOAT)
+        codecs.add(left.values, right.values, target)
+        return _Partial(target, owned=target)
 
     def _leaves(self) -> int:
         return (len(self._nodes) + 1) // 2
