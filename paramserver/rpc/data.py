@@ -29,8 +29,10 @@ from paramserver.rpc.room import Held, NoRoom, WritingRoom
 from paramserver.shard.leader import ShardLeader
 from paramserver.shard.streams import Stream
 from paramserver.v1 import paramserver_pb2 as pb
+from paramserver.wire.codecs import Codec
 from paramserver.wire.errors import Reason, Refusal, invalid
 from paramserver.wire.frames import Hello, decode_push, encode_block
+from paramserver.wire.protos import enum_value
 
 log = logging.getLogger(__name__)
 
@@ -226,6 +228,8 @@ class DataService:
                 exact=which == "version",
                 linearizable=request.linearizable,
                 bounded_ms=request.bounded_ms,
+                if_newer_than=request.if_newer_than if request.HasField("if_newer_than") else None,
+                codec=enum_value(Codec, "codec", request.codec or Codec.FP32),
             )
         )
         async with contextlib.aclosing(self._puller.frames(wanted, context.time_remaining())) as frames:

@@ -4,7 +4,8 @@ Consistent pulls (RULES R2, R3) are the same, of state that is known to be new e
 committed and applied here; a linearizable pull serves nothing before a quorum confirmed the leader after it came, a
 bounded one nothing that is older than its bound when it is read; a wait ends at the client's deadline or at the
 server's own cap, whichever is first; at most `pulls_max` pulls are served at a time. Weights are passed on by reference
-and copied once, into the frame. Must not know: how a replica keeps versions, gRPC.
+and copied once, into the frame; what the client has already is not sent to it. Must not know: how a replica keeps
+versions, gRPC.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from paramserver.rpc.calls import SERVER_DEADLINE_MS
 from paramserver.rpc.freshness import Confirmation, Freshness
 from paramserver.rpc.groups import Groups
 from paramserver.rpc.limits import Limits
+from paramserver.shard.forms import Form
 from paramserver.shard.leader import ShardLeader
 from paramserver.shard.machine import ShardMachine
 from paramserver.shard.reads import BlockRead, Value
+from paramserver.wire.codecs import Codec
 from paramserver.wire.errors import Reason, Refusal, invalid
 from paramserver.wire.frames import STEP_MAX, BlockFrame, BlockStatus
 
@@ -34,7 +37,7 @@ NOT_YET_MS = 20
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """`exact`: that version and no other; else at least that version, and with `linearizable` or `bounded_ms` new
-    enough. `blocks` empty: all of the group."""
+    enough. `blocks` empty: all of the group. `if_newer_than`: weights only of blocks above that version."""
 
     group: GroupId
     model: int
@@ -45,6 +48,8 @@ class Wanted:
     exact: bool
     linearizable: bool = False
     bounded_ms: int = 0
+    if_newer_than: int | None = None
+    codec: Codec = Codec.FP32
 
     def of(self, block: int) -> BlockRead:
         return BlockRead(
@@ -90,15 +95,18 @@ class Puller:
             blocks = wanted.blocks or await self._all_blocks(replica, wanted, deadline)
             for block in blocks:
                 value, confirmed, age_ms = await self._value(replica, wanted, block, confirmed, deadline)
+                known = wanted.if_newer_than is not None and value.version <= wanted.if_newer_than
+                form = None if known else await _form(replica, value, wanted.codec)
                 yield BlockFrame(
                     block=block,
                     step=value.version,
                     version=value.version,
-                    status=BlockStatus.VALUE,
-                    crc=value.crc,
+                    status=BlockStatus.NOT_NEWER if form is None else BlockStatus.VALUE,
+                    codec=Codec.FP32 if form is None else form.codec,
+                    crc=0 if form is None else form.crc,
                     term=replica.term,
                     age_ms=age_ms,
-                    payload=value.payload,
+                    payload=b"" if form is None else form.payload,
                 )
         finally:
             self.pulls -= 1
@@ -181,6 +189,13 @@ class Puller:
                 found.cancel()
 
 
+async def _form(replica: ShardLeader, value: Value, codec: Codec) -> Form:
+    """What was read, encoded off the event loop where it has to be."""
+    made: asyncio.Future[Form] = asyncio.get_running_loop().create_future()
+    replica.encoded(value, codec, lambda form: None if made.done() else made.set_result(form))
+    return await made
+
+
 async def _later(refusal: Refusal, deadline: float) -> None:
     """A replica may only be behind: look again until the time is up; then, or where waiting can't help, raise."""
     waiting_helps = refusal.reason in (Reason.NOT_READY, Reason.NOT_OPEN)
@@ -202,6 +217,10 @@ def checked(wanted: Wanted) -> Wanted:
     """Form of the request, before anything is looked up. Raises `Refusal` naming the field."""
     if wanted.version >= STEP_MAX:
         raise invalid("version", f"less than {STEP_MAX}", wanted.version)
+    if wanted.if_newer_than is not None and wanted.if_newer_than >= STEP_MAX:
+        raise invalid("if_newer_than", f"less than {STEP_MAX}", wanted.if_newer_than)
+    if wanted.exact and wanted.if_newer_than is not None:
+        raise invalid("if_newer_than", "min_version with it; an exact version never is another", "version")
     if wanted.exact and (wanted.linearizable or wanted.bounded_ms):
         field = "linearizable" if wanted.linearizable else "bounded_ms"
         raise invalid(field, "min_version with it; an exact version has one value on every replica", "version")

@@ -1,7 +1,8 @@
 """The commands of a data group's log, as bytes.
 
 Byte 0 is the kind of the command, byte 1 the version of its format. Updates and initial values have a fixed header of
-128 bytes, little-endian, and the block's values behind it, so that the buffer a sum ends in *is* the command:
+128 bytes, little-endian, and the block's values behind it, so that the buffer a sum ends in *is* the command. A sum is
+in the model's codec for the log, initial values are always fp32:
 
     0 u8 kind   1 u8 format   2 u8 what (gradient, skip, empty)   3 u8 codec   4 u32 flags (bit 0: learning rate given)
     8 u64 model   16 u32 generation   20 u32 block   24 u64 step   32 u64 view   40 u64 initialization epoch
@@ -24,7 +25,8 @@ from google.protobuf.message import DecodeError
 
 from paramserver.shard.errors import CommandError
 from paramserver.v1 import paramserver_pb2 as pb
-from paramserver.wire.codecs import Codec
+from paramserver.wire import codecs
+from paramserver.wire.codecs import Codec, Encoded, Values
 from paramserver.wire.errors import Refusal
 from paramserver.wire.frames import PushKind
 from paramserver.wire.layout import FLOAT, Flat
@@ -40,8 +42,9 @@ _RATE_GIVEN = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateBlock:
-    """Take `block` from version `step` to `step + 1`. `values` (elements,) is the sum over `contributors`; None for a
-    skip and for an empty one. `learning_rate` overrides the optimizer's for this step."""
+    """Take `block` from version `step` to `step + 1`. `values` (elements,) is the sum over `contributors`, in `codec`
+    once it was encoded; None for a skip and for an empty one. `learning_rate` overrides the optimizer's for this
+    step."""
 
     model: int
     generation: int
@@ -54,7 +57,7 @@ class UpdateBlock:
     elements: int
     codec: Codec = Codec.FP32
     learning_rate: float | None = None
-    values: Flat | None = None
+    values: Values | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,10 +108,10 @@ Buffer: TypeAlias = npt.NDArray[np.uint8]
 # --- commands with values -------------------------------------------------------------------------------------------
 
 
-def new_buffer(elements: int) -> tuple[Buffer, Flat]:
-    """A buffer for a command with that many values, and the view of it where the values go; neither is filled."""
-    buffer: Buffer = np.empty(HEADER_BYTES + elements * FLOAT.itemsize, np.uint8)
-    return buffer, buffer[HEADER_BYTES:].view(FLOAT)
+def new_buffer(elements: int, codec: Codec = Codec.FP32) -> tuple[Buffer, Buffer]:
+    """A buffer for a command with that many values, and the view of it where their bytes go; neither is filled."""
+    buffer: Buffer = np.empty(HEADER_BYTES + codecs.payload_bytes(codec, elements), np.uint8)
+    return buffer, buffer[HEADER_BYTES:]
 
 
 def encode_update(command: UpdateBlock, buffer: Buffer | None = None) -> memoryview:
@@ -116,9 +119,9 @@ def encode_update(command: UpdateBlock, buffer: Buffer | None = None) -> memoryv
     must not be written again."""
     if buffer is None:
         size = command.elements if command.kind is PushKind.GRADIENT else 0
-        buffer, values = new_buffer(size)
+        buffer, place = new_buffer(size, command.codec)
         if command.values is not None:
-            np.copyto(values, command.values)
+            codecs.encode(command.codec, codecs.floats(command.values), place)
     rate = command.learning_rate
     _HEADER.pack_into(
         buffer.data,
@@ -145,10 +148,10 @@ def encode_update(command: UpdateBlock, buffer: Buffer | None = None) -> memoryv
 def encode_initial(command: InitialBlock, buffer: Buffer | None = None) -> memoryview:
     """As `encode_update`."""
     if buffer is None:
-        buffer, values = new_buffer(command.elements)
+        buffer, place = new_buffer(command.elements)
         if command.values is None:
             raise ValueError("initial values are missing")
-        np.copyto(values, command.values)
+        codecs.encode(Codec.FP32, command.values, place)
     _HEADER.pack_into(
         buffer.data,
         0,
@@ -265,10 +268,12 @@ def _decode_valued(kind: int, payload: bytes | memoryview) -> UpdateBlock | Init
     (_, _, what, codec, flags, model, generation, block, step, view, epoch, contributors, count, elements, rate) = (
         _HEADER.unpack_from(payload)
     )
-    if codec != Codec.FP32 or elements * FLOAT.itemsize > BLOCK_BYTES_MAX:
+    if codec not in tuple(Codec) or elements * FLOAT.itemsize > BLOCK_BYTES_MAX:
         raise CommandError(f"codec {codec} with {elements} elements")
     if kind == INITIAL:
-        values = _values(payload, elements)
+        values = _values(payload, elements, codec)
+        if isinstance(values, Encoded):
+            raise CommandError(f"initial values in codec {codec}; they are FP32 always")
         return InitialBlock(
             model=model, generation=generation, epoch=epoch, block=block, elements=elements, values=values
         )
@@ -287,15 +292,17 @@ def _decode_valued(kind: int, payload: bytes | memoryview) -> UpdateBlock | Init
         contributors=contributors,
         count=count,
         elements=elements,
+        codec=Codec(codec),
         learning_rate=rate if given else None,
-        values=_values(payload, elements if what == PushKind.GRADIENT else 0),
+        values=_values(payload, elements if what == PushKind.GRADIENT else 0, codec),
     )
 
 
-def _values(payload: bytes | memoryview, elements: int) -> Flat | None:
-    if len(payload) - HEADER_BYTES != elements * FLOAT.itemsize:
-        raise CommandError(f"{elements} elements in {len(payload) - HEADER_BYTES} bytes")
-    return np.frombuffer(payload, FLOAT, offset=HEADER_BYTES) if elements else None
+def _values(payload: bytes | memoryview, elements: int, codec: int) -> Values | None:
+    size_bytes = len(payload) - HEADER_BYTES
+    if size_bytes != codecs.payload_bytes(Codec(codec), elements):
+        raise CommandError(f"{elements} elements of codec {codec} in {size_bytes} bytes")
+    return codecs.received(codec, memoryview(payload)[HEADER_BYTES:], elements) if elements else None
 
 
 def _decode_other(data: bytes) -> CreateShard | OpenShard | SetView:

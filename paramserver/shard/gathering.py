@@ -16,15 +16,15 @@ from typing import Protocol, TypeVar
 
 from consensus.runtime.interface import Outcome, Refused
 from paramserver.shard.effects import Effects
+from paramserver.shard.forms import Form, Forms
 from paramserver.shard.results import Duplicate, NotTaken, Updated
 from paramserver.shard.state import Shard, ShardInfo
 from paramserver.shard.streams import PushStream, StreamState
 from paramserver.shard.sums import Complete, OpenSum, Rejected
 from paramserver.shard.window import SumWindow
-from paramserver.wire.codecs import check_size
+from paramserver.wire.codecs import Codec, check_size
 from paramserver.wire.errors import Reason, Refusal, disk_full, invalid
 from paramserver.wire.frames import BlockFrame, BlockStatus, PushFrame, PushKind
-from paramserver.wire.layout import Flat
 
 T = TypeVar("T")
 SUM_LANE = "sum"
@@ -133,6 +133,7 @@ class Gathering:
             self._around.end(older, Refusal(Reason.SUPERSEDED, "a newer stream of this rank was opened"))
         self.streams[stream.rank] = stream
         stream.state = StreamState.OPEN
+        self._want()
         lowest = min(self._versions)
         hello = self._frame(self.info.create.first_block, lowest, lowest, BlockStatus.STREAM_OPEN)
         self._around.effects.post(stream.sink.reply, hello)
@@ -141,6 +142,12 @@ class Gathering:
     def leave(self, stream: PushStream) -> None:
         if self.streams.get(stream.rank) is stream:
             del self.streams[stream.rank]
+            self._want()
+
+    def _want(self) -> None:
+        """Have apply encode what these streams will be answered with."""
+        codecs = {stream.hello.weights_codec for stream in self.streams.values() if stream.hello.want_weights}
+        self._shard.wanted = frozenset(codecs - {Codec.FP32})
 
     def try_held(self, stream: PushStream, *, confirmed: bool = False) -> None:
         """Judge the frame that the stream holds, if any."""
@@ -407,35 +414,62 @@ class Gathering:
     # --- answers -----------------------------------------------------------------------------------------------------
 
     def _reply(self, waiting: dict[PushStream, bool], index: int, step: int, result: Updated) -> None:
-        block = self.info.create.first_block + index
-        bare = self._frame(block, step, result.version, BlockStatus.APPLIED)
-        full = self._frame(block, step, result.version, BlockStatus.APPLIED, result.weights, result.crc)
+        """One frame for all who want the same, so that it is encoded once."""
+        alike: dict[Codec | None, list[PushStream]] = {}
         for stream, wants in waiting.items():
-            if stream.state is StreamState.OPEN:
-                self._around.effects.post(stream.sink.reply, full if wants else bare)
+            alike.setdefault(stream.hello.weights_codec if wants else None, []).append(stream)
+        for codec, streams in alike.items():
+            self._answer(streams, codec, index, step, result.version, BlockStatus.APPLIED, result.forms)
 
     def _reply_behind(self, stream: PushStream, index: int, step: int, wants: bool) -> None:
         """The step is done already: the version that the block has now, and its weights."""
         if stream.state is not StreamState.OPEN:
             return
         now = self._shard.published[index]
-        weights = now.weights if wants else None
-        block = self.info.create.first_block + index
-        frame = self._frame(block, step, now.version, BlockStatus.DUPLICATE, weights, now.crc)
-        self._around.effects.post(stream.sink.reply, frame)
+        codec = stream.hello.weights_codec if wants else None
+        self._answer([stream], codec, index, step, now.version, BlockStatus.DUPLICATE, now.forms)
 
-    def _frame(
-        self, block: int, step: int, version: int, status: BlockStatus, weights: Flat | None = None, crc: int = 0
-    ) -> BlockFrame:
+    def _answer(
+        self,
+        streams: list[PushStream],
+        codec: Codec | None,
+        index: int,
+        step: int,
+        version: int,
+        status: BlockStatus,
+        forms: Forms | None,
+    ) -> None:
+        """With the weights in `codec`, encoded on a lane where apply did not see to it; None: without."""
+        block = self.info.create.first_block + index
+
+        def reply(form: Form | None) -> None:
+            frame = self._frame(block, step, version, status, form)
+            for stream in streams:
+                if stream.state is StreamState.OPEN:
+                    self._around.effects.post(stream.sink.reply, frame)
+
+        def made(form: Form) -> None:
+            reply(form)
+            self._around.effects.flush()
+
+        form = forms.ready(codec) if forms is not None and codec is not None else None
+        if form is not None or forms is None or codec is None:
+            reply(form)
+        else:
+            wanted = codec
+            self._around.effects.post(self._around.run, SUM_LANE, lambda: forms.make(wanted), made)
+
+    def _frame(self, block: int, step: int, version: int, status: BlockStatus, form: Form | None = None) -> BlockFrame:
         return BlockFrame(
             block=block,
             step=step,
             version=version,
             status=status,
-            crc=0 if weights is None else crc,
+            codec=Codec.FP32 if form is None else form.codec,
+            crc=0 if form is None else form.crc,
             view=self.info.view.number,
             term=self._around.term,
-            payload=b"" if weights is None else weights.data.cast("B"),
+            payload=b"" if form is None else form.payload,
         )
 
     def _far_ahead(self, frame: PushFrame, version: int) -> Refusal:

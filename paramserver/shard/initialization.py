@@ -22,6 +22,7 @@ from paramserver.wire.checksum import crc32c
 from paramserver.wire.codecs import check_size, decode
 from paramserver.wire.errors import Reason, Refusal, disk_full, invalid
 from paramserver.wire.frames import BlockFrame, BlockStatus, PushFrame, PushKind
+from paramserver.wire.layout import FLOAT
 from paramserver.wire.spec import NonFinite
 
 
@@ -154,8 +155,8 @@ def _encode(info: ShardInfo, epoch: int, frame: PushFrame) -> Complete | Refusal
             received=f"{frame.crc:#010x}",
         )
     elements = info.layout.block_elements(frame.block)
-    buffer, values = new_buffer(elements)
-    np.copyto(values, decode(frame.codec, frame.payload, elements))
+    buffer, content = new_buffer(elements)
+    values = decode(frame.codec, frame.payload, elements, content.view(FLOAT))
     if info.create.spec.non_finite is not NonFinite.ALLOW and not np.isfinite(values).all():
         first = int(np.argmin(np.isfinite(values)))
         tensor, place = info.layout.tensor_at(info.layout.block_slice(frame.block).start + first)

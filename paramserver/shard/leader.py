@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from consensus.core.interface import GroupId, Payload, ReplicaId
 from consensus.runtime.interface import Applied, Lanes, Outcome, ReadIndex, ReadOutcome
 from paramserver.shard.effects import Effects
-from paramserver.shard.gathering import Gathering, view_changed
+from paramserver.shard.forms import Form
+from paramserver.shard.gathering import SUM_LANE, Gathering, view_changed
 from paramserver.shard.initialization import Initialization, already_open, stream_open
 from paramserver.shard.machine import ShardMachine
 from paramserver.shard.options import LeaderOptions
@@ -25,6 +26,7 @@ from paramserver.shard.soundness import Soundness
 from paramserver.shard.state import ShardInfo
 from paramserver.shard.streams import InitialStream, PushStream, Sink, Stream, StreamState
 from paramserver.shard.window import SumWindow
+from paramserver.wire.codecs import Codec
 from paramserver.wire.errors import Reason, Refusal, invalid
 from paramserver.wire.frames import Hello
 
@@ -161,6 +163,14 @@ class ShardLeader:
         if not self._may_serve():
             raise self._not_sound(Reason.DAMAGED)
         return self._reads.read(want, wake, certain=self._leading)
+
+    def encoded(self, value: Value, codec: Codec, done: Callable[[Form], None]) -> None:
+        """Tell `done` what was read in that codec: at once where it is there already, else when a lane has made it."""
+        form = value.forms.ready(codec)
+        if form is not None:
+            done(form)
+        else:
+            self._lanes.run(SUM_LANE, lambda: value.forms.make(codec), done)
 
     # --- StreamOwner -------------------------------------------------------------------------------------------------
 

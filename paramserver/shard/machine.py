@@ -129,13 +129,13 @@ class ShardMachine:
         ranks = info.create.spec.ranks
         if command.contributors != (1 << ranks) - 1 or command.count != ranks:
             return _not_taken(command, Why.CONTRIBUTORS, version)
-        if command.elements != found.elements(index):
+        if command.elements != found.elements(index) or command.codec is not info.create.spec.log_codec:
             return _not_taken(command, Why.MALFORMED, version)
         if command.kind is PushKind.GRADIENT:
             now = found.update(index, command)
         else:
             now = found.pass_over(index)
-        if now.weights is None:
+        if now.forms is None:
             raise InvariantViolated("an updated block has no weights")
         return Updated(
             model=command.model,
@@ -143,9 +143,8 @@ class ShardMachine:
             step=command.step,
             version=now.version,
             view=command.view,
-            weights=now.weights,
-            crc=now.crc,
             digest=now.digests[-1][1],
+            forms=now.forms,
         )
 
     def _verdict(self, version: int, step: int) -> Verdict:

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from paramserver.shard.forms import Forms
 from paramserver.shard.options import LeaderOptions
 from paramserver.shard.state import Published, Shard
+from paramserver.wire.codecs import Codec
 from paramserver.wire.errors import Reason, Refusal, invalid
-from paramserver.wire.layout import Flat
 
 SERVED_KEPT = 8
 """Versions of a block whose pulls are counted; older ones are forgotten."""
@@ -33,9 +34,18 @@ class BlockRead:
 
 @dataclass(frozen=True, slots=True)
 class Value:
+    """That version of a block. `payload` and `crc`: of its fp32 bytes."""
+
     version: int
-    payload: memoryview
-    crc: int
+    forms: Forms
+
+    @property
+    def payload(self) -> memoryview:
+        return self.forms.make(Codec.FP32).payload
+
+    @property
+    def crc(self) -> int:
+        return self.forms.make(Codec.FP32).crc
 
 
 class Waiter:
@@ -83,7 +93,7 @@ class Reads:
             raise invalid("want", "version or min_version", "both or none")
         block = self._find(want, certain=certain)
         if want.version is not None and want.version <= block.version:
-            kept = block.at(want.version)
+            kept = block.forms_at(want.version)
             if kept is None:
                 raise Refusal(
                     Reason.GONE,
@@ -94,10 +104,10 @@ class Reads:
                     version=block.version,
                 )
             self._note_served(want, want.version)
-            return _value(want.version, *kept)
-        if want.min_version is not None and want.min_version <= block.version and block.weights is not None:
+            return Value(want.version, kept)
+        if want.min_version is not None and want.min_version <= block.version and block.forms is not None:
             self._note_served(want, block.version)
-            return _value(block.version, block.weights, block.crc)
+            return Value(block.version, block.forms)
         return self._wait(want, want.version if want.version is not None else want.min_version or 0, wake)
 
     def _find(self, want: BlockRead, *, certain: bool) -> Published:
@@ -159,10 +169,6 @@ class Reads:
         self._waiters.clear()
         self.waiting = 0
         return due
-
-
-def _value(version: int, weights: Flat, crc: int) -> Value:
-    return Value(version, weights.data.cast("B"), crc)
 
 
 def stale_epoch(current: int, received: int) -> Refusal:

@@ -1,15 +1,17 @@
 """What apply answers. Results are values: they go to the proposer and to the group's listener on every replica.
 
-Invariant: equal logs give equal results on every replica (weights compare by bits). Must not know: who reads them.
+Invariant: equal logs give equal results on every replica. Must not know: who reads them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
+from paramserver.shard.forms import Forms
 from paramserver.v1 import paramserver_pb2 as pb
+from paramserver.wire.codecs import Codec
 from paramserver.wire.layout import Flat
 
 
@@ -36,16 +38,24 @@ class Why(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Updated:
-    """`block` is at `version` == step + 1; `weights` are exactly that version's, `crc` the CRC32C of their bytes."""
+    """`block` is at `version` == step + 1; `forms` are exactly that version's weights."""
 
     model: int
     block: int
     step: int
     version: int
     view: int
-    weights: Flat
-    crc: int
     digest: bytes
+    forms: Forms = field(compare=False, repr=False)
+
+    @property
+    def weights(self) -> Flat:
+        return self.forms.weights
+
+    @property
+    def crc(self) -> int:
+        """Of the fp32 bytes of `weights`."""
+        return self.forms.make(Codec.FP32).crc
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

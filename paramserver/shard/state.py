@@ -3,22 +3,25 @@
 Owns blocks in memory. The lane that applies is the only writer. `Shard.info` and each item of `Shard.published` are
 immutable values that are replaced, never changed, so any thread may read them at any time; the rest belongs to the
 lane. Invariants (RULES S6, R6, D1): a block keeps its weights and those of the version before; a weights buffer is
-never written once published, it is freed when the last holder drops it; the last 8 digests of a block are kept. Must
-not know: logs, streams.
+never written once published, it is freed when the last holder drops it; the last 8 digests of a block are kept. What
+is published besides, weights in other codecs, is no state: each replica may have other ones. Must not know: logs,
+streams.
 """
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from paramserver.optim.factory import make
 from paramserver.optim.interface import Optimizer, Update
 from paramserver.shard.commands import CreateShard, Target, UpdateBlock
+from paramserver.shard.forms import Forms
 from paramserver.shard.loans import Loan, Loans
 from paramserver.wire.checksum import crc32c, digest
+from paramserver.wire.codecs import Codec
 from paramserver.wire.layout import FLOAT, Flat, Layout
 from paramserver.wire.protos import View
 from paramserver.wire.spec import Reduction
@@ -56,6 +59,12 @@ class Published:
     previous: Flat | None = None
     previous_crc: int = 0
     digests: tuple[tuple[int, bytes], ...] = ()
+    forms: Forms | None = field(default=None, compare=False, repr=False)
+    """`weights` in the codecs that were asked for; they go when the next version comes."""
+
+    def __post_init__(self) -> None:
+        if self.forms is None and self.weights is not None:
+            object.__setattr__(self, "forms", Forms(self.weights, self.crc))
 
     def at(self, version: int) -> tuple[Flat, int] | None:
         """(weights, crc) of exactly that version, None where it is not kept."""
@@ -64,6 +73,13 @@ class Published:
         if version == self.version - 1 and self.previous is not None:
             return self.previous, self.previous_crc
         return None
+
+    def forms_at(self, version: int) -> Forms | None:
+        """Exactly that version, None where it is not kept."""
+        if version == self.version:
+            return self.forms
+        kept = self.at(version)
+        return None if kept is None else Forms(*kept)
 
     def digest_of(self, version: int) -> bytes | None:
         return next((known for number, known in self.digests if number == version), None)
@@ -82,7 +98,7 @@ class Private:
 class Shard:
     """One model's blocks in this group."""
 
-    __slots__ = ("_loans", "_optimizer", "info", "private", "published")
+    __slots__ = ("_loans", "_optimizer", "info", "private", "published", "wanted")
 
     def __init__(self, info: ShardInfo) -> None:
         self.info = info
@@ -90,6 +106,9 @@ class Shard:
         self.private: list[Private] = [Private() for _ in range(info.create.blocks)]
         self._loans: list[Loan] | None = None
         """Of the snapshot being written, a block each; on the lane only."""
+        self.wanted: frozenset[Codec] = frozenset()
+        """Codecs in which ranks wait for the next version: it is encoded while it is in cache. The host's thread
+        replaces it; what it holds decides about no bit."""
         self._optimizer: Optimizer = make(info.create.spec.optimizer)
 
     @property
@@ -155,7 +174,7 @@ class Shard:
         block = self.published[index]
         if block.weights is None:
             raise ValueError("a block without weights has no next version")
-        return self._publish(index, block.weights, block.crc)
+        return self._publish(index, block.weights, block.crc, block.forms)
 
     def _fresh(self, block: Published) -> Flat:
         """Where the next version goes: memory that nobody else can see."""
@@ -167,14 +186,17 @@ class Shard:
             return private.slots
         return tuple(np.empty_like(slot) for slot in private.slots)
 
-    def _publish(self, index: int, weights: Flat, crc: int) -> Published:
+    def _publish(self, index: int, weights: Flat, crc: int, forms: Forms | None = None) -> Published:
         before = self.published[index]
         if before.previous is not None and before.previous is not before.weights:
             self._let_go(index, (before.previous,))
         weights.flags.writeable = False
         version = before.version + 1
         known = (*before.digests[1 - DIGESTS_KEPT :], (version, self.state_digest(index, version, weights)))
-        now = Published(version, weights, crc, before.weights, before.crc, known)
+        now = Published(version, weights, crc, before.weights, before.crc, known, forms)
+        if now.forms is not None:
+            for codec in self.wanted:
+                now.forms.make(codec)
         self.published[index] = now
         return now
 

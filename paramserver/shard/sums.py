@@ -1,13 +1,15 @@
 """The open sum of one (block, step), as the sum lane works on it.
 
 Owns the tree sum and the making of the command. Used by the lane only, except `abandoned`, which the host sets once
-and for all. Invariants: the last addition goes straight into the command's buffer, so no value is copied between being
-added and being written to the log; the command's CRC is computed once, here. Must not know: streams, windows,
-leadership.
+and for all. Invariants: sums are fp32, whatever contributions are sent in; the last addition goes straight into the
+command's buffer, so no value is copied between being added and being written to the log, or, where the model's log has
+another codec, is encoded from there, once, for all replicas; the command's CRC is computed once, here. Must not know:
+streams, windows, leadership.
 """
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +17,20 @@ import numpy as np
 from paramserver.shard.commands import Buffer, UpdateBlock, encode_update, new_buffer
 from paramserver.shard.state import ShardInfo
 from paramserver.wire.checksum import crc32c
-from paramserver.wire.codecs import decode
+from paramserver.wire.codecs import (
+    LARGEST,
+    Codec,
+    Values,
+    encode,
+    finite,
+    first_beyond,
+    first_non_finite,
+    floats,
+    received,
+)
 from paramserver.wire.errors import Reason, Refusal
 from paramserver.wire.frames import PushFrame, PushKind
-from paramserver.wire.layout import Flat
+from paramserver.wire.layout import FLOAT, Flat
 from paramserver.wire.spec import NonFinite
 from paramserver.wire.tree import TreeSum
 
@@ -49,6 +61,7 @@ class OpenSum:
         self._step = step
         self._ranks = info.create.spec.ranks
         self._elements = info.layout.block_elements(block)
+        self._codec = info.create.spec.log_codec
         self._tree: TreeSum | None = TreeSum(self._ranks)
         self._arrived = 0
 
@@ -70,19 +83,29 @@ class OpenSum:
             self._tree = None  # one skip makes the step a skip: what was added is of no use
         if self._tree is None:
             return self._command(PushKind.SKIP) if last else None
-        buffer, out = new_buffer(self._elements) if last else (None, None)
-        self._tree.add(rank, values, out)
-        if buffer is None or out is None:
+        if not last:
+            self._tree.add(rank, values)
             return None
+        buffer, place = new_buffer(self._elements, self._codec)
+        out = place.view(FLOAT) if self._codec is Codec.FP32 else _block(self._elements)
+        self._tree.add(rank, values, out)
         if self._tree.empty:
             return self._command(PushKind.EMPTY)
         self._tree.finish(out)
         self._tree = None
-        if self._ranks > 1 and not self._finite(out):
-            return Rejected(None, self._non_finite(out, "the sum over all ranks", 0))
+        if self._beyond(out):
+            return Rejected(None, self._out_of_range(out))
+        if self._codec is not Codec.FP32:
+            encode(self._codec, out, place)
         return self._command(PushKind.GRADIENT, buffer)
 
-    def _checked(self, rank: int, frame: PushFrame) -> Flat | None:
+    def _beyond(self, total: Flat) -> bool:
+        """Whether the sum, or what the log's codec makes of it, is not finite although it has to be."""
+        if self._allowed or (self._ranks == 1 and self._codec is Codec.FP32):
+            return False
+        return first_beyond(self._codec, total) is not None
+
+    def _checked(self, rank: int, frame: PushFrame) -> Values | None:
         if frame.kind is not PushKind.GRADIENT:
             return None
         # The CRC also guards what lies between here and the worker's memory; TCP's checksum is weak.
@@ -96,16 +119,32 @@ class OpenSum:
                 received=f"{frame.crc:#010x}",
                 rank=rank,
             )
-        values = decode(frame.codec, frame.payload, self._elements)
-        if not self._finite(values):
-            raise self._non_finite(values, f"rank {rank}", rank)
+        values = received(frame.codec, frame.payload, self._elements)
+        if not self._allowed and not finite(values):
+            raise self._non_finite(floats(values), first_non_finite(values), f"rank {rank}", rank)
         return values
 
-    def _finite(self, values: Flat) -> bool:
-        return self._info.create.spec.non_finite is NonFinite.ALLOW or bool(np.isfinite(values).all())
+    @property
+    def _allowed(self) -> bool:
+        return self._info.create.spec.non_finite is NonFinite.ALLOW
 
-    def _non_finite(self, values: Flat, who: str, rank: int) -> Refusal:
-        first = int(np.argmin(np.isfinite(values)))
+    def _out_of_range(self, total: Flat) -> Refusal:
+        first = first_beyond(self._codec, total) or 0
+        if self._codec is Codec.FP32 or not np.isfinite(total[first]):
+            return self._non_finite(total, first, "the sum over all ranks", 0)
+        name, largest = self._codec.name.lower(), LARGEST[self._codec]
+        hint = f"scale the loss down, or create the model with another log_codec than {name}, such as bf16"
+        return self._non_finite(total, first, "the sum over all ranks", 0, f"numbers up to {largest:g} ({name})", hint)
+
+    def _non_finite(
+        self,
+        values: Flat,
+        first: int,
+        who: str,
+        rank: int,
+        expected: str = "finite numbers",
+        hint: str = "check the loss; a worker may skip the whole step, or the model's policy may allow it",
+    ) -> Refusal:
         layout = self._info.layout
         tensor, place = layout.tensor_at(layout.block_slice(self._block).start + first)
         what = (
@@ -113,11 +152,11 @@ class OpenSum:
         )
         return Refusal(
             Reason.NON_FINITE,
-            f"gradient: expected finite numbers, received {what}",
+            f"gradient: expected {expected}, received {what}",
             field=tensor,
-            expected="finite numbers",
+            expected=expected,
             received=what,
-            hint="check the loss; a worker may skip the whole step, or the model's policy may allow it",
+            hint=hint,
             rank=rank,
         )
 
@@ -133,7 +172,22 @@ class OpenSum:
             contributors=(1 << self._ranks) - 1,
             count=self._ranks,
             elements=self._elements,
+            codec=self._codec,
         )
         self._tree = None
         payload = encode_update(command, buffer)
         return Complete(payload, crc32c(payload))
+
+
+class _Scratch(threading.local):
+    block = np.empty(0, FLOAT)
+
+
+_scratch = _Scratch()
+
+
+def _block(elements: int) -> Flat:
+    """Where a sum lies until it is encoded: memory of this thread, used again by the next sum."""
+    if _scratch.block.size < elements:
+        _scratch.block = np.empty(elements, FLOAT)
+    return _scratch.block[:elements]

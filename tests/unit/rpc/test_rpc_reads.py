@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 
 from consensus.core.interface import Configuration
@@ -16,7 +17,9 @@ from consensus.runtime.interface import ReadIndex, Refused
 from paramserver.rpc.freshness import Freshness
 from paramserver.rpc.groups import Groups, Hosted
 from paramserver.rpc.pull import BOUNDED_MS_MAX, Puller, Wanted, checked
+from paramserver.shard.forms import Form, Forms
 from paramserver.shard.reads import BlockRead, Value
+from paramserver.wire.codecs import Codec
 from paramserver.wire.errors import Reason, Refusal
 from paramserver.wire.frames import BlockFrame, BlockStatus, decode_block, encode_block
 
@@ -77,7 +80,10 @@ class Replica:
         if (want.min_version or 0) > self.version:
             self.wake = wake
             return Waiter()
-        return Value(self.version, memoryview(b"bits"), 0)
+        return Value(self.version, Forms(np.zeros(1, np.float32), 0))
+
+    def encoded(self, value: Value, codec: Codec, done: Callable[[Form], None]) -> None:
+        done(value.forms.make(codec))
 
 
 class World:

@@ -76,8 +76,8 @@ def test_the_header_byte_by_byte() -> None:
 
 
 def test_the_buffer_of_a_sum_is_the_command() -> None:
-    buffer, values = new_buffer(3)
-    values[:] = (1.0, 2.0, 3.0)
+    buffer, place = new_buffer(3)
+    place.view(np.float32)[:] = (1.0, 2.0, 3.0)
     command = UpdateBlock(
         model=1, generation=1, view=1, block=0, step=0, kind=PushKind.GRADIENT, contributors=1, count=1, elements=3
     )
@@ -86,13 +86,13 @@ def test_the_buffer_of_a_sum_is_the_command() -> None:
     assert payload.readonly
     decoded = decode(payload)
     assert isinstance(decoded, UpdateBlock)
-    assert decoded.values is not None
+    assert isinstance(decoded.values, np.ndarray)
     assert np.shares_memory(decoded.values, buffer)
 
 
 def test_values_are_aligned_for_vector_instructions() -> None:
-    _, values = new_buffer(1000)
-    assert values.ctypes.data % 16 == 0
+    _, place = new_buffer(1000)
+    assert place.ctypes.data % 16 == 0
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_what_is_remembered_is_bounded_also_where_everything_is_in_doubt() -> No
     )
     shard = machine.shards[MODEL]
     for block, published in enumerate(shard.published):
-        assert published.weights is not None
+        assert published.forms is not None
         digest = published.digests[-1][1]
         updated = Updated(
             model=MODEL,
@@ -120,9 +120,8 @@ def test_what_is_remembered_is_bounded_also_where_everything_is_in_doubt() -> No
             step=0,
             version=0,
             view=1,
-            weights=published.weights,
-            crc=published.crc,
             digest=digest,
+            forms=published.forms,
         )
         exchange.applied(updated, leading=True)
         assert len(exchange._seen) <= 8
