@@ -4,11 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from paramserver.wire.spec import NonFinite, Reduction, TensorSpec, adam, momentum, sgd
+    from paramserver.wire.spec import Codec, NonFinite, Reduction, TensorSpec, adam, momentum, sgd
     from worker import LINEARIZABLE, Client, Model, Tensors, bounded, connect, errors
 
 _HOMES = {
     "Client": "worker",
+    "Codec": "paramserver.wire.spec",
     "LINEARIZABLE": "worker",
     "Model": "worker",
     "NonFinite": "paramserver.wire.spec",
@@ -26,6 +27,7 @@ _HOMES = {
 __all__ = [
     "LINEARIZABLE",
     "Client",
+    "Codec",
     "Model",
     "NonFinite",
     "Reduction",

@@ -24,11 +24,13 @@ from typing import Any, TypeAlias, TypeVar
 from paramserver.wire.errors import Refusal
 from paramserver.wire.spec import (
     BLOCK_BYTES_DEFAULT,
+    Codec,
     ModelSpec,
     NonFinite,
     OptimizerSpec,
     Reduction,
     TensorSpec,
+    codec_named,
 )
 from worker import session as sessions
 from worker.catalogue import Catalogue
@@ -179,6 +181,9 @@ class Client:
         reduction: Reduction = Reduction.MEAN,
         non_finite: NonFinite = NonFinite.REJECT,
         block_bytes: int = BLOCK_BYTES_DEFAULT,
+        log_codec: str | Codec = "fp32",
+        codec: str | Codec = "fp32",
+        weights_codec: str | Codec = "fp32",
         timeout: float | None = None,
     ) -> Model:
         """Create a model or open the one of that name, and take a rank of it.
@@ -190,17 +195,25 @@ class Client:
         initial: values by name, or a function that gives them; used by the first client only (RULES M3). Without it
             the call waits until another client has sent them.
         block_bytes: size of a block, the unit of everything; a multiple of 4096.
+        log_codec: "fp32", "bf16" or "fp16": in which the sum over all ranks is logged and replicated; part of the
+            model. The leader rounds it once, and every replica applies that.
+        codec: in which this handle's gradients travel; they are summed in fp32. weights_codec: in which weights come
+            back, by push_pull and pull; the servers keep fp32. Ranks that take the same one compute with the same bits.
 
         Returns when the model is open and the rank held. Raises SpecMismatch, NotFound, RankTaken, InvalidArgument,
         DeadlineExceeded."""
         self._check()
         budget_s = self.timeout if timeout is None else timeout
+        push, back, log = (
+            _codec(field, value)
+            for field, value in (("codec", codec), ("weights_codec", weights_codec), ("log_codec", log_codec))
+        )
         if tensors is None:
             if optimizer is not None or initial is not None:
                 raise InvalidArgument(f"model {name!r}: optimizer or initial values without tensors", "pass `tensors`")
             spec = None
         else:
-            spec = self._spec(name, tensors, optimizer, ranks, reduction, non_finite, block_bytes)
+            spec = self._spec(name, tensors, optimizer, ranks, reduction, non_finite, block_bytes, log)
         model = Model(client=self, name=name)
         initializer = Initializer(
             network=self._network, cluster=self._cluster, routes=self._routes, catalogue=self._catalogue
@@ -217,6 +230,8 @@ class Client:
                 routes=self._routes,
                 watchers=self._watchers,
                 catalogue=self._catalogue,
+                codec=push,
+                weights_codec=back,
             )
 
         def why() -> str:
@@ -240,6 +255,7 @@ class Client:
         reduction: Reduction,
         non_finite: NonFinite,
         block_bytes: int,
+        log_codec: Codec,
     ) -> ModelSpec:
         if optimizer is None:
             raise InvalidArgument(f"model {name!r}: no optimizer", "pass one, such as paramserver.sgd(0.1)")
@@ -248,7 +264,7 @@ class Client:
             specs = tuple(TensorSpec(one, tuple(shape)) for one, shape in shapes.items())
         else:
             specs = tuple(tensors)
-        spec = ModelSpec(name, specs, optimizer, ranks, reduction, non_finite, block_bytes)
+        spec = ModelSpec(name, specs, optimizer, ranks, reduction, non_finite, block_bytes, log_codec)
         problems = spec.validate()
         if problems:
             raise InvalidArgument("; ".join(str(problem) for problem in problems))
@@ -334,6 +350,14 @@ def parse_servers(servers: str | Sequence[str]) -> tuple[str, ...]:
         if not host or wrong_port or bare_v6 or not address.isprintable() or " " in address:
             raise InvalidArgument(f"server {address!r}", "expected host:port, such as 127.0.0.1:7001")
     return addresses
+
+
+def _codec(field: str, value: str | Codec) -> Codec:
+    try:
+        return codec_named(value, field)
+    except ValueError as error:
+        cause, _, hint = str(error).partition(": ")
+        raise InvalidArgument(cause, hint) from None
 
 
 def _default_name() -> str:

@@ -9,9 +9,10 @@ event loop. Must not know: threads, dictionaries of tensors beyond their flat bu
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from paramserver.wire.codecs import Codec
 from paramserver.wire.errors import Reason, Refusal
 from paramserver.wire.frames import Hello, PushKind
 from paramserver.wire.layout import Flat, Layout
@@ -45,7 +46,8 @@ class Flight:
 
 
 class Engine:
-    """Of one model handle."""
+    """Of one model handle. `codec`: in which gradients travel; `weights_codec`: in which weights do, however they come,
+    so that a step is computed with the same bits again (RULES S7)."""
 
     def __init__(
         self,
@@ -56,6 +58,8 @@ class Engine:
         watchers: Watchers,
         catalogue: Catalogue,
         model: Description,
+        codec: Codec = Codec.FP32,
+        weights_codec: Codec = Codec.FP32,
     ) -> None:
         self._network = network
         self._cluster = cluster
@@ -63,6 +67,8 @@ class Engine:
         self._watchers = watchers
         self._catalogue = catalogue
         self.model = model
+        self.codec = codec
+        self.weights_codec = weights_codec
         self.layout = Layout(model.spec)
         self.step = 0
         """The next step to compute: every block is at this version, as far as this rank has seen."""
@@ -70,7 +76,12 @@ class Engine:
         self._lease: RankLease | None = None
         self._pushers: dict[int, GroupPusher] = {}
         self._puller = Puller(
-            network=network, cluster=cluster, routes=routes, model=lambda: self.model, layout=self.layout
+            network=network,
+            cluster=cluster,
+            routes=routes,
+            model=lambda: self.model,
+            layout=self.layout,
+            codec=weights_codec,
         )
         self._flight: Flight | None = None
         self._failure: ParameterServerError | None = None
@@ -121,6 +132,8 @@ class Engine:
                 kind=kind,
                 gradient=gradient,
                 weights=tensors.flat,
+                codec=self.codec,
+                weights_codec=self.weights_codec,
             )
             for shard in self.model.shards
         }
@@ -164,6 +177,7 @@ class Engine:
             rank=lease.rank,
             lease_epoch=lease.lease_epoch,
             want_weights=True,
+            weights_codec=self.weights_codec,
         )
 
     def group_complete(self, group: int) -> None:
@@ -224,24 +238,37 @@ class Engine:
         version: int | None = None,
         min_version: int | None = None,
         consistency: Consistency = ANY,
-    ) -> Tensors:
+        if_newer_than: int | None = None,
+    ) -> Tensors | None:
         """Exactly `version`; or at least `min_version` and as new as `consistency` says, where blocks may differ by
         one; or, with none of these, one version of all blocks: this rank's own step, or for a handle without a rank
-        the newest there is."""
+        the newest there is. None, and nothing was written, when no block is above `if_newer_than`."""
         self._check()
         if consistency is not ANY:
             min_version = min_version or 0
         if version is None and min_version is None:
             if self._lease is None:
-                return await self._pull_newest(tensors)
+                return await self._pull_newest(tensors, if_newer_than)
+            if if_newer_than is not None and self.step <= if_newer_than:
+                return None
             version = self.step
-        want = Want(version) if version is not None else Want(None, min_version or 0, consistency)
-        return _mark(tensors, await self._puller.pull(want, tensors.flat))
+        if version is not None:
+            return _mark(tensors, await self._puller.pull(Want(version), tensors.flat))
+        want = Want(None, min_version or 0, consistency, if_newer_than)
+        got = await self._puller.pull(want, tensors.flat)
+        stale = [block for block, one in got.items() if not one.fresh]
+        if len(stale) == len(got):
+            return None
+        if stale:
+            got |= await self._puller.pull(replace(want, newer_than=None), tensors.flat, stale)
+        return _mark(tensors, got)
 
-    async def _pull_newest(self, tensors: Tensors) -> Tensors:
+    async def _pull_newest(self, tensors: Tensors, newer_than: int | None) -> Tensors | None:
         """Blocks are in {m, m + 1}: pull what is there, then wait for those that are one behind."""
         while True:
-            got = await self._puller.pull(Want(None, self._seen), tensors.flat)
+            got = await self._puller.pull(Want(None, self._seen, newer_than=newer_than), tensors.flat)
+            if not any(one.fresh for one in got.values()):
+                return None
             newest = max(got.values()).version
             behind = [block for block, one in got.items() if one.version < newest]
             self._seen = max(self._seen, min(got.values()).version)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from paramserver.wire.codecs import LARGEST, Codec, first_beyond
 from paramserver.wire.errors import Refusal
 from paramserver.wire.frames import PushKind
 from paramserver.wire.layout import Flat
@@ -30,9 +31,6 @@ from worker.within import within
 
 if TYPE_CHECKING:
     from worker.client import Client
-
-FINITE_CHUNK = 1 << 16
-"""Elements checked for NaN at a time, so that the mask stays in cache."""
 
 
 class Model:
@@ -72,7 +70,41 @@ class Model:
         """The groups that hold this model's blocks."""
         return tuple(shard.group for shard in self._engine.model.shards)
 
+    @property
+    def codec(self) -> Codec:
+        """Of the gradients that this handle pushes."""
+        return self._engine.codec
+
+    @property
+    def weights_codec(self) -> Codec:
+        """Of the weights that come to this handle."""
+        return self._engine.weights_codec
+
     # --- pulling
+
+    @overload
+    def pull(
+        self,
+        *,
+        version: int | None = None,
+        min_version: int | None = None,
+        consistency: Consistency | None = None,
+        if_newer_than: None = None,
+        timeout: float | None = None,
+        out: Tensors | None = None,
+    ) -> Tensors: ...
+
+    @overload
+    def pull(
+        self,
+        *,
+        version: int | None = None,
+        min_version: int | None = None,
+        consistency: Consistency | None = None,
+        if_newer_than: int,
+        timeout: float | None = None,
+        out: Tensors | None = None,
+    ) -> Tensors | None: ...
 
     def pull(
         self,
@@ -80,9 +112,10 @@ class Model:
         version: int | None = None,
         min_version: int | None = None,
         consistency: Consistency | None = None,
+        if_newer_than: int | None = None,
         timeout: float | None = None,
         out: Tensors | None = None,
-    ) -> Tensors:
+    ) -> Tensors | None:
         """Weights by name.
 
         version: exactly this version of every block; waits for it. Raises Gone when it is no longer kept (two are).
@@ -91,10 +124,16 @@ class Model:
             they were at most when they were read. Not with `version`, which has one value anywhere. While no leader of
             a group has a quorum the call goes on trying, and ends with DeadlineExceeded that says so.
         None of them: version `step` for a rank; for a handle without one the newest version that all blocks have.
-        out: filled and returned in place of new arrays.
+        if_newer_than: None instead of weights, at the cost of a few bytes a block, when no block is above that version
+            (such as `Tensors.version` of the last pull); not with `version`. Where some are, all are as without it.
+        out: filled and returned in place of new arrays; not touched when there is nothing newer.
         """
         self._check()
-        for field, value in (("version", version), ("min_version", min_version)):
+        for field, value in (
+            ("version", version),
+            ("min_version", min_version),
+            ("if_newer_than", if_newer_than),
+        ):
             if value is not None and not 0 <= value < 2**62:
                 raise InvalidArgument(f"{field} {value}", "expected 0 to 2^62 - 1")
         if version is not None and min_version is not None:
@@ -103,8 +142,16 @@ class Model:
             raise InvalidArgument(f"consistency {consistency!r}", "expected LINEARIZABLE or bounded(age_ms)")
         if version is not None and consistency is not None:
             raise InvalidArgument("both version and consistency", "an exact version has one value on every replica")
+        if version is not None and if_newer_than is not None:
+            raise InvalidArgument("both version and if_newer_than", "an exact version never is another")
         target = self._target(out)
-        work = self._engine.pull(target, version=version, min_version=min_version, consistency=consistency or ANY)
+        work = self._engine.pull(
+            target,
+            version=version,
+            min_version=min_version,
+            consistency=consistency or ANY,
+            if_newer_than=if_newer_than,
+        )
         return self._client._run(work, self._timeout(timeout), f"pull of {self.name!r}", self._engine.why)
 
     # --- pushing
@@ -247,28 +294,23 @@ class Model:
             raise to_error(refusal) from None
 
     def _kind(self, flat: Flat, step: int) -> PushKind:
-        """By the model's policy for NaN and infinity (RULES S10)."""
+        """By the model's policy for NaN, infinity, and what the codec would make infinite (RULES S10)."""
         policy = self.spec.non_finite
         if policy is NonFinite.ALLOW:
             return PushKind.GRADIENT
-        element = first_non_finite(flat)
+        element = first_beyond(self.codec, flat)
         if element is None:
             return PushKind.GRADIENT
         if policy is NonFinite.SKIP:
             return PushKind.SKIP
         tensor, place = self._engine.layout.tensor_at(element)
+        beyond, hint = "", "nothing was sent; the model's policy is to reject it"
+        if np.isfinite(flat[element]):
+            beyond = f", beyond {LARGEST[self.codec]:g}, the largest {self.codec.name.lower()}"
+            hint = f"{hint}; scale the loss down, or open the model with codec='bf16'"
         raise errors.NonFinite(
-            f"gradient of step {step}: {flat[element]} in tensor {tensor!r} at element {place}",
-            "nothing was sent; the model's policy is to reject it",
+            f"gradient of step {step}: {flat[element]} in tensor {tensor!r} at element {place}{beyond}",
+            hint,
             tensor=tensor,
             step=step,
         )
-
-
-def first_non_finite(flat: Flat) -> int | None:
-    """The first element that is NaN or infinite."""
-    for start in range(0, len(flat), FINITE_CHUNK):
-        finite = np.isfinite(flat[start : start + FINITE_CHUNK])
-        if not finite.all():
-            return start + int(finite.argmin())
-    return None

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from paramserver.v1 import paramserver_pb2 as pb
+from paramserver.wire.codecs import Codec
 from paramserver.wire.errors import Reason, Refusal
-from paramserver.wire.frames import BlockFrame
+from paramserver.wire.frames import BlockFrame, BlockStatus
 from paramserver.wire.layout import Flat, Layout
 from worker.catalogue import Description, Shard
 from worker.consistency import ANY, Consistency
@@ -39,34 +40,47 @@ BACKOFF = BackoffOptions(first_ms=5, most_ms=100)
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """Exactly `version`, or at least `min_version`, as new as `consistency` says."""
+    """Exactly `version`, or at least `min_version`, as new as `consistency` says. `newer_than`: weights only of blocks
+    above that version; not with `version`."""
 
     version: int | None = None
     min_version: int = 0
     consistency: Consistency = ANY
+    newer_than: int | None = None
 
     def fits(self, version: int) -> bool:
         return version == self.version if self.version is not None else version >= self.min_version
 
 
 class Got(NamedTuple):
-    """A block as it came. `age_ms`: of a consistent pull, how old it was at most when its replica read it."""
+    """A block as it came. `age_ms`: of a consistent pull, how old it was at most when its replica read it. Not `fresh`:
+    it is no newer than what was asked for, and its weights were not sent."""
 
     version: int
     age_ms: int = 0
+    fresh: bool = True
 
 
 class Puller:
     """Pulls of one model."""
 
     def __init__(
-        self, *, network: Network, cluster: Cluster, routes: Routes, model: Callable[[], Description], layout: Layout
+        self,
+        *,
+        network: Network,
+        cluster: Cluster,
+        routes: Routes,
+        model: Callable[[], Description],
+        layout: Layout,
+        codec: Codec = Codec.FP32,
     ) -> None:
+        """`codec`: in which weights are to come."""
         self._network = network
         self._cluster = cluster
         self._routes = routes
         self._model = model
         self._layout = layout
+        self._codec = codec
         self.problems: dict[int, str] = {}
         """Group -> why the last attempt failed, while one is in trouble."""
 
@@ -133,6 +147,8 @@ class Puller:
             generation=model.generation,
             placement_epoch=model.placement_epoch,
             blocks=asked,
+            codec=int(self._codec),  # type: ignore[arg-type]
+            if_newer_than=want.newer_than,
         )
         if want.version is not None:
             request.version = want.version
@@ -150,11 +166,12 @@ class Puller:
                     raise Refusal(Reason.DEADLINE, f"{address} sent nothing for {SILENCE_S:g} s") from None
                 if frame is None:
                     raise Refusal(Reason.NOT_READY, f"{address} ended the pull early")
-                self._take(frame, missing, want, target)
-                got[frame.block] = Got(frame.version, frame.age_ms)
+                fresh = self._take(frame, missing, want, target)
+                got[frame.block] = Got(frame.version, frame.age_ms, fresh)
                 left -= 1
 
-    def _take(self, frame: BlockFrame, missing: set[int], want: Want, target: Flat) -> None:
+    def _take(self, frame: BlockFrame, missing: set[int], want: Want, target: Flat) -> bool:
+        """True: its weights came."""
         if frame.block not in missing:
             raise ProtocolError(f"a server sent block {frame.block}, which was not asked for")
         if not want.fits(frame.version):
@@ -162,5 +179,12 @@ class Puller:
         bound_ms = want.consistency.bounded_ms
         if bound_ms and frame.age_ms > bound_ms:
             raise ProtocolError(f"a server sent block {frame.block} {frame.age_ms} ms old", f"the bound is {bound_ms}")
-        copy_block(frame, self._layout, target)
+        fresh = frame.status is not BlockStatus.NOT_NEWER
+        if fresh:
+            copy_block(frame, self._layout, target, self._codec)
+        elif want.newer_than is None or frame.version > want.newer_than:
+            raise ProtocolError(
+                f"a server sent nothing of block {frame.block} at version {frame.version}", f"expected {want}"
+            )
         missing.discard(frame.block)
+        return fresh

@@ -1,9 +1,10 @@
 """What was sent of a step and what came back: one `GroupStep` for the blocks of one group.
 
-Invariants: the encoded bytes of a block are the same each time they are sent (RULES S12) and stay untouched until the
-block is acknowledged; blocks are sent in ascending order (S5); on a new stream exactly the unacknowledged ones are
-sent again (S8); an answer is believed only if it is for this step, in this group, and its bytes have the checksum it
-names. Must not know: streams, leaders, other groups.
+Invariants: a block is encoded once, when it is first sent, and its bytes are kept and sent again as they are until the
+block is acknowledged (RULES S12); weights come in the codec that was asked for and in no other; blocks are sent in
+ascending order (S5); on a new stream exactly the unacknowledged ones are sent again (S8); an answer is believed only if
+it is for this step, in this group, and its bytes have the checksum it names. Must not know: streams, leaders, other
+groups.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from paramserver.wire.checksum import crc32c
-from paramserver.wire.codecs import Codec, check_size, decode, encode
+from paramserver.wire.codecs import Codec, decode, encode
 from paramserver.wire.errors import Refusal
 from paramserver.wire.frames import BlockFrame, BlockStatus, PushFrame, PushKind
 from paramserver.wire.layout import Flat, Layout
@@ -23,7 +24,7 @@ class GroupStep:
 
     `gradient` (elements,) is what is pushed: of the whole model, as wire.layout lays it out; None for kinds without
     payload. `weights` (elements,) receives the blocks at version step + 1; None when no weights are wanted (initial
-    values)."""
+    values). `codec` and `weights_codec`: in which the two travel."""
 
     def __init__(
         self,
@@ -35,6 +36,8 @@ class GroupStep:
         kind: PushKind,
         gradient: Flat | None,
         weights: Flat | None,
+        codec: Codec = Codec.FP32,
+        weights_codec: Codec = Codec.FP32,
     ) -> None:
         self.step = step
         self.kind = kind
@@ -43,7 +46,10 @@ class GroupStep:
         self._layout = layout
         self._gradient = gradient
         self._weights = weights
-        self._crcs: dict[int, int] = {}
+        self._codec = codec
+        self._weights_codec = weights_codec
+        self._encoded: dict[int, tuple[memoryview, int]] = {}
+        """Bytes and CRC of what was sent and is not acknowledged."""
         self._unacknowledged = set(range(first, first + count))
         self._missing: set[int] = set()
         self._cursor = first
@@ -67,11 +73,20 @@ class GroupStep:
         want = self._weights is not None
         if self._gradient is None:
             return PushFrame(block=block, step=self.step, kind=self.kind, want_weights=want)
-        payload = encode(Codec.FP32, self._gradient[self._layout.block_slice(block)])
-        crc = self._crcs.get(block)
-        if crc is None:
-            crc = self._crcs[block] = crc32c(payload)
-        return PushFrame(block=block, step=self.step, kind=self.kind, crc=crc, want_weights=want, payload=payload)
+        encoded = self._encoded.get(block)
+        if encoded is None:
+            payload = encode(self._codec, self._gradient[self._layout.block_slice(block)])
+            encoded = self._encoded[block] = (payload, crc32c(payload))
+        payload, crc = encoded
+        return PushFrame(
+            block=block,
+            step=self.step,
+            kind=self.kind,
+            codec=self._codec,
+            crc=crc,
+            want_weights=want,
+            payload=payload,
+        )
 
     # --- answers
 
@@ -94,10 +109,11 @@ class GroupStep:
         # Copied first: an answer whose bytes are damaged acknowledges nothing, and the block is sent again.
         if self._weights is not None:
             if len(frame.payload):
-                copy_block(frame, self._layout, self._weights)
+                copy_block(frame, self._layout, self._weights, self._weights_codec)
             else:
                 self._missing.add(frame.block)
         self._unacknowledged.discard(frame.block)
+        self._encoded.pop(frame.block, None)
         return True
 
     def _check_version(self, frame: BlockFrame) -> None:
@@ -130,18 +146,23 @@ class GroupStep:
         return tuple(sorted(self._missing))
 
 
-def copy_block(frame: BlockFrame, layout: Layout, target: Flat) -> None:
-    """Check the block's bytes and copy them to their place in `target` (elements,)."""
+def copy_block(frame: BlockFrame, layout: Layout, target: Flat, codec: Codec = Codec.FP32) -> None:
+    """Check the block's bytes, which must be in `codec`, and decode them to their place in `target` (elements,)."""
+    if frame.codec is not codec:
+        # Other bits than those that the other ranks compute with, or this one after its next start.
+        raise ProtocolError(
+            f"block {frame.block} from a server: {frame.codec.name}, where {codec.name} was asked for",
+            "is every server of a version that knows it?",
+        )
     elements = layout.block_elements(frame.block)
-    try:
-        check_size(frame.codec, len(frame.payload), elements)
-    except Refusal as refusal:
-        raise ProtocolError(f"block {frame.block} from a server: {refusal.message}") from None
     if crc32c(frame.payload) != frame.crc:
         raise ChecksumMismatch(
             f"block {frame.block} at version {frame.version} arrived damaged", "it is asked for again"
         )
-    target[layout.block_slice(frame.block)] = decode(frame.codec, frame.payload, elements)
+    try:
+        decode(codec, frame.payload, elements, target[layout.block_slice(frame.block)])
+    except Refusal as refusal:
+        raise ProtocolError(f"block {frame.block} from a server: {refusal.message}") from None
 
 
 class ChecksumMismatch(ProtocolError):
