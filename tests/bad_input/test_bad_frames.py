@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +66,33 @@ def test_a_payload_over_the_limit() -> None:
     assert str(PAYLOAD_BYTES_MAX) in caught.value.message
 
 
+@pytest.mark.parametrize("codec", [pb.BF16, pb.FP16])
+def test_a_payload_that_would_decode_to_more_than_any_block(codec: Any) -> None:
+    """Within the limit as bytes, twice as much as floats."""
+    for decode, header in (
+        (decode_push, pb.PushHeader(kind=pb.GRADIENT, codec=codec)),
+        (decode_block, pb.BlockHeader(status=pb.APPLIED, codec=codec)),
+    ):
+        serialized = header.SerializeToString()  # type: ignore[attr-defined]
+        decode(join_frame(serialized, bytes(PAYLOAD_BYTES_MAX // 2)))
+        tracemalloc.start()
+        try:
+            data = join_frame(serialized, bytes(PAYLOAD_BYTES_MAX // 2 + 2))
+            before = tracemalloc.get_traced_memory()[0]
+            tracemalloc.reset_peak()
+            with pytest.raises(Refusal) as caught:
+                decode(data)
+            assert tracemalloc.get_traced_memory()[1] - before < 64 << 10
+        finally:
+            tracemalloc.stop()
+        assert (caught.value.reason, caught.value.code, caught.value.field) == (
+            Reason.TOO_LARGE,
+            "RESOURCE_EXHAUSTED",
+            "payload",
+        )
+        assert str(PAYLOAD_BYTES_MAX // 2) in caught.value.message
+
+
 @pytest.mark.parametrize(
     ("header", "field"),
     [
@@ -73,6 +101,7 @@ def test_a_payload_over_the_limit() -> None:
         (pb.PushHeader(kind=1, codec=77), "codec"),  # type: ignore[arg-type]
         (pb.PushHeader(kind=1, step=2**63), "step"),
         (pb.PushHeader(hello=pb.PushHello()), "hello.protocol"),
+        (pb.PushHeader(hello=pb.PushHello(protocol=1, cluster=bytes(16), weights_codec=77)), "hello.weights_codec"),  # type: ignore[arg-type]
         (pb.PushHeader(hello=pb.PushHello(protocol=2, cluster=bytes(16))), "hello.protocol"),
         (pb.PushHeader(hello=pb.PushHello(protocol=1, cluster=b"short")), "hello.cluster"),
         (pb.PushHeader(hello=pb.PushHello(protocol=1, cluster=bytes(16), view=2**64 - 1)), "hello.view"),

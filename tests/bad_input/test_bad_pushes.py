@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from consensus.runtime.interface import ReadIndex, Refused
+from paramserver.wire.checksum import crc32c
+from paramserver.wire.codecs import Codec, encode
 from paramserver.wire.errors import Reason, Refusal
 from paramserver.wire.frames import PushFrame, PushKind
 from paramserver.wire.spec import NonFinite
@@ -31,6 +33,44 @@ def refused(node: Node, spec: Any, **frame: Any) -> Refusal:
     assert not rank.held
     goes_on(node, spec)
     return rank.replies.refusal
+
+
+@pytest.mark.parametrize("codec", [Codec.BF16, Codec.FP16])
+@pytest.mark.parametrize("size", [0, 1, 2047, 2049, 4096])
+def test_an_encoded_payload_of_another_size_is_refused_with_both_numbers(codec: Codec, size: int) -> None:
+    """Also one that fits another codec: of BF16, 4096 bytes would be twice the block."""
+    refusal = refused(*started(), codec=codec, payload=bytes(size))
+    assert (refusal.code, refusal.field) == ("INVALID_ARGUMENT", "payload")
+    for part in ("2048 bytes", f"{size} bytes", codec.name):
+        assert part in refusal.message
+
+
+@pytest.mark.parametrize("codec", [Codec.BF16, Codec.FP16])
+@pytest.mark.parametrize("log_codec", tuple(Codec))
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused_in_every_codec(codec: Codec, log_codec: Codec, bad: float) -> None:
+    node, spec = started(log_codec=log_codec)
+    values = np.zeros(1024, np.float32)
+    values[7] = bad
+    payload = bytes(encode(codec, values))
+    ranks = [Rank(node, spec, rank) for rank in range(2)]
+    ranks[0].send(ranks[0].frame(0, 0, codec=codec, payload=payload, crc=crc32c(payload)))
+    refusal = ranks[0].replies.refusal
+    assert refusal is not None
+    assert (refusal.reason, refusal.field, refusal.rank) == (Reason.NON_FINITE, "weights", 0)
+    for part in (str(bad), "rank 0", "'weights' element 7", "step 0"):
+        assert part in refusal.message
+    assert node.leader.counters["rejected_model_7_rank_0"] == 1
+    again = Rank(node, spec)
+    for rank in (again, ranks[1]):
+        rank.push(0, 0)
+    node.settle()
+    assert node.versions() == [1, 0, 0]
+
+
+def test_a_damaged_payload_in_a_codec() -> None:
+    refusal = refused(*started(), codec=Codec.BF16, payload=bytes(2048), crc=123)
+    assert (refusal.reason, refusal.retryable) == (Reason.CHECKSUM, True)
 
 
 @pytest.mark.parametrize("size", [0, 1, 4095, 4097, 8192])

@@ -100,7 +100,7 @@ def test_block_sizes(block_bytes: int) -> None:
     assert refused(message(block_bytes=block_bytes)).field == "block_bytes"
 
 
-@pytest.mark.parametrize(("field", "value"), [("reduction", 3), ("non_finite", 9)])
+@pytest.mark.parametrize(("field", "value"), [("reduction", 3), ("non_finite", 9), ("log_codec", 4), ("log_codec", -1)])
 def test_enums(field: str, value: int) -> None:
     assert refused(message(**{field: value})).field == field
 

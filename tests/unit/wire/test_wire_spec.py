@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from paramserver.wire.protos import (
@@ -13,6 +15,7 @@ from paramserver.wire.protos import (
     view_to_proto,
 )
 from paramserver.wire.spec import (
+    Codec,
     ModelSpec,
     NonFinite,
     OptimizerSpec,
@@ -38,6 +41,25 @@ def test_round_trip(optimizer: OptimizerSpec) -> None:
     original = ModelSpec("m", spec().tensors, optimizer, 64, Reduction.SUM, NonFinite.ALLOW, block_bytes=8192)
     assert original.validate() == []
     assert valid_spec_from_proto(spec_to_proto(original)) == original
+
+
+def test_a_spec_without_a_codec_of_its_log_is_what_it_always_was() -> None:
+    """Models from before there was a choice keep their bytes, and mean fp32."""
+    message = spec_to_proto(spec())
+    assert message.log_codec == 0
+    assert spec_from_proto(message).log_codec is Codec.FP32
+    message.log_codec = 1
+    assert spec_from_proto(message) == spec()
+    assert message.SerializeToString() != spec_to_proto(spec()).SerializeToString()
+    assert spec_to_proto(spec_from_proto(message)).SerializeToString() == spec_to_proto(spec()).SerializeToString()
+
+
+@pytest.mark.parametrize("codec", [Codec.BF16, Codec.FP16])
+def test_the_codec_of_the_log_is_part_of_the_model(codec: Codec) -> None:
+    lossy = replace(spec(), log_codec=codec)
+    assert lossy.validate() == []
+    assert lossy != spec()
+    assert valid_spec_from_proto(spec_to_proto(lossy)) == lossy
 
 
 def test_numbers_are_rounded_to_float32_at_once() -> None:

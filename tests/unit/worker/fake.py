@@ -18,6 +18,7 @@ import numpy as np
 
 from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.checksum import crc32c
+from paramserver.wire.codecs import Codec, decode, encode
 from paramserver.wire.errors import Reason, Refusal
 from paramserver.wire.frames import BlockFrame, BlockStatus, Hello, PushFrame, PushKind
 from paramserver.wire.layout import Layout
@@ -122,6 +123,8 @@ class FakeCluster:
         """(node, request) of every pull, in order."""
         self.no_quorum: set[int] = set()
         """Groups whose reads nobody confirms."""
+        self.old_codec: Codec | None = None
+        """Servers that know no other codec answer in this one."""
         self.age_ms = 0
         """Of what consistent pulls get."""
 
@@ -260,7 +263,8 @@ class FakeCluster:
         total = np.zeros_like(weights)
         for rank in sorted(contributions):
             if contributions[rank].kind is PushKind.GRADIENT:
-                total = total + np.frombuffer(bytes(contributions[rank].payload), np.float32)
+                frame = contributions[rank]
+                total = total + decode(frame.codec, bytes(frame.payload), total.size)
         skip = any(frame.kind is PushKind.SKIP for frame in contributions.values())
         model.before[block] = weights
         model.weights[block] = weights if skip else weights - LEARNING_RATE * total / np.float32(len(contributions))
@@ -268,13 +272,16 @@ class FakeCluster:
         self.applied.append((block, model.versions[block]))
 
     def _answer(self, stream: Stream, model: FakeModel, block: int, step: int, status: BlockStatus) -> None:
-        payload = b"" if self.without_weights else model.weights[block].astype("<f4").tobytes()
+        codec = self.old_codec or (stream.hello.weights_codec if stream.hello is not None else Codec.FP32)
+        payload = b"" if self.without_weights else bytes(encode(codec, model.weights[block].astype("<f4")))
         crc = crc32c(payload)
         if self.corrupt_replies:
             self.corrupt_replies -= 1
             crc ^= 1
         version = model.versions[block]
-        stream.reply(BlockFrame(block=block, step=step, version=version, status=status, crc=crc, payload=payload))
+        stream.reply(
+            BlockFrame(block=block, step=step, version=version, status=status, codec=codec, crc=crc, payload=payload)
+        )
 
     # --- unary calls
 
@@ -439,13 +446,16 @@ class FakeCluster:
                         )
                     elif request.version > version:
                         raise Refusal(Reason.DEADLINE, f"version {request.version} did not come")
-                payload = weights.astype("<f4").tobytes()
+                codec = self.old_codec or Codec(request.codec or Codec.FP32)
+                known = request.HasField("if_newer_than") and version <= request.if_newer_than
+                payload = b"" if known else bytes(encode(codec, weights.astype("<f4")))
                 frames.append(
                     BlockFrame(
                         block=block,
                         step=0,
                         version=version,
-                        status=BlockStatus.VALUE,
+                        status=BlockStatus.NOT_NEWER if known else BlockStatus.VALUE,
+                        codec=codec,
                         crc=crc32c(payload),
                         age_ms=self.age_ms if consistent else 0,
                         payload=payload,
