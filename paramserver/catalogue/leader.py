@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
 from consensus.core.interface import GroupId, NodeId, ReplicaId
 from consensus.runtime.interface import Applied, Committed, Outcome, Refused
@@ -490,11 +491,15 @@ class _Refused(Refusal):
         self.answer = answer
 
 
+def _shown(value: object) -> str:
+    return value.name if isinstance(value, IntEnum) else str(value)
+
+
 def mismatch(existing: ModelSpec, asked: ModelSpec) -> Refusal:
     """Both specs, as far as they differ."""
     differences = [
-        (field, str(here), str(there))
-        for field in ("optimizer", "ranks", "reduction", "non_finite", "block_bytes")
+        (field, _shown(here), _shown(there))
+        for field in ("optimizer", "ranks", "reduction", "non_finite", "block_bytes", "log_codec")
         if (here := getattr(existing, field)) != (there := getattr(asked, field))
     ]
     if existing.tensors != asked.tensors:

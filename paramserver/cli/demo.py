@@ -35,12 +35,14 @@ FLAGS = (
     Flag("--steps", "steps of training", flags.integer(5, 1_000_000), 600, "N"),
     Flag("--margin", "steps that must lie before and after each fault", flags.integer(1, 100_000), 100, "N"),
     Flag("--seed", "of weights and batches", flags.integer(0, 2**31 - 1), 1, "N"),
+    Flag("--codec", "of gradients, of weights that come back, and of sums in the log: fp32, bf16 or fp16",
+         flags.choice(*flags.CODECS), "fp32", "NAME"),
     Flag("--accuracy-min", "held-out accuracy to reach", flags.number(0, 1), 0.95, "FRACTION"),
     Flag("--timeout", "seconds for each of the two runs", flags.number(1, 3600), 120.0, "SECONDS"),
     Flag("--folder", "keep logs, records and data folders here (new or empty)", flags.text_value, None, "DIR"),
     Flag("--json", "the last line of standard output is one JSON object"),
     Flag("--plain", "plain lines even on a terminal"),
-)
+)  # fmt: skip
 NAMES = {"kill_leader": "server {node} (a leader) killed", "kill_worker": "worker {node} killed"}
 
 
@@ -76,6 +78,7 @@ def options_of(values: flags.Values, problems: list[str]) -> DemoOptions:
         accuracy_min=values["accuracy_min"],
         timeout_s=values["timeout"],
         folder=folder,
+        codec=values["codec"] or "fp32",
     )
     problems += options.validate()
     if find_spec("sklearn") is None:

@@ -170,6 +170,10 @@ def choice(*names: str) -> Callable[[str], str]:
     return convert
 
 
+CODECS = ("fp32", "bf16", "fp16")
+"""As `paramserver.wire.spec.codec_named` knows them; commands start without importing it."""
+
+
 def text_value(text: str) -> str:
     if not text:
         raise ValueError("expected something, got nothing")

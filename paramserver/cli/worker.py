@@ -43,6 +43,11 @@ FLAGS = (
     Flag("--seed", "of weights and batches", flags.integer(0, 2**63 - 1), 1, "N"),
     Flag("--optimizer", "sgd, momentum or adam, with a learning rate if wanted: adam:0.002", flags.text_value, "adam",
          "NAME[:RATE]"),
+    Flag("--codec", "how gradients travel: fp32, bf16 or fp16", flags.choice(*flags.CODECS), "fp32", "NAME"),
+    Flag("--weights-codec", "how weights come back; the same for all ranks, as they compute with them",
+         flags.choice(*flags.CODECS), "fp32", "NAME"),
+    Flag("--log-codec", "how the sum over all ranks is logged and replicated; part of the model",
+         flags.choice(*flags.CODECS), "fp32", "NAME"),
     Flag("--device", "where gradients are computed", flags.choice("auto", "numpy", "cupy"), "auto", "NAME"),
     Flag("--session", "where this rank's session is kept [by cluster, model and rank in the state folder]",
          flags.text_value, metavar="FILE"),
@@ -89,6 +94,7 @@ def config_of(values: flags.Values, problems: list[str]) -> TrainConfig:
     """Adds to `problems` what is wrong with the options taken together."""
     from importlib.util import find_spec
 
+    from paramserver.wire.spec import codec_named
     from worker.reference.train import OPTIMIZERS, TrainConfig, parse_optimizer
 
     optimizer = parse_optimizer("adam")
@@ -107,6 +113,9 @@ def config_of(values: flags.Values, problems: list[str]) -> TrainConfig:
         batch=values["batch"],
         optimizer=optimizer,
         seed=values["seed"],
+        codec=codec_named(values["codec"] or "fp32"),
+        weights_codec=codec_named(values["weights_codec"] or "fp32"),
+        log_codec=codec_named(values["log_codec"] or "fp32"),
         device=values["device"],
         session_file=_path(values["session"]),
         connect_timeout_s=values["timeout"],

@@ -32,7 +32,8 @@ MODEL_NAME = "digits"
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """`margin`: steps that must lie before and after each fault. `timeout_s`: of one of the two runs.
+    """`margin`: steps that must lie before and after each fault. `timeout_s`: of one of the two runs. `codec`: of
+    gradients, of weights that come back, and of sums in the log.
     `folder`: where logs, records and data folders stay (None: temporary, removed when all is well)."""
 
     steps: int = 600
@@ -41,6 +42,7 @@ class DemoOptions:
     accuracy_min: float = 0.95
     timeout_s: float = 120.0
     folder: Path | None = None
+    codec: str = "fp32"
     worker_flags: tuple[str, ...] = ()
     server_flags: tuple[str, ...] = ()
 
@@ -54,6 +56,11 @@ class DemoOptions:
         if not 0 <= self.accuracy_min <= 1:
             problems.append(f"--accuracy-min {self.accuracy_min}: expected a number from 0 to 1")
         return problems
+
+    @property
+    def flags_of_workers(self) -> tuple[str, ...]:
+        codecs = tuple(f"{flag}={self.codec}" for flag in ("--codec", "--weights-codec", "--log-codec"))
+        return (*codecs, *self.worker_flags)
 
     @property
     def plan(self) -> Plan:
@@ -242,7 +249,7 @@ class _Watch:
                     model_name=MODEL_NAME,
                     seed=self._options.seed,
                     device="numpy",
-                    flags=self._options.worker_flags,
+                    flags=self._options.flags_of_workers,
                 )
             )
             self._ranks[rank] = _Rank(process, Tail(process.record))

@@ -14,13 +14,15 @@ import numpy as np
 from paramserver.optim.factory import make
 from paramserver.optim.interface import Update
 from paramserver.wire.checksum import digest
+from paramserver.wire.codecs import Codec, decode, encode
 from paramserver.wire.layout import FLOAT, Flat
 from paramserver.wire.spec import OptimizerSpec, adam, momentum, sgd
 from paramserver.wire.tree import tree_sum
 
-EXPECTED = bytes.fromhex("d6b3fc5bc85a7912e513daf4663d78d1")
+EXPECTED = bytes.fromhex("9494047d678790d1b718707c4ab17986")
 """What `known_answers()` is on every machine of ours; changes only together with a kernel."""
 
+_SHORTS = np.arange(1 << 16, dtype="<u2")
 _ELEMENTS = 70_001  # more than a chunk, and no multiple of any vector's length
 _KERNELS: tuple[OptimizerSpec, ...] = (
     sgd(0.1),
@@ -53,6 +55,9 @@ def known_answers() -> bytes:
         for numbers in _KERNELS:
             parts += _run(numbers)
         parts.append(tree_sum([_numbers(seed) for seed in range(7)]).tobytes())
+    for codec in (Codec.BF16, Codec.FP16):
+        parts.append(bytes(encode(codec, _numbers(1))))
+        parts.append(decode(codec, _SHORTS.tobytes(), _SHORTS.size).tobytes())
     return digest(parts)
 
 

@@ -204,7 +204,15 @@ def test_impossible_tensors(anna: Client, shape: list[int], dtype: int) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("ranks", 0), ("ranks", 65), ("block_bytes", 100), ("block_bytes", 2**31), ("reduction", 9), ("non_finite", 9)],
+    [
+        ("ranks", 0),
+        ("ranks", 65),
+        ("block_bytes", 100),
+        ("block_bytes", 2**31),
+        ("reduction", 9),
+        ("non_finite", 9),
+        ("log_codec", 4),
+    ],
 )
 def test_impossible_models(anna: Client, field: str, value: int) -> None:
     wanted = spec("impossible")
@@ -234,7 +242,7 @@ def test_unknown_models_and_blocks(anna: Client, model: pb.ModelDescription) -> 
     assert (error.code(), detail(error).field) == (Code.NOT_FOUND, "block")
 
 
-@pytest.mark.parametrize("change", ["shape", "optimizer", "ranks"])
+@pytest.mark.parametrize("change", ["shape", "optimizer", "ranks", "log_codec"])
 def test_create_again_with_another_spec(anna: Client, model: pb.ModelDescription, change: str) -> None:
     wanted = pb.ModelSpec()
     wanted.CopyFrom(model.spec)
@@ -242,11 +250,15 @@ def test_create_again_with_another_spec(anna: Client, model: pb.ModelDescription
         wanted.tensors[0].shape[:] = [5]
     elif change == "optimizer":
         wanted.optimizer.adam.MergeFrom(pb.Adam(learning_rate=0.25, beta1=0.9, beta2=0.99, epsilon=1e-8))
+    elif change == "log_codec":
+        wanted.log_codec = pb.BF16
     else:
         wanted.ranks = 7
     error = refused(lambda: anna.create(wanted))
     assert error.code() is Code.ALREADY_EXISTS
     told = detail(error)
+    if change == "log_codec":
+        assert ("FP32" in told.expected, "BF16" in told.received) == (True, True)
     assert told.expected
     assert told.received
     assert told.expected != told.received
@@ -318,6 +330,7 @@ def test_two_workers_claiming_one_rank(cluster: Cluster, anna: Client, model: pb
         ({"cluster": b"c" * 16}, Code.FAILED_PRECONDITION, "hello.cluster"),
         ({"cluster": b"c"}, Code.INVALID_ARGUMENT, "hello.cluster"),
         ({"protocol": 7}, Code.INVALID_ARGUMENT, "hello.protocol"),
+        ({"weights_codec": 9}, Code.INVALID_ARGUMENT, "hello.weights_codec"),
     ],
 )
 def test_hellos_of_another_time_or_place(
@@ -363,6 +376,9 @@ def test_blocks_unsorted_or_repeated(anna: Client, channel: grpc.Channel, model:
     [
         ({}, Code.INVALID_ARGUMENT),
         ({"version": 2**63}, Code.INVALID_ARGUMENT),
+        ({"version": 0, "codec": 9}, Code.INVALID_ARGUMENT),
+        ({"version": 0, "if_newer_than": 0}, Code.INVALID_ARGUMENT),
+        ({"min_version": 0, "if_newer_than": 2**63}, Code.INVALID_ARGUMENT),
         ({"version": 0, "model": 999}, Code.NOT_FOUND),
         ({"version": 0, "group": 9}, Code.NOT_FOUND),
         ({"version": 0, "group": 0}, Code.NOT_FOUND),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from paramserver.cli import main
@@ -34,6 +35,10 @@ class Ran:
 @pytest.fixture(scope="module")
 def ran() -> Ran:
     """`paramserver demo --json` once, for all tests here."""
+    return run_it()
+
+
+def run_it(*more: str) -> Ran:
     outcomes: list[DemoOutcome] = []
     run_demo = demo.run_demo
 
@@ -42,7 +47,7 @@ def ran() -> Ran:
         return outcomes[-1]
 
     words = ["demo", "--json", "--steps", str(OPTIONS.steps), "--margin", str(OPTIONS.margin)]
-    words += ["--accuracy-min", str(OPTIONS.accuracy_min), "--timeout", str(OPTIONS.timeout_s)]
+    words += ["--accuracy-min", str(OPTIONS.accuracy_min), "--timeout", str(OPTIONS.timeout_s), *more]
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "run_demo", keep)
@@ -62,6 +67,27 @@ def test_the_demo_passes(ran: Ran) -> None:
     assert all(list(fault) == ["kind", "node", "stall_ms"] and fault["stall_ms"] >= 0 for fault in result["faults"])
     assert "bit-identical: yes" in ran.stderr
     assert "kill -9 of server" in ran.stderr
+
+
+def test_with_bf16_on_the_way_and_in_the_log_the_bits_are_the_same_too(ran: Ran) -> None:
+    """The same as those of the run without faults, and others than those of the demo in fp32."""
+    lossy = run_it("--codec", "bf16")
+    assert lossy.code == 0, lossy.stderr
+    result = json.loads(lossy.stdout.splitlines()[-1])
+    assert (result["lost"], result["duplicated"], result["bit_identical"]) == (0, 0, True)
+    assert result["accuracy"] >= OPTIONS.accuracy_min
+    assert lossy.outcome is not None
+    assert ran.outcome is not None
+    ends = [
+        {record.end.digest for record in one.reference.records if record.end} for one in (lossy.outcome, ran.outcome)
+    ]
+    assert len(ends[0]) == len(ends[1]) == 1
+    assert ends[0] != ends[1]
+    for key, copies in lossy.outcome.reference.final.blocks.items():
+        weights = np.frombuffer(next(iter(copies.values())).weights, np.uint32)
+        other = next(iter(ran.outcome.reference.final.blocks[key].values())).weights
+        assert weights.tobytes() != other
+        assert (weights & 0xFFFF).any(), "servers keep fp32"
 
 
 def flip_one_bit(result: RunResult) -> RunResult:

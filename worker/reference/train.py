@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from paramserver.wire.allocator import keep_memory
-from paramserver.wire.spec import ModelSpec, OptimizerSpec, TensorSpec, adam, momentum, sgd
+from paramserver.wire.spec import Codec, ModelSpec, OptimizerSpec, TensorSpec, adam, momentum, sgd
 from worker import device as devices
 from worker.client import Client, connect, parse_servers
 from worker.data import digits
@@ -63,6 +63,12 @@ class TrainConfig:
     """Units of the hidden layers."""
     block_bytes: int = 16 * 1024
     """Small, so that a small model is spread over several groups."""
+    log_codec: Codec = Codec.FP32
+    """Of the sums in the log; part of the model."""
+    codec: Codec = Codec.FP32
+    """Of this rank's gradients on the way."""
+    weights_codec: Codec = Codec.FP32
+    """Of the weights that come back, with which the gradient is computed."""
     device: str = "auto"
     session_file: Path | None = None
     """Where the session is kept; None: by cluster, model and rank in the user's state folder."""
@@ -101,7 +107,14 @@ class TrainConfig:
 
     def spec(self) -> ModelSpec:
         tensors = tuple(TensorSpec(name, shape) for name, shape in self.network().shapes().items())
-        return ModelSpec(self.model_name, tensors, self.optimizer, self.ranks, block_bytes=self.block_bytes)
+        return ModelSpec(
+            self.model_name,
+            tensors,
+            self.optimizer,
+            self.ranks,
+            block_bytes=self.block_bytes,
+            log_codec=self.log_codec,
+        )
 
     def network(self) -> Mlp:
         return Mlp((digits.FEATURES, *self.hidden, digits.CLASSES))
@@ -185,6 +198,9 @@ class _Run:
                 rank=config.rank,
                 initial=lambda: self._network.initial(config.seed),
                 block_bytes=spec.block_bytes,
+                log_codec=spec.log_codec,
+                codec=config.codec,
+                weights_codec=config.weights_codec,
                 timeout=ATTEMPT_S,
             )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from consensus.core.interface import GroupId, NodeId
 from consensus.runtime.interface import GroupListener, Outcome, StateMachine
@@ -20,13 +21,13 @@ from paramserver.lab.simulation.director import Director
 from paramserver.lab.simulation.line import Line
 from paramserver.lab.simulation.memory import MemoryFlip, WrongMemory
 from paramserver.lab.simulation.rank import Rank, draw_deaths
-from paramserver.lab.simulation.reference import Training
+from paramserver.lab.simulation.reference import Array, Codecs, Training
 from paramserver.shard.commands import Command, CreateShard, InitialBlock, OpenShard
 from paramserver.shard.leader import ShardLeader
 from paramserver.shard.machine import ShardMachine
 from paramserver.shard.options import LeaderOptions
 from paramserver.wire.checksum import digest
-from paramserver.wire.spec import ModelSpec, TensorSpec, adam, momentum, sgd
+from paramserver.wire.spec import Codec, ModelSpec, TensorSpec, adam, momentum, sgd
 
 STEPS_AFTER = 4
 """Steps after healing, to show that there is progress."""
@@ -57,6 +58,16 @@ def draw_spec(source: random.Random) -> ModelSpec:
     )
 
 
+def draw_codecs(seed: int, spec: ModelSpec) -> tuple[ModelSpec, Codecs]:
+    """In which the sums of a seed's run are logged, and its ranks push and have weights come back: each its own. From a
+    stream apart, so that a seed has the faults it always had."""
+    source = stream(seed, "codecs")
+    choice = (Codec.FP32, Codec.FP32, Codec.BF16, Codec.FP16)
+    logged = replace(spec, log_codec=source.choice(choice))
+    push, weights = (tuple(source.choice(choice) for _ in range(spec.ranks)) for _ in range(2))
+    return logged, Codecs(push, weights)
+
+
 def shard_digest(machine: StateMachine) -> bytes:
     """Equal for equal states of a data group."""
     if not isinstance(machine, ShardMachine):
@@ -74,7 +85,7 @@ def shard_digest(machine: StateMachine) -> bytes:
 class TrainingLoad:
     def __init__(self, *, seed: int, load_ms: int, flips: Sequence[MemoryFlip] = ()) -> None:
         source = stream(seed, "training")
-        self.training = Training(seed, draw_spec(source))
+        self.training = Training(seed, *draw_codecs(seed, draw_spec(source)))
         self.model = 7
         self.generation = 1
         self.acknowledged_versions: dict[int, int] = {}
@@ -230,15 +241,15 @@ class TrainingLoad:
     def leader_at(self, node: NodeId, group: GroupId) -> ShardLeader | None:
         return self._leaders.get((node, group))
 
-    def believed(self, block: int, version: int, payload: bytes) -> bytes:
+    def believed(self, rank: int, block: int, version: int, values: Array) -> Array:
         """What a rank goes on with. From a replica whose memory was hit wrong values may come, until that is noticed;
         what a real worker makes of them is the business of people, whom the alarm tells."""
         group = next(group for group, blocks in self._shards.items() if block in blocks)
-        right = self.training.at(version)[self.training.layout.block_slice(block)].tobytes()
-        if payload != right and self._memory.may_be_wrong(group):
+        right = self.training.seen(rank, version)[self.training.layout.block_slice(block)]
+        if values.tobytes() != right.tobytes() and self._memory.may_be_wrong(group):
             self.cluster.counts["rank: wrong values"] += 1
             return right
-        return payload
+        return values
 
     def line(self, line: Line) -> None:
         if len(self._lines) > LINES_KEPT:

@@ -22,9 +22,11 @@ from consensus.simulation.schedule import MS, stream
 from paramserver.lab.simulation.line import Line
 from paramserver.lab.simulation.reference import Array, Training
 from paramserver.lab.simulation.serving import ServedStream
+from paramserver.shard.forms import Form
 from paramserver.shard.leader import ShardLeader
 from paramserver.shard.reads import BlockRead, Value
 from paramserver.wire.checksum import crc32c
+from paramserver.wire.codecs import Codec, decode, encode
 from paramserver.wire.errors import Reason, Refusal
 from paramserver.wire.frames import BlockFrame, BlockStatus, Hello, PushFrame, PushKind, decode_block, encode_block
 
@@ -67,7 +69,7 @@ class World(Protocol):
 
     def leader_at(self, node: NodeId, group: GroupId) -> ShardLeader | None: ...
 
-    def believed(self, block: int, version: int, payload: bytes) -> bytes: ...
+    def believed(self, rank: int, block: int, version: int, values: Array) -> Array: ...
 
     def line(self, line: Line) -> None: ...
 
@@ -89,7 +91,7 @@ class Rank:
         self._patience_ms = self.random.choice(DEADLINES_MS)
         self.world = world
         self.name = f"rank {number}"
-        self._weights: Array = world.training.initial.copy()
+        self._weights: Array = world.training.seen(number, 0).copy()
         self._missing: set[int] = set()
         self._streams: dict[GroupId, GroupStream] = {}
 
@@ -136,7 +138,7 @@ class Rank:
     def _push(self) -> None:
         training = self.world.training
         weights = self._weights
-        if weights.tobytes() != training.at(self.step).tobytes():
+        if weights.tobytes() != training.seen(self.number, self.step).tobytes():
             raise Violated(f"{self.name} begins step {self.step} with weights that are not version {self.step}")
         gradient = training.gradient(self.number, self.step, weights)
         self._weights = np.full_like(weights, np.nan)
@@ -153,23 +155,29 @@ class Rank:
         kind = training.kind(self.number, self.step, block)
         if kind is not PushKind.GRADIENT:
             return PushFrame(block=block, step=self.step, kind=kind)
-        payload = gradient[training.layout.block_slice(block)].tobytes()
-        return PushFrame(block=block, step=self.step, kind=kind, crc=crc32c(payload), payload=payload)
+        codec = training.codecs.push[self.number]
+        payload = bytes(encode(codec, gradient[training.layout.block_slice(block)]))
+        return PushFrame(block=block, step=self.step, kind=kind, codec=codec, crc=crc32c(payload), payload=payload)
 
-    def got(self, block: int, version: int, wanted: int, payload: memoryview | bytes, crc: int) -> None:
+    @property
+    def weights_codec(self) -> Codec:
+        return self.world.training.codecs.weights[self.number]
+
+    def got(self, block: int, version: int, wanted: int, form: Form) -> None:
         """Version `wanted` of a block was asked for, `version` came."""
         training = self.world.training
         if version != wanted:
             raise Violated(f"{self.name} wants version {wanted} of block {block}, was given {version}")
+        if form.codec is not self.weights_codec:
+            raise Violated(f"{self.name} wants weights as {self.weights_codec.name}, was given {form.codec.name}")
         place = training.layout.block_slice(block)
-        believed = self.world.believed(block, version, bytes(payload))
-        if believed != bytes(payload):
-            payload, crc = believed, crc32c(believed)
-        if bytes(payload) != training.at(version)[place].tobytes():
+        came = decode(form.codec, form.payload, place.stop - place.start)
+        values = self.world.believed(self.number, block, version, came)
+        if values.tobytes() != training.seen(self.number, version)[place].tobytes():
             raise Violated(f"{self.name}: version {version} of block {block} has other bits than the reference run")
-        if crc != crc32c(payload):
+        if values is came and form.crc != crc32c(form.payload):
             raise Violated(f"{self.name}: version {version} of block {block} has another CRC than it says")
-        self._weights[place] = np.frombuffer(payload, np.float32)
+        self._weights[place] = values
         self._missing.discard(block)
 
     @property
@@ -255,6 +263,7 @@ class GroupStream:
             rank=rank.number,
             lease_epoch=rank.lease,
             want_weights=True,
+            weights_codec=rank.weights_codec,
         )
         node = world.cluster.nodes[target]
 
@@ -364,7 +373,7 @@ class GroupStream:
         self._progress += 1
         rank.world.cluster.counts[f"rank: {frame.status.name}"] += 1
         rank.world.acknowledged_block(frame.block, frame.version)
-        rank.got(frame.block, frame.version, expected.step + 1, frame.payload, frame.crc)
+        rank.got(frame.block, frame.version, expected.step + 1, Form(frame.codec, memoryview(frame.payload), frame.crc))
         rank.acknowledged()
 
 
@@ -405,7 +414,10 @@ class Pull:
             if isinstance(found, Value):
                 if world.cluster.nodes[target].handles[self._group].distrusted:
                     raise Violated(f"node {target} serves block {self._block} although its state is not to be trusted")
-                self._travel(lambda: self._got(attempt, found))
+                leader.encoded(found, rank.weights_codec, lambda form: came(found.version, form))
+
+        def came(version: int, form: Form) -> None:
+            self._travel(lambda: self._got(attempt, version, form))
 
         node = world.cluster.nodes[target]
         self._travel(lambda: node.later(0, f"{rank.name} pulls version {self._version} of {self._block}", read))
@@ -418,11 +430,11 @@ class Pull:
         if rank.life == self._life and rank.random.randrange(1000) >= profile.client_loss_permille:
             rank.later(between(rank.random, profile.delay_us), action)
 
-    def _got(self, attempt: int, value: Value) -> None:
+    def _got(self, attempt: int, version: int, form: Form) -> None:
         if attempt == self._attempt:
             self._attempt += 1
             self._rank.world.cluster.counts["rank: pulled"] += 1
-            self._rank.got(self._block, value.version, self._version, value.payload, value.crc)
+            self._rank.got(self._block, version, self._version, form)
             self._rank.pulled()
 
     def _refused(self, attempt: int, refusal: Refusal) -> None:

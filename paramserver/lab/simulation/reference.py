@@ -1,13 +1,14 @@
 """The same training without servers: plain numpy, one machine, one array.
 
 Owns what the result must be, bit by bit: gradients as a function of (weights, seed, rank, step), sums over ranks in the
-order of the specification's tree, and textbook updates. Shares no code with the server but the layout of blocks. Must
-not know: groups, faults, time.
+order of the specification's tree, what codecs round on the way, and textbook updates. Shares no code with the server
+but the layout of blocks. Must not know: groups, faults, time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -15,9 +16,28 @@ import numpy.typing as npt
 
 from paramserver.wire.frames import PushKind
 from paramserver.wire.layout import Layout
-from paramserver.wire.spec import Adam, ModelSpec, Momentum, OptimizerSpec, Sgd
+from paramserver.wire.spec import Adam, Codec, ModelSpec, Momentum, OptimizerSpec, Sgd
 
 Array: TypeAlias = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Codecs:
+    """By rank: in which each pushes, and in which it has weights come back."""
+
+    push: tuple[Codec, ...]
+    weights: tuple[Codec, ...]
+
+
+def rounded(codec: Codec, values: Array) -> Array:
+    """To the nearest number that the codec has, of two equally near ones to the even one; in fp64, where every step is
+    exact. Of values within its range."""
+    if codec is Codec.FP32:
+        return values
+    digits, least = {Codec.BF16: (8, -126), Codec.FP16: (11, -14)}[codec]
+    _, exponents = np.frexp(values.astype(np.float64))
+    quantum = np.ldexp(1.0, np.maximum(exponents - 1, least) - (digits - 1))
+    return (np.rint(values / quantum) * quantum).astype(np.float32)
 
 
 def tree_sum(parts: Sequence[Array | None]) -> Array | None:
@@ -35,8 +55,10 @@ def tree_sum(parts: Sequence[Array | None]) -> Array | None:
 
 
 class Training:
-    def __init__(self, seed: int, spec: ModelSpec) -> None:
+    def __init__(self, seed: int, spec: ModelSpec, codecs: Codecs | None = None) -> None:
+        """`codecs`: FP32 for all where they are left out."""
         self.spec = spec
+        self.codecs = codecs or Codecs((Codec.FP32,) * spec.ranks, (Codec.FP32,) * spec.ranks)
         self.layout = Layout(spec)
         self.initial = self._noise(seed, 0, 0)
         self._seed = seed
@@ -50,6 +72,10 @@ class Training:
         while len(self._weights) <= version:
             self._step(len(self._weights) - 1)
         return self._weights[version]
+
+    def seen(self, rank: int, version: int) -> Array:
+        """All weights of that version as they come to a rank."""
+        return rounded(self.codecs.weights[rank], self.at(version))
 
     def _noise(self, *where: int) -> Array:
         return np.random.default_rng(where).standard_normal(self.layout.elements, dtype=np.float32)
@@ -71,7 +97,9 @@ class Training:
         before = self._weights[step]
         after = before.copy()
         ranks = range(self.spec.ranks)
-        gradients = [self.gradient(rank, step, before) for rank in ranks]
+        gradients = [
+            rounded(self.codecs.push[rank], self.gradient(rank, step, self.seen(rank, step))) for rank in ranks
+        ]
         for block, state in enumerate(self._blocks):
             place = self.layout.block_slice(block)
             kinds = [self.kind(rank, step, block) for rank in ranks]
@@ -79,7 +107,8 @@ class Training:
                 continue
             total = tree_sum([gradients[rank][place] if kinds[rank] is PushKind.GRADIENT else None for rank in ranks])
             if total is not None:
-                after[place] = state.update(before[place], total / np.float32(self.spec.ranks))
+                logged = rounded(self.spec.log_codec, total)
+                after[place] = state.update(before[place], logged / np.float32(self.spec.ranks))
         self._weights.append(after)
 
 

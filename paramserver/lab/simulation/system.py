@@ -27,7 +27,7 @@ from consensus.simulation.wire import through_codec
 from paramserver.catalogue.bootstrap import CATALOGUE_GROUP
 from paramserver.catalogue.machine import CatalogueMachine
 from paramserver.catalogue.placement import Move
-from paramserver.lab.simulation.application import draw_spec, shard_digest
+from paramserver.lab.simulation.application import draw_codecs, draw_spec, shard_digest
 from paramserver.lab.simulation.calls import Service
 from paramserver.lab.simulation.line import Line
 from paramserver.lab.simulation.operator import SimulatedOperator
@@ -59,7 +59,7 @@ class SystemLoad:
     def __init__(self, *, seed: int, load_ms: int, reshaped: bool = False) -> None:
         """`reshaped`: an operator moves replicas meanwhile."""
         source = stream(seed, "training")
-        self.training = WholeSteps(seed, draw_spec(source))
+        self.training = WholeSteps(seed, *draw_codecs(seed, draw_spec(source)))
         self.lease_ms = source.choice((2500, 5000))
         self.leader_options = LeaderOptions(window_blocks=source.choice((1, 2, 3, 16)))
         self._deaths = draw_deaths(source, self.training.spec.ranks, load_ms)

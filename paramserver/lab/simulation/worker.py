@@ -139,7 +139,14 @@ class SimulatedWorker:
         initializer = Initializer(network=network, cluster=cluster, routes=routes, catalogue=catalogue)
         described = await initializer.run(described, initial)
         engine = Engine(
-            network=network, cluster=cluster, routes=routes, watchers=watchers, catalogue=catalogue, model=described
+            network=network,
+            cluster=cluster,
+            routes=routes,
+            watchers=watchers,
+            catalogue=catalogue,
+            model=described,
+            codec=training.codecs.push[self.rank],
+            weights_codec=training.codecs.weights[self.rank],
         )
         await engine.claim(self.rank)
         tensors = Tensors(training.layout)
@@ -162,7 +169,7 @@ class SimulatedWorker:
         clock = asyncio.get_running_loop().time
         while True:
             step = engine.step
-            if tensors.flat.tobytes() != training.at(step).tobytes():
+            if tensors.flat.tobytes() != training.seen(self.rank, step).tobytes():
                 raise Violated(f"{self.name} begins step {step} with weights that are not version {step}")
             await asyncio.sleep(between(self._random, THINK_MS) * MS / 1_000_000)
             while self.goal is not None and step >= self.goal:

@@ -19,6 +19,7 @@ from paramserver.rpc.groups import Groups, Hosted
 from paramserver.rpc.pull import BOUNDED_MS_MAX, Puller, Wanted, checked
 from paramserver.shard.forms import Form, Forms
 from paramserver.shard.reads import BlockRead, Value
+from paramserver.wire.checksum import crc32c
 from paramserver.wire.codecs import Codec
 from paramserver.wire.errors import Reason, Refusal
 from paramserver.wire.frames import BlockFrame, BlockStatus, decode_block, encode_block
@@ -338,6 +339,30 @@ def test_other_pulls_ask_nobody() -> None:
     run(story)
 
 
+def test_what_is_not_newer_is_not_sent_and_as_new_as_any_answer() -> None:
+    async def story(world: World) -> None:
+        for newest, status in ((4, BlockStatus.VALUE), (5, BlockStatus.NOT_NEWER), (6, BlockStatus.NOT_NEWER)):
+            frame = await world.frame(if_newer_than=newest)
+            assert (frame.status, frame.version) == (status, 5)
+            assert bool(len(frame.payload)) == (status is BlockStatus.VALUE)
+        asking = asyncio.ensure_future(world.frame(if_newer_than=5, linearizable=True))
+        await asyncio.sleep(0)
+        assert len(world.handle.asked) == 1, "a quorum is asked first, here too"
+        asking.cancel()
+
+    run(story)
+
+
+def test_blocks_come_in_the_codec_that_was_asked_for() -> None:
+    async def story(world: World) -> None:
+        for codec, size in ((Codec.FP32, 4), (Codec.BF16, 2), (Codec.FP16, 2)):
+            frame = decode_block(encode_block(await world.frame(codec=codec)))
+            assert (frame.codec, len(frame.payload)) == (codec, size)
+            assert frame.crc == crc32c(frame.payload) or codec is Codec.FP32
+
+    run(story)
+
+
 # --- form -------------------------------------------------------------------------------------------------------------
 
 
@@ -349,6 +374,8 @@ def test_other_pulls_ask_nobody() -> None:
         ({"linearizable": True, "bounded_ms": 5}, "bounded_ms"),
         ({"bounded_ms": BOUNDED_MS_MAX + 1}, "bounded_ms"),
         ({"bounded_ms": 2**64 - 5}, "bounded_ms"),  # what a client makes of a negative one
+        ({"if_newer_than": 0, "exact": True}, "if_newer_than"),
+        ({"if_newer_than": 2**62}, "if_newer_than"),
     ],
 )
 def test_consistency_is_checked_in_form(fields: dict[str, Any], field: str) -> None:
