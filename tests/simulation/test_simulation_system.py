@@ -17,5 +17,6 @@ def test_the_same_seed_gives_the_same_run() -> None:
 def test_reads_that_must_be_new_are_answered_and_miss_nothing() -> None:
     report = run_system_seed(4)
     report.raise_if_failed()
+    assert report.counts["reads of nothing newer"] > 0
     assert report.counts["linearizable reads"] > 0
     assert report.counts["bounded reads"] > 0

@@ -12,7 +12,7 @@ import pytest
 from consensus.simulation.faults import Fault, FaultKind
 from consensus.simulation.profile import Profile
 from consensus.simulation.schedule import MS
-from paramserver.lab.simulation import run_seed
+from paramserver.lab.simulation import reference, run_seed
 
 MET = (
     "kill",
@@ -27,6 +27,12 @@ MET = (
     "streams parked",
     "snapshots written",
     "snapshots sent",
+    "sums logged in BF16",
+    "sums logged in FP16",
+    "gradients in BF16",
+    "gradients in FP16",
+    "weights in BF16",
+    "weights in FP16",
 )
 
 
@@ -43,6 +49,17 @@ def test_seeds_break_nothing_and_meet_what_they_are_for() -> None:
         acknowledged += report.acknowledged
     assert acknowledged > 1500
     assert not [what for what in MET if not counts[what]], counts
+
+
+@pytest.mark.parametrize("what", ["sums logged in BF16", "gradients in BF16", "weights in BF16"])
+def test_one_rounding_more_or_less_would_be_noticed(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference run leaves out what the servers, or a rank, do."""
+    seed = {"sums logged in BF16": 27, "gradients in BF16": 4, "weights in BF16": 8}[what]
+    right = run_seed(seed)
+    right.raise_if_failed()
+    assert right.counts[what]
+    monkeypatch.setattr(reference, "rounded", lambda _codec, values: values)
+    assert "other bits" in str(run_seed(seed).failure)
 
 
 def test_a_step_sent_again_counts_once() -> None:

@@ -140,6 +140,7 @@ class TrainingLoad:
 
     def begin(self, cluster: Cluster) -> None:
         self.cluster = cluster
+        cluster.counts.update(self.training.codecs.met(self.training.spec))
         self._director = Director(cluster, self._seed, len(self._ranks))
         self._memory.begin(cluster)
         shards = self._place()

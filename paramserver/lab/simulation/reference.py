@@ -28,6 +28,14 @@ class Codecs:
     push: tuple[Codec, ...]
     weights: tuple[Codec, ...]
 
+    def met(self, spec: ModelSpec) -> list[str]:
+        """What a run with these is for."""
+        return [
+            f"sums logged in {spec.log_codec.name}",
+            *(f"gradients in {codec.name}" for codec in self.push),
+            *(f"weights in {codec.name}" for codec in self.weights),
+        ]
+
 
 def rounded(codec: Codec, values: Array) -> Array:
     """To the nearest number that the codec has, of two equally near ones to the even one; in fp64, where every step is

@@ -95,6 +95,7 @@ class SystemLoad:
         # Back-offs draw from the module's own source.
         random.seed(f"{self._seed}/jitter")
         self.cluster = cluster
+        cluster.counts.update(self.training.codecs.met(self.training.spec))
         self._workers = [SimulatedWorker(self, rank) for rank in range(self.training.spec.ranks)]
         for worker in self._workers:
             cluster.scheduler.after((50 + worker.rank * 13) * MS, worker.start)
