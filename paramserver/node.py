@@ -26,6 +26,7 @@ from consensus.core.interface import GroupId, NodeId, ReplicaId, Role
 from consensus.runtime import GroupHandle, NodeRuntime
 from consensus.runtime.behind import Behind
 from consensus.runtime.interface import GroupListener, Outcome, StateMachine
+from consensus.runtime.mailbox import Mailbox
 from consensus.runtime.threads import MonotonicClock, ThreadLanes, ThreadLogWriter, Ticker, end_process
 from consensus.storage import lifemark
 from consensus.storage.errors import EXIT_STORAGE_FAILED, IdentityMismatch, StorageError, UnknownFormat
@@ -270,15 +271,15 @@ class Node:
         self._board = Board()
         self._clock = MonotonicClock()
         self._tasks: list[asyncio.Task[None]] = []
-        post = loop.call_soon_threadsafe
+        mailbox = Mailbox(loop.call_soon_threadsafe)
         self._writer = ThreadLogWriter(
             disk.wal,
-            post,
+            mailbox.post,
             flush_bytes_max=config.wal_options().flush_bytes_max,
             behind=Behind() if config.durability == REPLICATED else None,
             failed=partial(lifemark.doubt, OsFileSystem(), config.data_dir),
         )
-        self._lanes = ThreadLanes(post, at_start=_check_lane)
+        self._lanes = ThreadLanes(mailbox.post, at_start=_check_lane)
         self._transport = GrpcTransport(
             folder=disk.identity,
             incarnation=disk.recovery.incarnation,
@@ -299,6 +300,7 @@ class Node:
             options=options,
             fatal=end_process,
         )
+        mailbox.together = self._runtime.input
         self._ticker = Ticker(self._runtime, tick_ms=options.tick_ms)
         addresses = {**config.members, config.node: config.address}
         self._groups = Groups(node=config.node, addresses=addresses, layout=layout(config.members))

@@ -22,13 +22,12 @@ from typing import Any, NoReturn, TypeVar
 from consensus.core.interface import GroupId
 from consensus.runtime.behind import Behind
 from consensus.runtime.flushing import FlushQueue, Waiting
+from consensus.runtime.mailbox import Post
 from consensus.runtime.node import NodeRuntime
 from consensus.storage.errors import EXIT_STORAGE_FAILED, StorageError, StorageFull
 from consensus.storage.interface import GroupAppend, LogStore
 
 T = TypeVar("T")
-Post = Callable[[Callable[[], None]], Any]
-"""`loop.call_soon_threadsafe`: have something run on the loop's thread, soon, in order."""
 
 EXIT_INVARIANT_BROKEN = 70
 """Process exit code after a broken invariant or another bug (EX_SOFTWARE)."""

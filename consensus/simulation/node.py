@@ -257,19 +257,20 @@ class SimulatedNode:
         profile = self._profile
         self.lanes = SimulatedLanes(around.scheduler, self._stream("lanes"), profile, self)
         transport = SimulatedTransport(around.network, self.node, around.speech.sent)
+        writer = SimulatedLogWriter(
+            wal,
+            around.scheduler,
+            self._stream("writer"),
+            profile,
+            self,
+            lag_us=lambda: self.disk_lag_us,
+            synced=self._synced,
+            behind=Behind() if around.replicated else None,
+        )
         runtime = NodeRuntime(
             node=self.node,
             recovery=recovery,
-            writer=SimulatedLogWriter(
-                wal,
-                around.scheduler,
-                self._stream("writer"),
-                profile,
-                self,
-                lag_us=lambda: self.disk_lag_us,
-                synced=self._synced,
-                behind=Behind() if around.replicated else None,
-            ),
+            writer=writer,
             snapshots=snapshots,
             lanes=self.lanes,
             transport=transport,
@@ -277,6 +278,7 @@ class SimulatedNode:
             random=self._raft_random,
             options=around.runtime_options,
         )
+        writer.together = runtime.input
         self._runtime = runtime
         self.damaged = recovery.damage
         self.handles, self.machines = {}, {}

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, TypeVar
 
 from consensus.core.interface import GroupId
 from consensus.runtime.behind import Behind
@@ -98,6 +99,8 @@ class SimulatedLogWriter:
         self._releases: list[tuple[GroupId, int]] = []
         self._busy = False
         self._last_work = 0
+        self.together: Callable[[], AbstractContextManager[Any]] = nullcontext
+        """Wherein all that one flush made durable is told, as `consensus.runtime.mailbox` does."""
 
     def submit(self, append: GroupAppend, done: Callable[[], None]) -> None:
         self._queue.put(append, done)
@@ -184,8 +187,9 @@ class SimulatedLogWriter:
             self._synced(append)
 
         def report() -> None:
-            for _, done in batch:
-                done()
+            with self.together():
+                for _, done in batch:
+                    done()
 
         # At least 1 us and at most the post delay; the next flush takes longer, so reports stay in order.
         self._process.later(1 + min(between(self._random, self._profile().post_us), 10), "", report)
