@@ -18,8 +18,9 @@ from paramserver.wire import codecs
 from paramserver.wire.codecs import Values
 from paramserver.wire.layout import FLOAT, Flat
 
-CHUNK_ELEMENTS = 65_536
-"""Elements worked on at once: a few arrays of 256 KiB stay in the second-level cache through all operations."""
+CHUNK_ELEMENTS = 131_072
+"""Elements worked on at once: arrays of 512 KiB stay in cache from one operation to the next, and each operation is
+long enough that taking back the interpreter's lock after it costs little."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,9 +82,9 @@ _NAN = np.frombuffer(b"\x00\x00\xc0\x7f", FLOAT)[0]
 
 def canonicalise(values: Flat) -> None:
     """Give every NaN its one form, in place. What x * NaN looks like differs between processors."""
-    wrong = np.isnan(values)
-    if wrong.any():
-        values[wrong] = _NAN
+    # Only looked for, so a reduction may do: the largest is NaN if any is. It takes half the time of a mask.
+    if values.size and np.isnan(np.maximum.reduce(values)):
+        values[np.isnan(values)] = _NAN
 
 
 def mean(gradient: Flat, count: int, weights: Flat, weight_decay: np.float32, scratch: Flat, spare: Flat) -> Flat:

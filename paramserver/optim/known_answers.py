@@ -23,7 +23,7 @@ EXPECTED = bytes.fromhex("9494047d678790d1b718707c4ab17986")
 """What `known_answers()` is on every machine of ours; changes only together with a kernel."""
 
 _SHORTS = np.arange(1 << 16, dtype="<u2")
-_ELEMENTS = 70_001  # more than a chunk, and no multiple of any vector's length
+_ELEMENTS = 70_001  # no multiple of any vector's length
 _KERNELS: tuple[OptimizerSpec, ...] = (
     sgd(0.1),
     sgd(0.1, weight_decay=0.01),

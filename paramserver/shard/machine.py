@@ -30,7 +30,6 @@ from paramserver.shard.errors import CommandError
 from paramserver.shard.loans import Loans
 from paramserver.shard.results import Answer, Duplicate, NotTaken, Result, Stored, Updated, Why
 from paramserver.shard.state import Shard, new_shard
-from paramserver.wire.checksum import crc32c
 from paramserver.wire.frames import PushKind
 from paramserver.wire.spec import NonFinite
 
@@ -53,8 +52,6 @@ class ShardMachine:
     # --- StateMachine ------------------------------------------------------------------------------------------------
 
     def apply(self, entry: Entry) -> Result:
-        if crc32c(entry.payload) != entry.crc:
-            raise InvariantViolated(f"group {self.group}: payload of entry {entry.index} changed in memory")
         try:
             command = decode(entry.payload)
         except CommandError as error:

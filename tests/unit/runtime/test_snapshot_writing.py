@@ -284,3 +284,10 @@ def test_a_committed_entry_that_is_no_configuration_stops_the_group() -> None:
     host = MachineHost(group=1, machine=Journal(), configuration=Configuration((1,)), node=1, incarnation=1)
     with pytest.raises(InvariantViolated, match="no configuration"):
         host.apply((configured(1, b"x"),))
+
+
+def test_a_payload_that_changed_in_memory_ends_the_process() -> None:
+    host = MachineHost(group=1, machine=Journal(), configuration=Configuration((1,)), node=1, incarnation=1)
+    payload = b"some command"
+    with pytest.raises(InvariantViolated, match="damaged"):
+        host.apply((Entry(1, 1, EntryKind.NORMAL, payload, crc32c(payload) ^ 1),))
