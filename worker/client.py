@@ -17,6 +17,7 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
@@ -31,11 +32,20 @@ from paramserver.wire.spec import (
     Reduction,
     TensorSpec,
     codec_named,
+    usual_block_bytes,
 )
 from worker import session as sessions
-from worker.catalogue import Catalogue
+from worker.catalogue import Catalogue, Description
 from worker.channels import GrpcNetwork
-from worker.errors import Closed, DeadlineExceeded, Forked, InvalidArgument, ParameterServerError, Unavailable
+from worker.errors import (
+    Closed,
+    DeadlineExceeded,
+    Forked,
+    InvalidArgument,
+    ParameterServerError,
+    SpecMismatch,
+    Unavailable,
+)
 from worker.initialize import Initial, Initializer
 from worker.loop import LoopThread, outcome
 from worker.membership import Cluster, Discovery, Watchers
@@ -180,7 +190,7 @@ class Client:
         initial: Initial | None = None,
         reduction: Reduction = Reduction.MEAN,
         non_finite: NonFinite = NonFinite.REJECT,
-        block_bytes: int = BLOCK_BYTES_DEFAULT,
+        block_bytes: int | None = None,
         log_codec: str | Codec = "fp32",
         codec: str | Codec = "fp32",
         weights_codec: str | Codec = "fp32",
@@ -194,7 +204,8 @@ class Client:
         rank: the one this handle pushes as; None: it only pulls.
         initial: values by name, or a function that gives them; used by the first client only (RULES M3). Without it
             the call waits until another client has sent them.
-        block_bytes: size of a block, the unit of everything; a multiple of 4096.
+        block_bytes: size of a block, the unit of everything; a multiple of 4096. None: as the model has it, 1 MiB for a
+            new one, 2 MiB if it is of 64 MiB or more.
         log_codec: "fp32", "bf16" or "fp16": in which the sum over all ranks is logged and replicated; part of the
             model. The leader rounds it once, and every replica applies that.
         codec: in which this handle's gradients travel; they are summed in fp32. weights_codec: in which weights come
@@ -220,7 +231,10 @@ class Client:
         )
 
         async def work() -> None:
-            described = await (self._catalogue.describe(name) if spec is None else self._catalogue.create(spec))
+            if spec is None:
+                described = await self._catalogue.describe(name)
+            else:
+                described = await self._create(spec, any_blocks=block_bytes is None)
             described = await initializer.run(described, initial)
             await model._start(
                 described,
@@ -246,6 +260,17 @@ class Client:
             self._models.append(model)
         return model
 
+    async def _create(self, spec: ModelSpec, *, any_blocks: bool) -> Description:
+        """`any_blocks`: nobody asked for that size of blocks, so one that exists may have another."""
+        try:
+            return await self._catalogue.create(spec)
+        except SpecMismatch:
+            if any_blocks:
+                found = await self._catalogue.describe(spec.name)
+                if found.spec == replace(spec, block_bytes=found.spec.block_bytes):
+                    return found
+            raise
+
     @staticmethod
     def _spec(
         name: str,
@@ -254,7 +279,7 @@ class Client:
         ranks: int,
         reduction: Reduction,
         non_finite: NonFinite,
-        block_bytes: int,
+        block_bytes: int | None,
         log_codec: Codec,
     ) -> ModelSpec:
         if optimizer is None:
@@ -264,11 +289,12 @@ class Client:
             specs = tuple(TensorSpec(one, tuple(shape)) for one, shape in shapes.items())
         else:
             specs = tuple(tensors)
-        spec = ModelSpec(name, specs, optimizer, ranks, reduction, non_finite, block_bytes, log_codec)
+        size = BLOCK_BYTES_DEFAULT if block_bytes is None else block_bytes
+        spec = ModelSpec(name, specs, optimizer, ranks, reduction, non_finite, size, log_codec)
         problems = spec.validate()
         if problems:
             raise InvalidArgument("; ".join(str(problem) for problem in problems))
-        return spec
+        return spec if block_bytes is not None else replace(spec, block_bytes=usual_block_bytes(spec.parameters))
 
     # --- the end
 

@@ -32,6 +32,16 @@ BLOCK_BYTES_MIN = 4096
 BLOCK_BYTES_MAX = 2 << 20
 """Beyond 2 MiB messages only get slower, and a message must stay under the default limit of 4 MiB."""
 BLOCK_BYTES_MULTIPLE = 4096
+BLOCKS_TO_SPREAD = 32
+"""A model with so many of the largest blocks is served well by them: what a block costs beside its bytes (messages,
+wake-ups, the log's bookkeeping) is paid half as often, and there are enough to work on several at once and to spread
+them over groups."""
+
+
+def usual_block_bytes(parameters: int) -> int:
+    """Size of a model's blocks where its creator does not say."""
+    large = parameters * 4 >= BLOCKS_TO_SPREAD * BLOCK_BYTES_MAX
+    return BLOCK_BYTES_MAX if large else BLOCK_BYTES_DEFAULT
 
 
 class DType(IntEnum):

@@ -15,6 +15,9 @@ from paramserver.wire.protos import (
     view_to_proto,
 )
 from paramserver.wire.spec import (
+    BLOCK_BYTES_DEFAULT,
+    BLOCK_BYTES_MAX,
+    PARAMETERS_MAX,
     Codec,
     ModelSpec,
     NonFinite,
@@ -24,6 +27,7 @@ from paramserver.wire.spec import (
     adam,
     momentum,
     sgd,
+    usual_block_bytes,
 )
 
 
@@ -102,3 +106,9 @@ def test_views_round_trip() -> None:
 
 def test_parameters_are_counted() -> None:
     assert spec().parameters == 13
+
+
+def test_large_models_have_large_blocks() -> None:
+    mib = 1 << 18
+    assert [usual_block_bytes(n) for n in (1, mib, 64 * mib - 1)] == [BLOCK_BYTES_DEFAULT] * 3
+    assert [usual_block_bytes(n) for n in (64 * mib, PARAMETERS_MAX)] == [BLOCK_BYTES_MAX] * 2

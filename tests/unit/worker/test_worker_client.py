@@ -149,6 +149,17 @@ def test_another_spec_under_the_same_name_is_a_mismatch() -> None:
             model_of(client, optimizer=paramserver.adam())
 
 
+def test_who_does_not_ask_for_a_size_of_blocks_takes_the_one_there_is() -> None:
+    cluster = FakeCluster()
+    with client_of(cluster) as client:
+        made = model_of(client)
+        assert model_of(client, rank=None, block_bytes=None).spec == made.spec
+        with pytest.raises(errors.SpecMismatch):
+            model_of(client, rank=None, block_bytes=2 * made.spec.block_bytes)
+        with pytest.raises(errors.SpecMismatch):
+            model_of(client, rank=None, block_bytes=None, ranks=2)
+
+
 def test_opening_by_name_alone() -> None:
     cluster = FakeCluster()
     with client_of(cluster) as client:
