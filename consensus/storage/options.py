@@ -23,7 +23,8 @@ class WalOptions:
     spare_segments: int = 1
     """Files kept ready, allocated and zeroed or recycled. When there is none a rotation makes one and waits for it."""
     retired_segments_max: int = 8
-    """Files without live entries that are kept to be recycled; more are removed."""
+    """Files without live entries that are kept to be recycled, or as many as the log has needed before, if that is
+    more; on a full disk no more than this. The rest is removed."""
     held_segments_max: int = 8
     """Segments that hold live entries, beyond which the one that holds the least is rewritten, if that is little."""
     reserve_bytes: int = 4 << 20

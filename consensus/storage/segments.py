@@ -50,7 +50,8 @@ class Prepared:
 
 class SegmentPool:
     """`spares_wanted` files of `segment_bytes`, and one of `reserve_bytes`, are kept ready; up to `retired_max` more
-    that were retired are kept for recycling, the rest is unlinked."""
+    that were retired are kept for recycling, or as many as the log has needed before, the rest is unlinked; on a full
+    disk no more than `retired_max`."""
 
     def __init__(
         self,
@@ -70,6 +71,9 @@ class SegmentPool:
         self._reserve_bytes = reserve_bytes
         self._spares_wanted = spares_wanted
         self._retired_max = retired_max
+        self.retired_useful = 0
+        """So many retired files the log will need again if it grows as it did before. Set by who retires them: a long
+        log gives back all its segments at once, and making and zeroing new ones costs as much as writing the log."""
         self._lock = threading.Lock()
         self._preparing = threading.Lock()
         self._next_number = next_number
@@ -130,7 +134,8 @@ class SegmentPool:
                     self.full = False
                 except StorageFull:
                     pass
-                if not self._trim() or not self.full:
+                keep = self._retired_max if self.full else max(self._retired_max, self.retired_useful)
+                if not self._trim(keep) or not self.full:
                     return
 
     def _fill(self) -> None:
@@ -205,11 +210,11 @@ class SegmentPool:
                 self._filesystem.unlink(path)
             raise StorageFull(f"no space for a segment of {capacity} bytes in {self._directory}: {error}") from error
 
-    def _trim(self) -> bool:
+    def _trim(self, keep: int) -> bool:
         """Oversized files, those of another configuration, half made ones and those over the bound go. Whether there
         were any."""
         with self._lock:
-            wanted = [entry for entry in self._retired if entry[1] == self._segment_bytes][: self._retired_max]
+            wanted = [entry for entry in self._retired if entry[1] == self._segment_bytes][:keep]
             surplus = [number for number, capacity in self._retired if (number, capacity) not in wanted]
             self._retired = wanted
         for number in surplus:

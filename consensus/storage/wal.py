@@ -122,6 +122,8 @@ class Wal:
         self._covered = self._durable
         self._last_real = 0
         self._retire_due = True
+        self._longest = 0
+        """The most segments that held live entries at a time in this life."""
         self._new_snapshots: set[GroupId] = set()
         self._active: _Active | None = None
         self._failed = ""
@@ -434,6 +436,8 @@ class Wal:
         if not self._retire_due or active.first_batch > self._durable:
             return
         held = {run.segment for group in self._groups.values() for run in group.runs} | {self._rewriting.segment}
+        self._longest = max(self._longest, len(self._segments))
+        self._pool.retired_useful = self._longest - sum(row.number in held for row in self._segments)
         for row in self._segments:
             if row.number not in held:
                 self._pool.retire(row.number, self._capacities.pop(row.number))
@@ -511,6 +515,8 @@ class Wal:
         self._last_real = self._written
         self._sync()
         self._retire()
+        # How long the log of an earlier life was, with what lay between its copies, says nothing of this one.
+        self._longest, self._pool.retired_useful = len(self._segments), 0
         self._pool.prepare()
         return entries
 

@@ -9,9 +9,10 @@ from consensus.core.errors import InvariantViolated
 from consensus.core.interface import Entry, EntryKind, HardState
 from consensus.storage.errors import IdentityMismatch, StorageFailed
 from consensus.storage.identity import load_or_create
-from consensus.storage.interface import Creation, GroupAppend, Identity
+from consensus.storage.interface import Creation, File, GroupAppend, Identity
 from consensus.storage.memory import MemoryFileSystem
 from consensus.storage.options import WalOptions
+from consensus.storage.segments import SegmentPool
 from consensus.storage.wal import Wal
 from tests.storage.logs import (
     CONFIGURATION,
@@ -396,3 +397,34 @@ def test_closed_takes_nothing(disk: MemoryFileSystem) -> None:
 def test_options_name_all_their_problems() -> None:
     with pytest.raises(ValueError, match=r"segment_bytes is 5.*reserve_bytes.*spare_segments is -1"):
         WalOptions(segment_bytes=5, spare_segments=-1).validate()
+
+
+def test_a_log_that_grows_again_makes_no_new_files(disk: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives all its segments back at once: making and zeroing as many again would cost as much as writing it."""
+    made: list[str] = []
+    make = SegmentPool._create
+
+    def create(pool: SegmentPool, capacity: int, path: str) -> File:
+        made.append(path)
+        return make(pool, capacity, path)
+
+    monkeypatch.setattr(SegmentPool, "_create", create)
+    options = replace(OPTIONS, retired_segments_max=1)
+    wal, _ = open_log(disk, options)
+    counts = []
+    for cycle in range(4):
+        first = 400 * cycle + 1
+        for index in range(first, first + 400, 10):
+            wal.write([append(1, index, index + 9, size=1000)])
+            wal.sync()
+            wal.prepare()
+        assert wal.segment_count > 5
+        wal.write([install(1, first + 399)])
+        wal.sync()
+        wal.release(1, first + 400)
+        wal.sync()
+        wal.prepare()
+        counts.append(len(made))
+    assert counts[0] > 5
+    assert counts[0] <= counts[1] <= counts[0] + 1  # it began in the middle of a segment
+    assert counts[2:] == [counts[1]] * 2
