@@ -84,6 +84,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--codec", type=names(CODECS), metavar="CODEC,...", help="of figures [fp32]: " + ",".join(CODECS)
     )
+    parser.add_argument("--log-codec", default="fp32", choices=CODECS, help="of figures: of sums in the log [fp32]")
     parser.add_argument("--replicas", default=3, type=int, choices=(1, 3), help="of each group (that many servers) [3]")
     parser.add_argument("--peers", default=[], type=names(list(PEERS)), metavar="PEER,...", help=",".join(PEERS))
     parser.add_argument(

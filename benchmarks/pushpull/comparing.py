@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from benchmarks.pushpull import rows
@@ -56,7 +56,7 @@ def compare(
     found = Found()
     others: dict[str, tuple[Make, int]] = {}
     if against_one and options.replicas != 1:
-        single = OurOptions(replicas=1)
+        single = replace(options, replicas=1)
         others["paramserver, one replica"] = (lambda: Ours(case, single), Ours.resident_bytes(case) // 2)
     for name in peers:
         kind = PEERS[name]
@@ -67,6 +67,7 @@ def compare(
     sizes = {name: size for name, (_, size) in others.items()}
     batches = fitting(sizes, Ours.resident_bytes(case), MEMORY_SHARE * available_bytes())
     shown = False
+    logged = {} if options.log_codec == "fp32" else {"log_codec": options.log_codec}
     for batch in batches:
         ours, turns = side_by_side(
             lambda: Ours(case, options), {name: others[name][0] for name in batch}, effort, found, case.name
@@ -74,7 +75,7 @@ def compare(
         if ours is None:
             break
         if not shown:
-            found.add_row(rows.row(ours))
+            found.add_row(rows.row(ours, **logged))
             shown = True
         for one in turns:
             found.add_row(rows.row(one))

@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--elements", type=int, required=True)
     parser.add_argument("--tensors", type=int, required=True)
     parser.add_argument("--codec", required=True)
+    parser.add_argument("--log-codec", required=True)
     parser.add_argument("--optimizer", required=True, choices=("sgd", "adam"))
     parser.add_argument("--block-kib", type=int, required=True)
     parser.add_argument("--arrays", action="store_true")
@@ -31,7 +32,11 @@ def main() -> None:
     parser.add_argument("--record", type=Path, required=True)
     options = parser.parse_args()
     shapes = shapes_of(options.elements, options.tensors)
-    more: dict[str, Any] = {"codec": options.codec} if options.codec != "fp32" else {}
+    more: dict[str, Any] = {}
+    if options.codec != "fp32":
+        more |= {"codec": options.codec, "weights_codec": options.codec}
+    if options.log_codec != "fp32":
+        more["log_codec"] = options.log_codec
     if options.block_kib:
         more["block_bytes"] = options.block_kib << 10
     pace = Pace(options.gate, options.record)

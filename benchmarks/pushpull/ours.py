@@ -17,10 +17,12 @@ CODEC_MISSING = "Client.model() takes no codec in this version, so only fp32 can
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OurOptions:
-    """`arrays`: the gradient is handed over as a dictionary of arrays of the caller's own, not as a `buffer()`.
-    `block_kib` 0: the default. `server_flags` and `servers` (how many; 0: as many as replicas) are of the cluster."""
+    """`log_codec`: in which sums are logged and replicated; the case's codec is that of gradients and of weights coming
+    back. `arrays`: the gradient is handed over as a dictionary of arrays of the caller's own, not as a `buffer()`.
+    `block_kib` 0: the default. `server_flags` are of every server."""
 
     replicas: int = 3
+    log_codec: str = "fp32"
     tensors: int = 1
     arrays: bool = False
     optimizer: str = "sgd"
@@ -34,7 +36,7 @@ class Ours(System):
 
     def __init__(self, case: Case, options: OurOptions | None = None, *, malloc: bool = True) -> None:
         self.options = options or OurOptions()
-        if case.codec not in codecs():
+        if not {case.codec, self.options.log_codec} <= set(codecs()):
             raise Unavailable(CODEC_MISSING)
         super().__init__(case, malloc=malloc)
         self.replicas = self.options.replicas
@@ -61,6 +63,7 @@ class Ours(System):
         case, options = self.case, self.options
         flags: list[object] = ["--servers", self.cluster.endpoints, "--rank", rank, "--ranks", case.workers]
         flags += ["--elements", case.elements, "--tensors", options.tensors, "--codec", case.codec]
+        flags += ["--log-codec", options.log_codec]
         flags += ["--optimizer", options.optimizer, "--block-kib", options.block_kib]
         flags += ["--gate", self.gate_file, "--record", self.record_file(rank)]
         flags += ["--arrays"] if options.arrays else []
@@ -82,5 +85,5 @@ class Ours(System):
 def codecs() -> tuple[str, ...]:
     from worker.client import Client
 
-    known = "codec" in inspect.signature(Client.model).parameters
+    known = {"codec", "weights_codec", "log_codec"} <= set(inspect.signature(Client.model).parameters)
     return ("fp32", "bf16", "fp16") if known else ("fp32",)

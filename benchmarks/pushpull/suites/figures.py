@@ -24,7 +24,7 @@ def run(options: argparse.Namespace, effort: Effort) -> Found:
     found = Found()
     for case, peers, against_one in cases(options):
         wanted = [one for one in options.peers if peers is None or one in peers]
-        ours = OurOptions(replicas=options.replicas)
+        ours = OurOptions(replicas=options.replicas, log_codec=options.log_codec)
         found.add(compare(case, ours, peers=wanted, against_one=against_one and options.against_one, effort=effort))
     return found
 
