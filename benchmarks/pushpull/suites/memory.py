@@ -16,7 +16,7 @@ from benchmarks.pushpull.comparing import Found
 from benchmarks.pushpull.ours import OurOptions, Ours
 from benchmarks.pushpull.trees import peak_bytes
 from benchmarks.pushpull.turns import Effort
-from paramserver.shard.options import LeaderOptions
+from paramserver.config import NodeConfig
 from paramserver.wire.spec import BLOCK_BYTES_DEFAULT
 
 MODEL_MB = 256
@@ -81,6 +81,14 @@ def snapshots(folder: Path) -> set[str]:
 
 
 def stated_windows(case: Case, replicas: int) -> dict[str, int]:
-    """What the options bound that may lie in a server's memory beside the model, in bytes."""
-    options = LeaderOptions()
-    return {"open sums": options.window_blocks * BLOCK_BYTES_DEFAULT * case.workers * replicas}
+    """What the options of a server bound that may lie in its memory beside the model under this load, in bytes. Every
+    server has a replica of every group, and leads its share of them."""
+    options = NodeConfig(node=1)
+    groups = replicas
+    led_bytes = case.model_bytes // groups
+    return {
+        "open sums": min(options.window_bytes, options.window_blocks * BLOCK_BYTES_DEFAULT * case.workers),
+        "uncommitted": options.uncommitted_bytes_max * groups,
+        "replies": min(options.replies_bytes_max, led_bytes * case.workers),
+        "streams": options.stream_window_bytes * (case.workers + 2 * (replicas - 1)),
+    }
