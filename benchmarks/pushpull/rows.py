@@ -34,6 +34,7 @@ def row(one: Turns, **more: Any) -> Row:
             round(statistics.median(costs), 3)
             for costs in zip(*(turn.server_cpu_s_per_gb for turn in one.turns), strict=True)
         ],
+        "server_peak_mb": round(one.turns[-1].server_peak_bytes / 1e6) or None,
         "steps": sum(turn.steps for turn in one.turns),
         "mb_per_s_by_round": [round(rate, 1) for rate in one.rates],
         "cores_busy_elsewhere": round(statistics.median(turn.elsewhere for turn in one.turns), 2),

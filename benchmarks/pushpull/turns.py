@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.pushpull import pacing
 from benchmarks.pushpull.system import FIRST_STEP_TIMEOUT_S, System, SystemFailed
-from benchmarks.pushpull.trees import machine_busy_s
+from benchmarks.pushpull.trees import machine_busy_s, peak_bytes
 from paramserver.lab.usage import cpu_s as cpu_s_of
 
 WARM_UP_MB = 640
@@ -52,6 +52,8 @@ class Turn:
     cpu_s_per_gb: float
     server_cpu_s_per_gb: list[float]
     """Of each server."""
+    server_peak_bytes: int
+    """The most memory that a server has held so far."""
     elsewhere: float
 
 
@@ -101,6 +103,7 @@ def take_turn(system: System, seconds: float, step_s: float, settle_s: float = S
         server_cpu_s_per_gb=[
             (cpu_s_of([pid]) - before) / moved_gb for pid, before in zip(pids, servers_s, strict=True)
         ],
+        server_peak_bytes=max(map(peak_bytes, pids), default=0),
         elsewhere=max(0.0, busy_s - cpu_s) / wall_s,
     )
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from benchmarks.pushpull import rows
 from benchmarks.pushpull.case import Case
-from benchmarks.pushpull.comparing import MEMORY_SHARE, Found, compare, measured
+from benchmarks.pushpull.comparing import Found, compare, measured
 from benchmarks.pushpull.links import OursThroughLinks
 from benchmarks.pushpull.ours import OurOptions, Ours
 from benchmarks.pushpull.trees import available_bytes
@@ -24,6 +24,8 @@ SIZES_MB = (1, 4, 16, 64, 256, 512)
 GROUPS = (1, 2, 4, 8, 16)
 DELAYS_MS = (0.0, 0.5, 2.0, 20.0)
 DELAY_MODEL_MB = 16
+LOAD_SHARE = 8
+"""Models that a worker of ours and the peers beside take in memory, about."""
 BESIDE = ("torch-rpc",)
 
 
@@ -43,15 +45,21 @@ def over_workers(options: argparse.Namespace, effort: Effort) -> Iterator[Found]
 
 
 def over_sizes(options: argparse.Namespace, effort: Effort) -> Iterator[Found]:
+    """A size that would not fit into memory, going by what servers held at the size before, is named instead."""
+    held_mb = 0.0
     for model_mb in (1,) if options.quick else SIZES_MB:
-        yield beside(Case(model_mb=model_mb, workers=1), options, effort, sweep="sizes")
+        case = Case(model_mb=model_mb, workers=1)
+        need, room = options.replicas * held_mb * model_mb * 1e6 + LOAD_SHARE * case.model_bytes, available_bytes()
+        if need > room:
+            why = f"it would need about {need / 1e9:.0f} GB of memory, {room / 1e9:.0f} GB are available"
+            yield Found(missing={f"sizes {case.name}": why})
+            continue
+        found = beside(case, options, effort, sweep="sizes")
+        held_mb = found.rows[0]["server_peak_mb"] / model_mb
+        yield found
 
 
 def beside(case: Case, options: argparse.Namespace, effort: Effort, sweep: str) -> Found:
-    need, room = Ours.resident_bytes(case), available_bytes()
-    if need > MEMORY_SHARE / 0.75 * room:
-        why = f"needs about {need / 1e9:.0f} GB of memory, {room / 1e9:.0f} GB are available"
-        return Found(missing={f"{sweep} {case.name}": why})
     peers = [one for one in options.peers if one in BESIDE]
     found = compare(case, OurOptions(replicas=options.replicas), peers=peers, effort=effort)
     found.rows = [{**row, "sweep": sweep} for row in found.rows]

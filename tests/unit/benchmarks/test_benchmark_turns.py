@@ -49,7 +49,15 @@ def turns(name: str, rates: list[float], replicas: int = 1, workers: int = 2) ->
     system.name, system.replicas = name, replicas
     system.close()
     made = [
-        Turn(steps=3, mb_per_s=rate, lengths_ms=[1.0], cpu_s_per_gb=1.0, server_cpu_s_per_gb=[0.5], elsewhere=0.0)
+        Turn(
+            steps=3,
+            mb_per_s=rate,
+            lengths_ms=[1.0],
+            cpu_s_per_gb=1.0,
+            server_cpu_s_per_gb=[0.5],
+            server_peak_bytes=10**9,
+            elsewhere=0.0,
+        )
         for rate in rates
     ]
     return Turns(system, made)
