@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from consensus.core.raft.config import RaftConfig
 from consensus.runtime.options import RuntimeOptions, default_raft
 from consensus.storage.options import WalOptions
-from paramserver.catalogue.bootstrap import NODES_MAX
+from paramserver.catalogue.bootstrap import GROUPS_MAX, NODES_MAX
 from paramserver.catalogue.leases import LEASE_MS
 from paramserver.rpc.limits import Limits
 from paramserver.shard.options import LeaderOptions
@@ -47,6 +47,9 @@ class NodeConfig:
     """This node's folder. Made when it is missing; one of another node or cluster is refused."""
     token: str = ""
     """Sets clusters with the same member list apart."""
+    groups: int = 0
+    """Data groups, over which the blocks of models are spread; 0: as many as members. The same on every node, and for
+    good: the cluster's id derives from it too."""
     listen: str = ""
     """host:port to bind; this node's address in `members` when empty."""
     allow_remote: bool = False
@@ -179,6 +182,8 @@ class NodeConfig:
             problems.append(f"members has {len(self.members)} nodes; at most {NODES_MAX} are possible")
         odd = [node for node in self.members if not 1 <= node <= NODE_MAX]
         problems += [f"node {node} in members: expected 1 to {NODE_MAX}" for node in odd]
+        if not 0 <= self.groups <= GROUPS_MAX:
+            problems.append(f"groups is {self.groups}; expected 1 to {GROUPS_MAX}, or 0 for as many as members")
         if len(self.token) > TOKEN_CHARACTERS_MAX:
             problems.append(f"token has {len(self.token)} characters; at most {TOKEN_CHARACTERS_MAX} are possible")
         return problems

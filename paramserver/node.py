@@ -209,7 +209,7 @@ class Disk:
         except OSError as error:
             raise CannotStart(f"cannot use data folder {folder!r}: {error.strerror}") from None
         try:
-            cluster = cluster_id(config.members, config.token)
+            cluster = cluster_id(config.members, config.token, config.groups)
             identity = load_or_create(filesystem, folder, cluster, config.node)
             if config.join:
                 identity.join()
@@ -303,12 +303,12 @@ class Node:
         mailbox.together = self._runtime.input
         self._ticker = Ticker(self._runtime, tick_ms=options.tick_ms)
         addresses = {**config.members, config.node: config.address}
-        self._groups = Groups(node=config.node, addresses=addresses, layout=layout(config.members))
+        self._groups = Groups(node=config.node, addresses=addresses, layout=layout(config.members, config.groups))
         self._freshness = Freshness(self._groups)
         self._shards: dict[GroupId, ShardLeader] = {}
         self._leader_options = config.leader_options()
         self._room_for_sums = SumWindow(self._leader_options.window_bytes)
-        self._catalogue = CatalogueMachine(data_groups(config.members))
+        self._catalogue = CatalogueMachine(data_groups(config.members, config.groups))
         self._hosting = Hosting(
             groups=self._groups,
             runtime=self._runtime,

@@ -210,7 +210,8 @@ def _loaded(filesystem: FileSystem, directory: str, cluster: bytes, node: NodeId
     if (content["cluster"], content["node"]) != (cluster.hex(), node):
         raise IdentityMismatch(
             f"data folder {directory!r} belongs to node {content['node']} of cluster {content['cluster']}, not to node "
-            f"{node} of cluster {cluster.hex()}; start this node on its own folder, with the same members as before"
+            f"{node} of cluster {cluster.hex()}; start this node on its own folder, with the same members, token and "
+            "number of groups as before"
         )
     return NodeIdentity(
         filesystem,

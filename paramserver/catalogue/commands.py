@@ -23,6 +23,7 @@ from paramserver.catalogue.placement import (
     Reshape,
     Stage,
 )
+from paramserver.catalogue.sharding import Rule
 from paramserver.catalogue.state import Node, SessionId
 from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.errors import Refusal
@@ -52,7 +53,10 @@ class RegisterNode:
 
 @dataclass(frozen=True, slots=True)
 class CreateModel:
+    """`rule`: how its blocks are placed. Older logs hold commands without one, and keep what was made of them."""
+
     spec: ModelSpec
+    rule: Rule = Rule.BY_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +134,9 @@ def encode(envelope: Envelope) -> bytes:
             message.register_node.CopyFrom(
                 pb.RegisterNode(node=node.node, address=node.address, node_uuid=node.node_uuid)
             )
-        case CreateModel(spec):
+        case CreateModel(spec, rule):
             message.create_model.CopyFrom(spec_to_proto(spec))
+            message.placement_rule = int(rule)
         case ShardCreated(model, generation, group):
             message.shard_created.CopyFrom(pb.ShardCreated(model=model, generation=generation, group=group))
         case ClaimInitialization(model, generation):
@@ -181,7 +186,7 @@ def _command(message: pb.CatalogueCommand) -> Command:
             node = message.register_node
             return RegisterNode(Node(node.node, node.address, node.node_uuid))
         case "create_model":
-            return CreateModel(spec_from_proto(message.create_model))
+            return CreateModel(spec_from_proto(message.create_model), Rule(message.placement_rule))
         case "shard_created":
             created = message.shard_created
             return ShardCreated(created.model, created.generation, created.group)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from consensus.core.interface import Entry, GroupId, NodeId, Payload
-from paramserver.catalogue import snapshots
+from paramserver.catalogue import sharding, snapshots
 from paramserver.catalogue.bootstrap import CATALOGUE_GROUP
 from paramserver.catalogue.commands import (
     BadCommand,
@@ -54,7 +54,6 @@ from paramserver.catalogue.state import (
     ModelId,
     Node,
     SessionId,
-    place,
 )
 from paramserver.wire.errors import Reason
 from paramserver.wire.protos import View, spec_to_proto
@@ -243,7 +242,7 @@ class CatalogueMachine:
             model=self._next_model,
             generation=FIRST_GENERATION,
             spec=spec,
-            shards=place(spec, self._next_model, self._data_groups),
+            shards=sharding.place(command.rule, spec, self._next_model, self._data_groups, self.models.values()),
             placement_epoch=FIRST_PLACEMENT_EPOCH,
             view=View(FIRST_VIEW, 0, (0,) * spec.ranks),
             leases=(Lease(),) * spec.ranks,

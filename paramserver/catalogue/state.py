@@ -12,7 +12,6 @@ from enum import IntEnum
 from typing import TypeAlias
 
 from consensus.core.interface import GroupId, NodeId
-from paramserver.wire.layout import Layout
 from paramserver.wire.protos import View
 from paramserver.wire.spec import ModelSpec
 
@@ -101,14 +100,3 @@ class Model:
 
     def shard_of(self, group: GroupId) -> Shard | None:
         return next((shard for shard in self.shards if shard.group == group), None)
-
-
-def place(spec: ModelSpec, model: ModelId, groups: tuple[GroupId, ...]) -> tuple[Shard, ...]:
-    """Contiguous ranges of nearly equal size over the data groups, in block order; rotated by the model's id, so that
-    many small models don't all lie in the first group."""
-    blocks = Layout(spec).blocks
-    used = min(len(groups), blocks)
-    bounds = [blocks * i // used for i in range(used + 1)]
-    return tuple(
-        Shard(groups[(i + model - 1) % len(groups)], bounds[i], bounds[i + 1] - bounds[i]) for i in range(used)
-    )

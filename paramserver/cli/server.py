@@ -27,6 +27,8 @@ a fourth, later; the member list stays what the cluster was begun with:
   paramserver node add 4=127.0.0.1:7004 --servers 127.0.0.1:7001
 """
 _MS = 3_600_000
+GROUPS_MAX = 256
+"""As in catalogue.bootstrap, which is not imported for a command's help."""
 _BYTES = 2**40
 FLAGS = (
     Flag("--node", "this server's number in --members", flags.integer(1, 65535), metavar="N", required=True),
@@ -38,6 +40,12 @@ FLAGS = (
         "until `paramserver node add` or `replace` admits it",
         flags.endpoint,
         metavar="HOST:PORT",
+    ),
+    Flag(
+        "--groups",
+        "data groups, over which models are spread; the same on each server, and for good [one a member]",
+        flags.integer(1, GROUPS_MAX),
+        metavar="N",
     ),
     Flag("--token", "sets clusters with the same members apart", flags.text_value, metavar="TEXT"),
     Flag("--listen", "address to bind, if not the one in --members", flags.endpoint, metavar="HOST:PORT"),

@@ -2505,9 +2505,12 @@ class CatalogueCommand(google.protobuf.message.Message):
     MOVE_ENDED_FIELD_NUMBER: builtins.int
     LEFTOVER_DELETED_FIELD_NUMBER: builtins.int
     NODE_REMOVED_FIELD_NUMBER: builtins.int
+    PLACEMENT_RULE_FIELD_NUMBER: builtins.int
     session: builtins.int
     sequence: builtins.int
     secret_digest: builtins.bytes
+    placement_rule: builtins.int
+    """of create_model: 0 even ranges, 1 by bytes; others are refused"""
     @property
     def register_node(self) -> global___RegisterNode: ...
     @property
@@ -2556,9 +2559,10 @@ class CatalogueCommand(google.protobuf.message.Message):
         move_ended: global___MoveEnded | None = ...,
         leftover_deleted: global___LeftoverDeleted | None = ...,
         node_removed: global___NodeRemoved | None = ...,
+        placement_rule: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["claim_initialization", b"claim_initialization", "claim_rank", b"claim_rank", "create_model", b"create_model", "expire_lease", b"expire_lease", "kind", b"kind", "leftover_deleted", b"leftover_deleted", "model_opened", b"model_opened", "move_advanced", b"move_advanced", "move_ended", b"move_ended", "node_removed", b"node_removed", "open_session", b"open_session", "register_node", b"register_node", "release_rank", b"release_rank", "reshape", b"reshape", "shard_created", b"shard_created"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["claim_initialization", b"claim_initialization", "claim_rank", b"claim_rank", "create_model", b"create_model", "expire_lease", b"expire_lease", "kind", b"kind", "leftover_deleted", b"leftover_deleted", "model_opened", b"model_opened", "move_advanced", b"move_advanced", "move_ended", b"move_ended", "node_removed", b"node_removed", "open_session", b"open_session", "register_node", b"register_node", "release_rank", b"release_rank", "reshape", b"reshape", "secret_digest", b"secret_digest", "sequence", b"sequence", "session", b"session", "shard_created", b"shard_created"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["claim_initialization", b"claim_initialization", "claim_rank", b"claim_rank", "create_model", b"create_model", "expire_lease", b"expire_lease", "kind", b"kind", "leftover_deleted", b"leftover_deleted", "model_opened", b"model_opened", "move_advanced", b"move_advanced", "move_ended", b"move_ended", "node_removed", b"node_removed", "open_session", b"open_session", "placement_rule", b"placement_rule", "register_node", b"register_node", "release_rank", b"release_rank", "reshape", b"reshape", "secret_digest", b"secret_digest", "sequence", b"sequence", "session", b"session", "shard_created", b"shard_created"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register_node", "open_session", "create_model", "shard_created", "claim_initialization", "model_opened", "claim_rank", "release_rank", "expire_lease", "reshape", "move_advanced", "move_ended", "leftover_deleted", "node_removed"] | None: ...
 
 global___CatalogueCommand = CatalogueCommand

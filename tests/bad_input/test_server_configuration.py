@@ -43,6 +43,8 @@ def test_a_sound_configuration() -> None:
         ({"lease_ms": 5}, ["lease_ms is 5"]),
         ({"segment_bytes": 1000}, ["segment_bytes"]),
         ({"token": "x" * 1000}, ["token"]),
+        ({"groups": -1}, ["groups is -1", "1 to 256"]),
+        ({"groups": 257}, ["groups is 257", "1 to 256"]),
         ({"durability": "none"}, ["durability is 'none'", "expected 'fsync' or 'replicated'"]),
     ],
 )

@@ -198,7 +198,7 @@ class Introductions:
         if request.cluster != folder.cluster:
             return (
                 f"cluster: {request.cluster[:16].hex()}, expected {folder.cluster.hex()}; give every node the same "
-                "member list and token"
+                "member list, token and number of groups (--groups)"
             )
         if request.to_node != folder.node:
             return (

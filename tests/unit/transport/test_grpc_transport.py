@@ -221,7 +221,7 @@ def test_a_folder_that_was_confirmed_before_does_not_wait() -> None:
     ("stranger", "kernel", "words"),
     [
         (Folder(2, uuid=b"w" * 16), b"", "wiped or replaced"),
-        (Folder(2, cluster=b"another cluster!"), b"", "member list and token"),
+        (Folder(2, cluster=b"another cluster!"), b"", "member list, token and number of groups"),
         (Folder(2), b"other bits", "computes other bits"),
         (Folder(2, uuid=bytes([1]) * 16), b"", "copy of this node's folder"),
     ],
