@@ -16,6 +16,7 @@ from paramserver.catalogue.bootstrap import GROUPS_MAX, NODES_MAX
 from paramserver.catalogue.leases import LEASE_MS
 from paramserver.rpc.limits import Limits
 from paramserver.shard.options import LeaderOptions
+from paramserver.wire.zones import zone_problems
 
 LEASE_MS_MIN, LEASE_MS_MAX = 1_000, 3_600_000
 NODE_MAX = 65_535
@@ -61,6 +62,8 @@ class NodeConfig:
     """A leader hands its group to the first of the group's voters when that has been well for this long; 0: never."""
     lease_ms: int = LEASE_MS
     """How long a silent worker keeps its rank."""
+    zone: str = ""
+    """Where this server stands, for workers that pull from near replicas; empty: nowhere in particular."""
     durability: str = DURABILITY
     """When an update is acknowledged (RULES W8): `fsync`, once a majority has it on its disks; `replicated`, once a
     majority has written it, which a machine that stops may forget. The same on every node: each judges for itself what
@@ -111,6 +114,8 @@ class NodeConfig:
             problems.append(f"lease_ms is {self.lease_ms}; expected {LEASE_MS_MIN} to {LEASE_MS_MAX}")
         problems += self._durability_problems()
         problems += self._flow_problems()
+        if self.zone:
+            problems += [str(problem) for problem in zone_problems("zone", self.zone)]
         return problems + self._time_problems() + self._size_problems()
 
     def runtime_options(self) -> RuntimeOptions:

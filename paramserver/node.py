@@ -50,6 +50,7 @@ from paramserver.directory import save as save_directory
 from paramserver.hosting import Hosting
 from paramserver.observe.counters import Counters
 from paramserver.observe.lag import LoopLag
+from paramserver.observe.load import Load
 from paramserver.observe.process import resident_bytes
 from paramserver.optim.known_answers import check_arithmetic, known_answers
 from paramserver.rpc.admin import AdminService, Identity
@@ -268,6 +269,7 @@ class Node:
         self._cluster = disk.identity.cluster
         self._counters = Counters()
         self._lag = LoopLag()
+        self._load = Load()
         self._board = Board()
         self._clock = MonotonicClock()
         self._tasks: list[asyncio.Task[None]] = []
@@ -408,6 +410,7 @@ class Node:
         """Of blocks that nothing is written to, too (RULES D1)."""
         while True:
             await asyncio.sleep(COMPARE_S)
+            self._load.sample(self._clock.now_ms() / 1000)
             for leader in tuple(self._shards.values()):
                 leader.tick(self._clock.now_ms())
 
@@ -601,7 +604,13 @@ class Node:
         catalogue = self._catalogue
         puller = Puller(self._groups, self._shards, self._freshness, limits, busy)
         data = DataService(
-            leaders=self._shards, groups=self._groups, puller=puller, cluster=cluster, limits=limits, busy=busy
+            leaders=self._shards,
+            groups=self._groups,
+            puller=puller,
+            cluster=cluster,
+            limits=limits,
+            busy=busy,
+            load=self._load,
         )
 
         def gauges() -> dict[str, float]:
@@ -630,6 +639,7 @@ class Node:
                 incarnation=self._disk.recovery.incarnation,
                 version=_version(),
                 durability=self._config.durability,
+                zone=config.zone,
             ),
             groups=self._groups,
             catalogue=catalogue,
@@ -639,6 +649,7 @@ class Node:
             state=lambda: WAITING if self._waiting else "removed" if self._hosting.removed else "serving",
             disk_full=self._writer.full,
             reshape=ReshapeService(self._catalogue_leader, catalogue),
+            load=self._load,
         )
         self._counters.include("loop_lag_", self._lag.counts)
         self._counters.include("peers_dropped_", lambda: self._transport.dropped)
@@ -648,10 +659,16 @@ class Node:
         self._server.add_generic_rpc_handlers(
             (
                 CatalogueService(
-                    leader=self._catalogue_leader, machine=catalogue, groups=self._groups, cluster=cluster
+                    leader=self._catalogue_leader,
+                    machine=catalogue,
+                    groups=self._groups,
+                    cluster=cluster,
+                    zone=config.zone,
                 ).handlers(calls),
                 data.handlers(calls),
-                WatchService(self._board, node=config.node, address=config.address, cluster=cluster).handlers(calls),
+                WatchService(
+                    self._board, node=config.node, address=config.address, cluster=cluster, zone=config.zone
+                ).handlers(calls),
                 admin.handlers(always),
                 self._internal.handlers(always),
             )

@@ -66,6 +66,12 @@ FLAGS = (
         flags.text_value,
         metavar="MODE",
     ),
+    Flag(
+        "--zone",
+        "label of where this server stands (a rack, a data centre): workers of the same zone may prefer it for pulls",
+        flags.text_value,
+        metavar="LABEL",
+    ),
     Flag("--segment-bytes", "size of a segment of the log", flags.integer(1, _BYTES), metavar="BYTES"),
     Flag("--snapshot-log-bytes-min", "no snapshot for less log than this", flags.integer(0, _BYTES), metavar="BYTES"),
     Flag("--window-blocks", "blocks of a model summed at once, a group [16]", flags.integer(1, _BYTES), metavar="N"),

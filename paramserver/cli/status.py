@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from paramserver.cli import codes, flags
+from paramserver.cli import codes, flags, load
 from paramserver.cli.codes import CommandError
 from paramserver.cli.flags import Flag
 from paramserver.cli.groups import marks, stops, underway
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from paramserver.lab.status import Answer, BlockSnapshot, GroupSnapshot, NodeSnapshot, Unreachable
 
 DESCRIPTION = (
-    "Show nodes, groups, leaders, terms, commit and applied index, block versions, and whether digests are equal."
+    "Show nodes, groups, leaders, terms, commit and applied index, bytes and load, block versions, and whether digests "
+    "are equal."
 )
 EPILOG = "example:\n  paramserver status --servers 127.0.0.1:7001,127.0.0.1:7002,127.0.0.1:7003\n"
 FLAGS = (
@@ -75,7 +76,8 @@ def placement(leader: str, timeout_s: float) -> ClusterView | None:
 def as_json(answers: Sequence[Answer], view: ClusterView | None = None) -> dict[str, Any]:
     """`nodes`: snapshots of those that answered; `unreachable`: the others, with the reason; `leaders`: group -> node;
     `placement`: nodes with their states, members of groups and moves, as group 0's leader sees them (null: nobody
-    leads it); `stopped`: groups that lack a majority of voters that may vote."""
+    leads it); `stopped`: groups that lack a majority of voters that may vote; `load`: what groups and nodes hold, lead
+    and do."""
     from paramserver.lab import status
     from paramserver.lab.stopped import stopped
 
@@ -85,6 +87,7 @@ def as_json(answers: Sequence[Answer], view: ClusterView | None = None) -> dict[
         "unreachable": [asdict(answer) for answer in answers if isinstance(answer, status.Unreachable)],
         "leaders": {str(group): node for group, node in status.leaders(answers).items()},
         "stopped": [asdict(one) for one in stopped(answers)],
+        "load": load.as_json(answers),
     }
 
 
@@ -109,6 +112,7 @@ def lines(answers: Sequence[Answer], *, blocks: bool = False, view: ClusterView 
         for group in node.groups
     ]  # fmt: skip
     out += ["", *table(head, sorted(rows, key=lambda row: (int(row[0]), int(row[1]))))]
+    out += load.lines(answers)
     out += _models(nodes)
     if blocks:
         out += _blocks(nodes)
@@ -212,7 +216,7 @@ def _group(node: NodeSnapshot, group: GroupSnapshot, leaders: dict[int, int]) ->
         str(group.applied_index),
         str(group.last_index),
         str(group.snapshot_index),
-        _bytes(group.state_bytes),
+        load.size(group.state_bytes),
         marks(group),
     )
 
@@ -267,10 +271,3 @@ def _blocks(nodes: Sequence[NodeSnapshot]) -> list[str]:
                 rows.append((key, str(block.version), escape(block.digest)[:DIGEST_SHOWN]))
     shown = [(*map(str, key), version, digest) for key, version, digest in sorted(rows)]
     return ["", *table(("model", "group", "block", "node", "version", "digest"), shown)]
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1_000)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} B"

@@ -40,11 +40,12 @@ WAITING = "waiting to be admitted"
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """Of every server of a cluster. `flags` are passed on as they are."""
+    """Of every server of a cluster. `flags` are passed on as they are; `zones`: node -> label."""
 
     token: str = ""
     flags: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    zones: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,6 +288,8 @@ class Cluster:
         command += ["--data-dir", str(self.data_folder(node))]
         if self.options.token:
             command += ["--token", self.options.token]
+        if node in self.options.zones:
+            command += ["--zone", self.options.zones[node]]
         return [*command, *self.options.flags]
 
     def _worker_command(self, options: WorkerOptions) -> list[str]:

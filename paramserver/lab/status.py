@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -55,6 +55,23 @@ class MemberSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadSnapshot:
+    """What a replica did for clients since its process began, and lately, a second: blocks taken from push streams and
+    sent to pulls, and bytes of values as they travel."""
+
+    pushes: int = 0
+    pushed_bytes: int = 0
+    returned_bytes: int = 0
+    pulls: int = 0
+    pulled_bytes: int = 0
+    pushes_per_s: float = 0.0
+    pushed_bytes_per_s: float = 0.0
+    returned_bytes_per_s: float = 0.0
+    pulls_per_s: float = 0.0
+    pulled_bytes_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class GroupSnapshot:
     """One replica's view of its group. `problem` says why it does not run; empty when well."""
 
@@ -84,6 +101,10 @@ class GroupSnapshot:
     removed: bool = False
     distrusted: str = ""
     """Why its state is wrong and is rebuilt."""
+    block_count: int = 0
+    weight_bytes: int = 0
+    """One version of them, as fp32."""
+    load: LoadSnapshot = LoadSnapshot()
 
     @property
     def leads(self) -> bool:
@@ -133,6 +154,7 @@ class NodeSnapshot:
     gauges: Mapping[str, float] = field(default_factory=dict)
     state: str = "serving"
     disk_full: bool = False
+    zone: str = ""
 
     def group(self, group: int) -> GroupSnapshot | None:
         return next((one for one in self.groups if one.group == group), None)
@@ -279,6 +301,7 @@ def _node(message: paramserver_pb2.NodeStatus) -> NodeSnapshot:
         gauges=dict(message.gauges),
         state=message.state or "serving",
         disk_full=message.disk_full,
+        zone=message.zone,
     )
 
 
@@ -314,6 +337,9 @@ def _group(message: paramserver_pb2.GroupState) -> GroupSnapshot:
         storage_stalled=message.storage_stalled,
         distrusted=message.distrusted,
         removed=message.removed,
+        block_count=message.block_count,
+        weight_bytes=message.weight_bytes,
+        load=LoadSnapshot(**{field.name: getattr(message.load, field.name) for field in fields(LoadSnapshot)}),
     )
 
 

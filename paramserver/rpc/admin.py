@@ -17,6 +17,7 @@ from consensus.core.interface import Status
 from paramserver.catalogue.machine import CatalogueMachine
 from paramserver.catalogue.protos import from_lease, from_shard
 from paramserver.catalogue.state import Model
+from paramserver.observe.load import Load
 from paramserver.rpc.calls import Calls, Context
 from paramserver.rpc.groups import Groups, Hosted, home_of
 from paramserver.rpc.reshape import ReshapeService
@@ -39,6 +40,7 @@ class Identity:
     incarnation: int
     version: str
     durability: str
+    zone: str = ""
 
 
 class AdminService:
@@ -54,6 +56,7 @@ class AdminService:
         state: Callable[[], str] = lambda: "serving",
         disk_full: Callable[[], bool] = lambda: False,
         reshape: ReshapeService | None = None,
+        load: Load | None = None,
     ) -> None:
         self._identity = identity
         self._groups = groups
@@ -64,6 +67,7 @@ class AdminService:
         self._state = state
         self._disk_full = disk_full
         self._reshape = reshape
+        self._load = load or Load()
 
     def handlers(self, calls: Calls) -> grpc.GenericRpcHandler:
         methods = {"Status": calls.unary(pb.StatusRequest, self.status)}
@@ -78,6 +82,8 @@ class AdminService:
         groups = []
         for group in sorted(self._groups.hosted):
             state = self._group(self._groups.hosted[group], left)
+            if not request.brief:
+                self._tell_load(state, self._groups.hosted[group])
             left -= len(state.blocks)
             groups.append(state)
         if request.blocks and left == 0:
@@ -100,6 +106,30 @@ class AdminService:
             state=self._state(),
             disk_full=self._disk_full(),
             directory=self._groups.directory,
+            zone=me.zone,
+        )
+
+    def _tell_load(self, state: pb.GroupState, hosted: Hosted) -> None:
+        """What the replica holds, and what it does for clients."""
+        if not isinstance(hosted.machine, ShardMachine):
+            return
+        for shard in hosted.machine.shards.values():
+            state.block_count += shard.info.create.blocks
+            state.weight_bytes += shard.weight_bytes()
+        load, rates = self._load.of(hosted.group), self._load.rates(hosted.group)
+        state.load.CopyFrom(
+            pb.GroupLoad(
+                pushes=load.pushes,
+                pushed_bytes=load.pushed_bytes,
+                returned_bytes=load.returned_bytes,
+                pulls=load.pulls,
+                pulled_bytes=load.pulled_bytes,
+                pushes_per_s=rates.pushes,
+                pushed_bytes_per_s=rates.pushed_bytes,
+                returned_bytes_per_s=rates.returned_bytes,
+                pulls_per_s=rates.pulls,
+                pulled_bytes_per_s=rates.pulled_bytes,
+            )
         )
 
     def _group(self, hosted: Hosted, blocks_max: int) -> pb.GroupState:

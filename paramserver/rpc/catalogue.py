@@ -30,12 +30,19 @@ class CatalogueService:
     """`known`: members with their uuids, as far as this node knows them."""
 
     def __init__(
-        self, *, leader: CatalogueLeader, machine: CatalogueMachine | None, groups: Groups, cluster: bytes
+        self,
+        *,
+        leader: CatalogueLeader,
+        machine: CatalogueMachine | None,
+        groups: Groups,
+        cluster: bytes,
+        zone: str = "",
     ) -> None:
         self._leader = leader
         self._machine = machine
         self._groups = groups
         self._cluster = cluster
+        self._zone = zone
 
     def handlers(self, calls: Calls) -> grpc.GenericRpcHandler:
         methods = {
@@ -70,6 +77,7 @@ class CatalogueService:
             nodes=[protos.from_node(node) for node in nodes],
             groups=groups,
             directory=self._groups.directory,
+            zone=self._zone,
         )
 
     async def _open_session(self, request: pb.OpenSessionRequest, context: Context) -> pb.OpenSessionResponse:

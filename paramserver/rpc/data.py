@@ -19,6 +19,7 @@ import grpc
 import grpc.aio
 
 from consensus.core.interface import GroupId
+from paramserver.observe.load import GroupLoad, Load
 from paramserver.rpc.admission import Busy
 from paramserver.rpc.calls import Calls, Context
 from paramserver.rpc.groups import Groups
@@ -47,7 +48,7 @@ Open: TypeAlias = Callable[[ShardLeader, Hello, Outbox], Stream]
 
 
 class DataService:
-    """`leaders`: this node's data groups, led here or not."""
+    """`leaders`: this node's data groups, led here or not. `load`: where is counted what is done for clients."""
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class DataService:
         cluster: bytes,
         limits: Limits | None = None,
         busy: Busy | None = None,
+        load: Load | None = None,
     ) -> None:
         self._leaders = leaders
         self._groups = groups
@@ -71,6 +73,7 @@ class DataService:
             timeout_ms=self._limits.reader_timeout_ms,
             patience_ms=self._limits.reader_patience_ms,
         )
+        self._load = load or Load()
         self.streams = 0
         """Push streams open now."""
         self.bare_replies = 0
@@ -120,9 +123,10 @@ class DataService:
             stream = opened(self._leader(hello), hello, outbox)
         except Refusal as refusal:
             raise self._complete(refusal) from None
-        reader = asyncio.create_task(self._read(context, stream, outbox), name="push stream")
+        load = self._load.of(hello.group)
+        reader = asyncio.create_task(self._read(context, stream, outbox, load), name="push stream")
         try:
-            await self._write(context, outbox)
+            await self._write(context, outbox, load)
         finally:
             self.bare_replies += outbox.bare
             outbox.close()
@@ -158,7 +162,7 @@ class DataService:
             raise Refusal(Reason.NOT_FOUND, f"no data group has the number {hello.group}", field="hello.group")
         raise self._groups.elsewhere(hello.group)
 
-    async def _read(self, context: Context, stream: Stream, outbox: Outbox) -> None:
+    async def _read(self, context: Context, stream: Stream, outbox: Outbox, load: GroupLoad) -> None:
         try:
             while (data := await context.read()) is not grpc.aio.EOF:
                 frame = decode_push(data)
@@ -167,6 +171,8 @@ class DataService:
                     raise invalid("hello", "one hello, in the first frame", "another one")
                 admitted = asyncio.Event()
                 outbox.unanswered += 1
+                load.pushes += 1
+                load.pushed_bytes += len(frame.payload)
                 stream.offer(frame, admitted.set)
                 del frame
                 await admitted.wait()
@@ -179,7 +185,7 @@ class DataService:
             log.exception("reading a push stream failed")
             outbox.end(Refusal(Reason.INTERNAL, "a defect of the server; its log says more"))
 
-    async def _write(self, context: Context, outbox: Outbox) -> None:
+    async def _write(self, context: Context, outbox: Outbox, load: GroupLoad) -> None:
         while True:
             while (frame := outbox.next()) is not None:
                 try:
@@ -187,6 +193,7 @@ class DataService:
                         await context.write(encode_block(frame))
                 except TimeoutError:
                     raise self._busy.not_reading(self._limits.reader_timeout_ms) from None
+                load.returned_bytes += len(frame.payload)
                 outbox.written()
             if outbox.refusal is not None:
                 raise self._complete(outbox.refusal)
@@ -241,3 +248,7 @@ class DataService:
                     raise self._busy.not_reading(self._limits.reader_patience_ms) from None
                 except NoRoom:
                     raise self._busy.refusal("as many blocks wait to be written to pulls as may") from None
+                # A group that is served is hosted here: so many counts there are, whatever is asked for.
+                load = self._load.of(wanted.group)
+                load.pulls += 1
+                load.pulled_bytes += len(frame.payload)

@@ -130,11 +130,12 @@ class Announced:
 
 
 class WatchService:
-    def __init__(self, board: Board, *, node: int, address: str, cluster: bytes) -> None:
+    def __init__(self, board: Board, *, node: int, address: str, cluster: bytes, zone: str = "") -> None:
         self._board = board
         self._node = node
         self._address = address
         self._cluster = cluster
+        self._zone = zone
 
     def handlers(self, calls: Calls) -> grpc.GenericRpcHandler:
         methods = {"Announcements": calls.server_stream(pb.AnnouncementsRequest, self._announcements)}
@@ -147,6 +148,9 @@ class WatchService:
         try:
             # The headers say that the stream stands, also where this node leads nothing.
             await context.send_initial_metadata(())
+            if self._zone:
+                label = pb.Announcement(node=self._node, address=self._address, zone=self._zone)
+                await context.write(label.SerializeToString())
             while True:
                 await subscriber.wake.wait()
                 subscriber.wake.clear()

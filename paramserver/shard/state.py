@@ -235,12 +235,16 @@ class Shard:
         if self._loans is not None:
             self._loans[index].dropped(buffers)
 
-    def size_bytes(self) -> int:
-        """Weights, the version before, and slots, as if every block had them all."""
+    def weight_bytes(self) -> int:
+        """Of one version."""
         create, layout = self.info.create, self.info.layout
         first = create.first_block
         elements = layout.block_slice(first + create.blocks - 1).stop - layout.block_slice(first).start
-        return int(elements) * FLOAT.itemsize * (2 + self._optimizer.slots)
+        return int(elements) * FLOAT.itemsize
+
+    def size_bytes(self) -> int:
+        """Weights, the version before, and slots, as if every block had them all."""
+        return self.weight_bytes() * (2 + self._optimizer.slots)
 
 
 def _buffers(block: Published) -> tuple[Flat, ...]:

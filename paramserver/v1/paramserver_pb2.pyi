@@ -628,11 +628,14 @@ class ClusterDescription(google.protobuf.message.Message):
     NODES_FIELD_NUMBER: builtins.int
     GROUPS_FIELD_NUMBER: builtins.int
     DIRECTORY_FIELD_NUMBER: builtins.int
+    ZONE_FIELD_NUMBER: builtins.int
     cluster: builtins.bytes
     node: builtins.int
     """who answers"""
     directory: builtins.int
     """version of what this node knows of nodes and members; a higher one supersedes it"""
+    zone: builtins.str
+    """of who answers; others say theirs in their announcements"""
     @property
     def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___NodeDescription]: ...
     @property
@@ -645,8 +648,9 @@ class ClusterDescription(google.protobuf.message.Message):
         nodes: collections.abc.Iterable[global___NodeDescription] | None = ...,
         groups: collections.abc.Iterable[global___GroupDescription] | None = ...,
         directory: builtins.int = ...,
+        zone: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cluster", b"cluster", "directory", b"directory", "groups", b"groups", "node", b"node", "nodes", b"nodes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cluster", b"cluster", "directory", b"directory", "groups", b"groups", "node", b"node", "nodes", b"nodes", "zone", b"zone"]) -> None: ...
 
 global___ClusterDescription = ClusterDescription
 
@@ -1220,7 +1224,9 @@ global___AnnouncementsRequest = AnnouncementsRequest
 
 @typing.final
 class Announcement(google.protobuf.message.Message):
-    """group and term, or else `directory`: nodes or members changed, and DescribeCluster here tells of them."""
+    """group and term; or `directory`: nodes or members changed, and DescribeCluster here tells of them; or `zone`: this node's
+    label, first on the stream where it has one.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1229,11 +1235,13 @@ class Announcement(google.protobuf.message.Message):
     NODE_FIELD_NUMBER: builtins.int
     ADDRESS_FIELD_NUMBER: builtins.int
     DIRECTORY_FIELD_NUMBER: builtins.int
+    ZONE_FIELD_NUMBER: builtins.int
     group: builtins.int
     term: builtins.int
     node: builtins.int
     address: builtins.str
     directory: builtins.int
+    zone: builtins.str
     def __init__(
         self,
         *,
@@ -1242,8 +1250,9 @@ class Announcement(google.protobuf.message.Message):
         node: builtins.int = ...,
         address: builtins.str = ...,
         directory: builtins.int = ...,
+        zone: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "directory", b"directory", "group", b"group", "node", b"node", "term", b"term"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "directory", b"directory", "group", b"group", "node", b"node", "term", b"term", "zone", b"zone"]) -> None: ...
 
 global___Announcement = Announcement
 
@@ -1545,6 +1554,54 @@ class BlockState(google.protobuf.message.Message):
 global___BlockState = BlockState
 
 @typing.final
+class GroupLoad(google.protobuf.message.Message):
+    """What a replica did for clients. Bytes are of values as they travel."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PUSHES_FIELD_NUMBER: builtins.int
+    PUSHED_BYTES_FIELD_NUMBER: builtins.int
+    RETURNED_BYTES_FIELD_NUMBER: builtins.int
+    PULLS_FIELD_NUMBER: builtins.int
+    PULLED_BYTES_FIELD_NUMBER: builtins.int
+    PUSHES_PER_S_FIELD_NUMBER: builtins.int
+    PUSHED_BYTES_PER_S_FIELD_NUMBER: builtins.int
+    RETURNED_BYTES_PER_S_FIELD_NUMBER: builtins.int
+    PULLS_PER_S_FIELD_NUMBER: builtins.int
+    PULLED_BYTES_PER_S_FIELD_NUMBER: builtins.int
+    pushes: builtins.int
+    """blocks taken from push streams, since the start of the process"""
+    pushed_bytes: builtins.int
+    returned_bytes: builtins.int
+    """of updated blocks that went back on push streams"""
+    pulls: builtins.int
+    """blocks sent to pulls"""
+    pulled_bytes: builtins.int
+    pushes_per_s: builtins.float
+    """over the last ten seconds"""
+    pushed_bytes_per_s: builtins.float
+    returned_bytes_per_s: builtins.float
+    pulls_per_s: builtins.float
+    pulled_bytes_per_s: builtins.float
+    def __init__(
+        self,
+        *,
+        pushes: builtins.int = ...,
+        pushed_bytes: builtins.int = ...,
+        returned_bytes: builtins.int = ...,
+        pulls: builtins.int = ...,
+        pulled_bytes: builtins.int = ...,
+        pushes_per_s: builtins.float = ...,
+        pushed_bytes_per_s: builtins.float = ...,
+        returned_bytes_per_s: builtins.float = ...,
+        pulls_per_s: builtins.float = ...,
+        pulled_bytes_per_s: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["pulled_bytes", b"pulled_bytes", "pulled_bytes_per_s", b"pulled_bytes_per_s", "pulls", b"pulls", "pulls_per_s", b"pulls_per_s", "pushed_bytes", b"pushed_bytes", "pushed_bytes_per_s", b"pushed_bytes_per_s", "pushes", b"pushes", "pushes_per_s", b"pushes_per_s", "returned_bytes", b"returned_bytes", "returned_bytes_per_s", b"returned_bytes_per_s"]) -> None: ...
+
+global___GroupLoad = GroupLoad
+
+@typing.final
 class GroupState(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1576,6 +1633,9 @@ class GroupState(google.protobuf.message.Message):
     SERVING_FIELD_NUMBER: builtins.int
     CONFIGURATION_FIELD_NUMBER: builtins.int
     DISTRUSTED_FIELD_NUMBER: builtins.int
+    BLOCK_COUNT_FIELD_NUMBER: builtins.int
+    WEIGHT_BYTES_FIELD_NUMBER: builtins.int
+    LOAD_FIELD_NUMBER: builtins.int
     group: builtins.int
     replica: builtins.int
     role: builtins.str
@@ -1607,12 +1667,18 @@ class GroupState(google.protobuf.message.Message):
     """consensus/core/configuration.py"""
     distrusted: builtins.str
     """why its state is wrong and is rebuilt; it neither leads nor serves until then"""
+    block_count: builtins.int
+    """blocks held here, of all models"""
+    weight_bytes: builtins.int
+    """one version of them, as fp32"""
     @property
     def blocks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___BlockState]: ...
     @property
     def members(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GroupMember]:
         """of the configuration in force here, committed or not"""
 
+    @property
+    def load(self) -> global___GroupLoad: ...
     def __init__(
         self,
         *,
@@ -1644,8 +1710,12 @@ class GroupState(google.protobuf.message.Message):
         serving: builtins.bool = ...,
         configuration: builtins.bytes = ...,
         distrusted: builtins.str = ...,
+        block_count: builtins.int = ...,
+        weight_bytes: builtins.int = ...,
+        load: global___GroupLoad | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["applied_index", b"applied_index", "blocks", b"blocks", "commit_index", b"commit_index", "configuration", b"configuration", "configuration_index", b"configuration_index", "distrusted", b"distrusted", "first_index", b"first_index", "flushed_index", b"flushed_index", "forgetful", b"forgetful", "group", b"group", "joint", b"joint", "last_index", b"last_index", "last_term", b"last_term", "leader_node", b"leader_node", "leader_replica", b"leader_replica", "members", b"members", "next_replica", b"next_replica", "problem", b"problem", "quiesced", b"quiesced", "removed", b"removed", "replica", b"replica", "role", b"role", "serving", b"serving", "snapshot_index", b"snapshot_index", "state_bytes", b"state_bytes", "storage_stalled", b"storage_stalled", "term", b"term", "transferee", b"transferee"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["load", b"load"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["applied_index", b"applied_index", "block_count", b"block_count", "blocks", b"blocks", "commit_index", b"commit_index", "configuration", b"configuration", "configuration_index", b"configuration_index", "distrusted", b"distrusted", "first_index", b"first_index", "flushed_index", b"flushed_index", "forgetful", b"forgetful", "group", b"group", "joint", b"joint", "last_index", b"last_index", "last_term", b"last_term", "leader_node", b"leader_node", "leader_replica", b"leader_replica", "load", b"load", "members", b"members", "next_replica", b"next_replica", "problem", b"problem", "quiesced", b"quiesced", "removed", b"removed", "replica", b"replica", "role", b"role", "serving", b"serving", "snapshot_index", b"snapshot_index", "state_bytes", b"state_bytes", "storage_stalled", b"storage_stalled", "term", b"term", "transferee", b"transferee", "weight_bytes", b"weight_bytes"]) -> None: ...
 
 global___GroupState = GroupState
 
@@ -1738,6 +1808,7 @@ class NodeStatus(google.protobuf.message.Message):
     STATE_FIELD_NUMBER: builtins.int
     DISK_FULL_FIELD_NUMBER: builtins.int
     DIRECTORY_FIELD_NUMBER: builtins.int
+    ZONE_FIELD_NUMBER: builtins.int
     node: builtins.int
     address: builtins.str
     cluster: builtins.bytes
@@ -1750,6 +1821,8 @@ class NodeStatus(google.protobuf.message.Message):
     disk_full: builtins.bool
     directory: builtins.int
     """version of what it knows of nodes and members"""
+    zone: builtins.str
+    """the label this node was started with; empty: none"""
     @property
     def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GroupState]: ...
     @property
@@ -1780,8 +1853,9 @@ class NodeStatus(google.protobuf.message.Message):
         state: builtins.str = ...,
         disk_full: builtins.bool = ...,
         directory: builtins.int = ...,
+        zone: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "alarms", b"alarms", "cluster", b"cluster", "counters", b"counters", "directory", b"directory", "disk_full", b"disk_full", "durability", b"durability", "gauges", b"gauges", "groups", b"groups", "incarnation", b"incarnation", "models", b"models", "node", b"node", "node_uuid", b"node_uuid", "state", b"state", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "alarms", b"alarms", "cluster", b"cluster", "counters", b"counters", "directory", b"directory", "disk_full", b"disk_full", "durability", b"durability", "gauges", b"gauges", "groups", b"groups", "incarnation", b"incarnation", "models", b"models", "node", b"node", "node_uuid", b"node_uuid", "state", b"state", "version", b"version", "zone", b"zone"]) -> None: ...
 
 global___NodeStatus = NodeStatus
 

@@ -45,6 +45,8 @@ def test_a_sound_configuration() -> None:
         ({"token": "x" * 1000}, ["token"]),
         ({"groups": -1}, ["groups is -1", "1 to 256"]),
         ({"groups": 257}, ["groups is 257", "1 to 256"]),
+        ({"zone": "a b"}, ["zone", "letters, digits", "a b"]),
+        ({"zone": "x" * 64}, ["zone", "1 to 63"]),
         ({"durability": "none"}, ["durability is 'none'", "expected 'fsync' or 'replicated'"]),
     ],
 )
