@@ -10,6 +10,7 @@ for gRPC does not survive a fork. Must not know: steps, blocks.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
 import re
@@ -52,6 +53,7 @@ from worker.membership import Cluster, Discovery, Watchers
 from worker.model import Model
 from worker.network import Network
 from worker.refusals import to_error
+from worker.replicas import PullPolicy, Replicas, checked_policy
 from worker.retry import CLOSE_TIMEOUT_S, TIMEOUT_S, Budget, check_timeout
 from worker.routing import Route, Routes
 from worker.within import within
@@ -71,6 +73,8 @@ def connect(
     name: str | None = None,
     timeout: float = TIMEOUT_S,
     session_file: SessionPlace = None,
+    pull_policy: str = PullPolicy.LEAST_OUTSTANDING,
+    zone: str = "",
     network: Callable[[], Network] = GrpcNetwork,
 ) -> Client:
     """Connect to a cluster.
@@ -80,14 +84,18 @@ def connect(
     of every call on the client. session_file: where the session is kept, so that the same program started again takes
     its rank back at once. A path, or a
         function from the cluster's id (hexadecimal) to one. None: the session ends with the process.
+    pull_policy: which replica a pull asks: "least_outstanding" (who has the fewest bytes to send to this client),
+        "round_robin", "nearest" (servers of the same zone first), "leader". All have the same bits; who is behind,
+        slow or gone is left for another. zone: where this client stands: the label that near servers have (--zone).
     network: for tests.
 
     Raises InvalidArgument, Unavailable (nobody answered in time), SessionFileError.
     """
     addresses = parse_servers(servers)
     check_timeout(timeout, "connect")
+    policy = checked_policy(pull_policy, zone)
     client_name = name if name is not None else _default_name()
-    client = Client(addresses, name=client_name, timeout=timeout, network=network)
+    client = Client(addresses, name=client_name, timeout=timeout, policy=policy, zone=zone, network=network)
     try:
         client._open(session_file)
     except BaseException:
@@ -100,7 +108,16 @@ class Client:
     """A connection to a cluster. Made by `connect`; a context manager. Models of one client may be used in several
     threads, one model in one thread at a time."""
 
-    def __init__(self, servers: Sequence[str], *, name: str, timeout: float, network: Callable[[], Network]) -> None:
+    def __init__(
+        self,
+        servers: Sequence[str],
+        *,
+        name: str,
+        timeout: float,
+        policy: PullPolicy,
+        zone: str,
+        network: Callable[[], Network],
+    ) -> None:
         self.name = name
         self.timeout = timeout
         self._servers = servers
@@ -110,6 +127,8 @@ class Client:
         self._models: list[Model] = []
         self._file: sessions.SessionFile | None = None
         self._make_network = network
+        self._policy = policy
+        self._zone = zone
         self._loop = LoopThread("paramserver-client")
         self._network: Network
         self._cluster: Cluster
@@ -117,6 +136,7 @@ class Client:
         self._routes = Routes()
         self._watchers: Watchers
         self._catalogue: Catalogue
+        self._replicas: Replicas
         self._forget = _close_at_exit(self)
 
     # --- opening
@@ -149,6 +169,13 @@ class Client:
     async def _start(self, session: sessions.Session) -> None:
         self._watchers = Watchers(self._network, self._cluster, self._routes, self.name)
         self._watchers.start()
+        self._replicas = Replicas(
+            self._policy,
+            now_s=asyncio.get_running_loop().time,
+            zone=self._zone,
+            zones=lambda: self._cluster.zones,
+            first=int.from_bytes(session.client[:4]),
+        )
         self._catalogue = Catalogue(self._network, self._cluster, self._routes, session, self.name)
 
     # --- what it knows
@@ -162,6 +189,12 @@ class Client:
     def nodes(self) -> dict[int, str]:
         """Node -> address."""
         return {node.node: node.address for node in self._cluster.nodes.values()}
+
+    @property
+    def zones(self) -> dict[int, str]:
+        """Node -> the zone it was started with, of those that have one and have said so."""
+        known = self._cluster.zones
+        return {node.node: known[node.address] for node in self._cluster.nodes.values() if node.address in known}
 
     @property
     def session_file(self) -> str:
@@ -246,6 +279,7 @@ class Client:
                 catalogue=self._catalogue,
                 codec=push,
                 weights_codec=back,
+                replicas=self._replicas,
             )
 
         def why() -> str:

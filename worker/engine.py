@@ -24,6 +24,7 @@ from worker.membership import Cluster, Watchers
 from worker.network import Network
 from worker.pull import Got, Puller, Want
 from worker.push import GroupPusher
+from worker.replicas import Replicas
 from worker.retry import Budget
 from worker.routing import Routes
 from worker.steps import GroupStep, ranges
@@ -60,6 +61,7 @@ class Engine:
         model: Description,
         codec: Codec = Codec.FP32,
         weights_codec: Codec = Codec.FP32,
+        replicas: Replicas | None = None,
     ) -> None:
         self._network = network
         self._cluster = cluster
@@ -82,6 +84,7 @@ class Engine:
             model=lambda: self.model,
             layout=self.layout,
             codec=weights_codec,
+            replicas=replicas,
         )
         self._flight: Flight | None = None
         self._failure: ParameterServerError | None = None

@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.errors import Reason, Refusal, shown
+from paramserver.wire.zones import zone_problems
 from worker.network import Method, Network
 from worker.retry import Backoff, BackoffOptions
 from worker.routing import Routes
@@ -33,12 +34,14 @@ class Node:
 
 @dataclass(slots=True)
 class Cluster:
-    """What a server said last. `groups`: group -> nodes that hold a replica. `directory`: the version of that."""
+    """What a server said last. `groups`: group -> nodes that hold a replica. `directory`: the version of that. `zones`:
+    address -> the label that the server there said it has."""
 
     identity: bytes
     nodes: dict[int, Node]
     groups: dict[int, tuple[int, ...]]
     directory: int = 0
+    zones: dict[str, str] = field(default_factory=dict)
 
     def learn(self, description: pb.ClusterDescription) -> bool:
         """Take what a server says now; False where something newer is known."""
@@ -50,7 +53,18 @@ class Cluster:
         self.nodes = nodes
         self.groups = {group.group: tuple(member.node for member in group.members) for group in description.groups}
         self.directory = description.directory
+        known = {node.address for node in nodes.values()}
+        self.zones = {address: zone for address, zone in self.zones.items() if address in known}
+        if description.node in nodes:
+            self.stands(nodes[description.node].address, description.zone)
         return True
+
+    def stands(self, address: str, zone: str) -> None:
+        """The server there said its zone; one that makes no sense is none."""
+        if zone and not list(zone_problems("zone", zone)):
+            self.zones[address] = zone
+        else:
+            self.zones.pop(address, None)
 
     def addresses(self, group: int) -> tuple[str, ...]:
         """Of the nodes with a replica of the group; all nodes when that is not known."""
@@ -176,6 +190,9 @@ class Watchers:
                         if news.directory:
                             self._keep(asyncio.create_task(self._learn(node, news.directory)))
                             continue
+                        if news.zone:
+                            self._cluster.stands(node.address, news.zone)
+                            continue
                         self._routes.learn(group=news.group, term=news.term, address=news.address, node=news.node)
                 problem = "it ended the stream"
             except Refusal as refusal:
@@ -183,6 +200,7 @@ class Watchers:
                 if refusal.reason is Reason.WRONG_CLUSTER:
                     problem = f"it belongs to another cluster: {problem}"
             self._broken[node.node] = shown(problem)
+            self._cluster.stands(node.address, "")  # it says so again, if it comes back with one
             await asyncio.sleep(backoff.next_s(later_ms))
 
     def _keep(self, task: asyncio.Task[None]) -> None:

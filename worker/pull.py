@@ -1,14 +1,17 @@
 """Blocks of a model at a version, from any replica that has them (RULES R1).
 
-Invariants: a pull of a version gives exactly that version of every block; what one replica sent is kept when it breaks
-off, and only the rest is asked for elsewhere; a version is Gone only when a replica said so and none of the others has
-it. Must not know: steps.
+A pull is cut into pieces of some blocks, and each piece asks one replica after the other, as `replicas` chooses, until
+it is whole; pieces are on their way side by side, so that all replicas that can serve do. Invariants: a pull of a
+version gives exactly that version of every block; what one replica sent is kept when it breaks off, and only the rest
+is asked for elsewhere; a replica that is behind, slow, gone or without the version costs a retry elsewhere and no
+more; a version is Gone only when a replica said so and none of the others has it. Must not know: steps.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,6 +27,7 @@ from worker.errors import ProtocolError
 from worker.membership import Cluster
 from worker.network import Network
 from worker.refusals import to_error, transient
+from worker.replicas import Replicas
 from worker.retry import Backoff, BackoffOptions
 from worker.routing import Routes
 from worker.steps import ChecksumMismatch, copy_block
@@ -33,8 +37,16 @@ ATTEMPT_TIMEOUT_S = 5.0
 """One Pull at one replica; it may be waiting there for a version that is on its way."""
 SILENCE_S = 1.0
 """A replica that sends nothing for so long is left for the next one."""
-BLOCKS_A_PULL_MAX = 16_384
-"""Named in one pull: servers refuse more."""
+SHORT_SILENCE_S = 0.25
+"""The same in the first round, while there are others that were not asked yet."""
+PIECE_BYTES = 8 << 20
+"""Of fp32. Large enough that a call for it costs little beside it, small enough that replicas share a model."""
+PIECE_BLOCKS_MAX = 1024
+"""Servers refuse pulls that name more than 16,384."""
+PIECES_A_REPLICA = 2
+"""On their way from a replica at a time, of one pull and group: one is sent while the other is asked for."""
+PIECES_MAX = 64
+"""On their way at a time, of one pull; but one of each group always is."""
 BACKOFF = BackoffOptions(first_ms=5, most_ms=100)
 
 
@@ -61,8 +73,17 @@ class Got(NamedTuple):
     fresh: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What one pull wants, and where it puts what comes."""
+
+    want: Want
+    target: Flat
+    got: dict[int, Got]
+
+
 class Puller:
-    """Pulls of one model."""
+    """Pulls of one model. `replicas`: of all pulls of the client."""
 
     def __init__(
         self,
@@ -73,6 +94,7 @@ class Puller:
         model: Callable[[], Description],
         layout: Layout,
         codec: Codec = Codec.FP32,
+        replicas: Replicas | None = None,
     ) -> None:
         """`codec`: in which weights are to come."""
         self._network = network
@@ -81,6 +103,7 @@ class Puller:
         self._model = model
         self._layout = layout
         self._codec = codec
+        self._replicas = replicas or Replicas(now_s=lambda: asyncio.get_running_loop().time())
         self.problems: dict[int, str] = {}
         """Group -> why the last attempt failed, while one is in trouble."""
 
@@ -88,65 +111,106 @@ class Puller:
         """Fill `target` (elements,) with all blocks, or with `blocks`; what came, by block. Goes on until it is
         cancelled."""
         wanted = None if blocks is None else set(blocks)
-        got: dict[int, Got] = {}
-        groups = []
+        order = _Order(want, target, {})
+        shards = []
         for shard in self._model().shards:
-            missing = set(range(shard.first, shard.first + shard.count))
-            if wanted is not None:
-                missing &= wanted
+            missing = [one for one in range(shard.first, shard.first + shard.count) if wanted is None or one in wanted]
             if missing:
-                groups.append(self._group(shard, missing, want, target, got))
-        await all_of(groups)
-        return got
+                shards.append((shard, missing))
+        at_once_max = max(1, PIECES_MAX // max(1, len(shards)))
+        await all_of(self._group(shard, missing, order, at_once_max) for shard, missing in shards)
+        return order.got
 
-    async def _group(self, shard: Shard, missing: set[int], want: Want, target: Flat, got: dict[int, Got]) -> None:
+    async def _group(self, shard: Shard, missing: list[int], order: _Order, at_once_max: int) -> None:
+        size = max(1, min(PIECE_BLOCKS_MAX, PIECE_BYTES // self._layout.block_bytes(0)))
+        pieces = deque(set(missing[start : start + size]) for start in range(0, len(missing), size))
+        at_once = min(len(pieces), at_once_max, PIECES_A_REPLICA * len(self._cluster.addresses(shard.group)))
+
+        async def lane() -> None:
+            while pieces:
+                await self._piece(shard, pieces.popleft(), order)
+
+        await all_of(lane() for _ in range(max(1, at_once)))
+        self.problems.pop(shard.group, None)
+
+    async def _piece(self, shard: Shard, missing: set[int], order: _Order) -> None:
+        """Until all of it is there."""
         backoff = Backoff(BACKOFF, budget=self._routes.retries)
         gone: dict[str, Refusal] = {}
+        asked: set[str] = set()
+        # Of those that are at a bound the one that is free first says when; others are asked before.
+        later_ms: list[int] = []
+        first_round = True
         while missing:
-            # Of those that are at a bound the one that is free first says when; others are asked before.
-            later_ms: list[int] = []
-            for address in self._replicas(shard.group):
-                try:
-                    await self._attempt(address, shard, missing, want, target, got)
-                except Refusal as refusal:
-                    if refusal.reason is Reason.GONE:
-                        gone[address] = refusal
-                    elif not transient(refusal) and refusal.reason is not Reason.NOT_FOUND:
-                        raise to_error(refusal) from None
-                    later_ms.append(refusal.retry_after_ms)
-                    # A replica that does not know the model is behind: group 0 does know it.
-                    self.problems[shard.group] = refusal.message
-                except ChecksumMismatch as mismatch:
-                    self.problems[shard.group] = mismatch.cause
-                if not missing:
-                    self.problems.pop(shard.group, None)
-                    return
-            reachable = [one for one in self._replicas(shard.group) if self._network.reachable(one)]
-            if gone and all(one in gone for one in reachable):
-                raise to_error(next(iter(gone.values())))
-            await asyncio.sleep(backoff.next_s(min(later_ms, default=0)))
+            waiting = self._candidates(shard.group, asked)
+            if not waiting:
+                reachable = [one for one in self._cluster.addresses(shard.group) if self._network.reachable(one)]
+                if gone and all(one in gone for one in reachable):
+                    raise to_error(next(iter(gone.values())))
+                await asyncio.sleep(backoff.next_s(min(later_ms, default=0)))
+                asked.clear()
+                later_ms.clear()
+                first_round = False
+                continue
+            route = self._routes.get(shard.group)
+            leader = route.address if route is not None and not route.suspect else ""
+            address = self._replicas.choose(waiting, leader=leader)
+            asked.add(address)
+            silence_s = SHORT_SILENCE_S if first_round and len(waiting) > 1 else SILENCE_S
+            try:
+                await self._attempt(address, shard, missing, order, silence_s)
+            except Refusal as refusal:
+                later_ms.append(refusal.retry_after_ms)
+                if refusal.reason is Reason.GONE:
+                    gone[address] = refusal
+                    continue  # it is well, and past that version
+                if not transient(refusal) and refusal.reason not in _ELSEWHERE:
+                    raise to_error(refusal) from None
+                self._replicas.failed(address, refusal.retry_after_ms / 1000)
+                self.problems[shard.group] = refusal.message
+            except ChecksumMismatch as mismatch:
+                self._replicas.failed(address)
+                self.problems[shard.group] = mismatch.cause
+            else:
+                self._replicas.worked(address)
 
-    def _replicas(self, group: int) -> list[str]:
-        """The leader first: it has the newest version before the others."""
-        leader = self._routes.get(group)
-        addresses = list(self._cluster.addresses(group))
-        if leader is not None and not leader.suspect:
-            addresses = [leader.address, *(one for one in addresses if one != leader.address)]
-        return addresses
+    def _candidates(self, group: int, asked: set[str]) -> list[str]:
+        """Replicas that were not asked in this round; those without a connection only where no other is left."""
+        waiting = [one for one in self._cluster.addresses(group) if one not in asked]
+        return [one for one in waiting if self._network.reachable(one)] or waiting
 
-    async def _attempt(
-        self, address: str, shard: Shard, missing: set[int], want: Want, target: Flat, got: dict[int, Got]
-    ) -> None:
+    async def _attempt(self, address: str, shard: Shard, missing: set[int], order: _Order, silence_s: float) -> None:
+        want = order.want
+        frames = self._network.pull(address, self._request(shard, missing, want), ATTEMPT_TIMEOUT_S)
+        outstanding = sum(map(self._layout.block_bytes, missing))
+        self._replicas.asked(address, outstanding)
+        try:
+            async with contextlib.aclosing(frames):
+                while missing:
+                    try:
+                        async with asyncio.timeout(silence_s):
+                            frame = await anext(frames, None)
+                    except TimeoutError:
+                        raise Refusal(Reason.DEADLINE, f"{address} sent nothing for {silence_s:g} s") from None
+                    if frame is None:
+                        raise Refusal(Reason.NOT_READY, f"{address} ended the pull early")
+                    fresh = self._take(frame, missing, want, order.target)
+                    order.got[frame.block] = Got(frame.version, frame.age_ms, fresh)
+                    arrived = self._layout.block_bytes(frame.block)
+                    outstanding -= arrived
+                    self._replicas.arrived(address, arrived)
+        finally:
+            self._replicas.arrived(address, outstanding)
+
+    def _request(self, shard: Shard, missing: set[int], want: Want) -> pb.PullRequest:
         model = self._model()
-        asked = sorted(missing)[:BLOCKS_A_PULL_MAX] if len(missing) < shard.count else []
-        left = len(asked) or len(missing)
         request = pb.PullRequest(
             cluster=self._cluster.identity,
             group=shard.group,
             model=model.model,
             generation=model.generation,
             placement_epoch=model.placement_epoch,
-            blocks=asked,
+            blocks=sorted(missing) if len(missing) < shard.count else (),
             codec=int(self._codec),  # type: ignore[arg-type]
             if_newer_than=want.newer_than,
         )
@@ -156,19 +220,7 @@ class Puller:
             request.min_version = want.min_version
             request.linearizable = want.consistency.linearizable
             request.bounded_ms = want.consistency.bounded_ms
-        frames = self._network.pull(address, request, ATTEMPT_TIMEOUT_S)
-        async with contextlib.aclosing(frames):
-            while left:
-                try:
-                    async with asyncio.timeout(SILENCE_S):
-                        frame = await anext(frames, None)
-                except TimeoutError:
-                    raise Refusal(Reason.DEADLINE, f"{address} sent nothing for {SILENCE_S:g} s") from None
-                if frame is None:
-                    raise Refusal(Reason.NOT_READY, f"{address} ended the pull early")
-                fresh = self._take(frame, missing, want, target)
-                got[frame.block] = Got(frame.version, frame.age_ms, fresh)
-                left -= 1
+        return request
 
     def _take(self, frame: BlockFrame, missing: set[int], want: Want, target: Flat) -> bool:
         """True: its weights came."""
@@ -188,3 +240,7 @@ class Puller:
             )
         missing.discard(frame.block)
         return fresh
+
+
+_ELSEWHERE = frozenset({Reason.NOT_FOUND})
+"""Final where group 0 says it; a replica that does not know the model is behind."""

@@ -143,7 +143,7 @@ def _loads(nodes: Sequence[NodeSnapshot]) -> list[str]:
             str(node.node),
             *(f"{node.gauges[f'loop_lag_ms_{which}_1m']:.1f}" for which in ("p50", "p99", "max")),
             *(f"{node.gauges[what]:.0f}" for what in ("push_streams", "pulls", "calls")),
-            *(_bytes(int(node.gauges[what])) for what in ("memory_bytes", "memory_bytes_bound")),
+            *(load.size(int(node.gauges[what])) for what in ("memory_bytes", "memory_bytes_bound")),
         )
         for node in nodes
         if {"loop_lag_ms_p99_1m", "memory_bytes_bound"} <= node.gauges.keys()

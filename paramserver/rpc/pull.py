@@ -2,10 +2,10 @@
 
 Consistent pulls (RULES R2, R3) are the same, of state that is known to be new enough. Invariants: what is served was
 committed and applied here; a linearizable pull serves nothing before a quorum confirmed the leader after it came, a
-bounded one nothing that is older than its bound when it is read; a wait ends at the client's deadline or at the
-server's own cap, whichever is first; at most `pulls_max` pulls are served at a time. Weights are passed on by reference
-and copied once, into the frame; what the client has already is not sent to it. Must not know: how a replica keeps
-versions, gRPC.
+bounded one nothing that is older than its bound when it is read; a follower waits for the next version only, and leaves
+others to who has them; a wait ends at the client's deadline or at the server's own cap, whichever is first; at most
+`pulls_max` pulls are served at a time. Weights are passed on by reference and copied once, into the frame; what the
+client has already is not sent to it. Must not know: how a replica keeps versions, gRPC.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from paramserver.wire.frames import STEP_MAX, BlockFrame, BlockStatus
 
 BOUNDED_MS_MAX = 86_400_000
 """A longer bound is a mistake: without one any committed state will do."""
+BEHIND_MAX = 1
+"""A follower waits for a version that is about to come: all blocks are in {m, m + 1} (RULES S6), so a version further
+away is either one that it lags behind, and others have, or one that only time brings, and the leader waits for."""
 NOT_YET_MS = 20
 """How often a replica that does not know a model yet, or has not opened it, looks again."""
 
@@ -180,6 +183,13 @@ class Puller:
                     continue  # it has just become too old
                 return found, confirmed, age_ms
             try:
+                if found.behind > BEHIND_MAX and not replica.leading_now:
+                    raise Refusal(
+                        Reason.NOT_READY,
+                        f"this replica is {found.behind} updates behind version {found.version} of block {block}",
+                        group=wanted.group,
+                        hint="another replica may have it",
+                    )
                 async with asyncio.timeout(deadline - _now_s()):
                     await awake.wait()
             except TimeoutError:

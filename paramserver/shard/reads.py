@@ -49,12 +49,14 @@ class Value:
 
 
 class Waiter:
-    """A read whose version is not here yet. `wake` is called once when it may be; then read again."""
+    """A read whose version is not here yet. `wake` is called once when it may be; then read again. `behind`: so many
+    updates are missing."""
 
-    __slots__ = ("_reads", "key", "version", "wake")
+    __slots__ = ("_reads", "behind", "key", "version", "wake")
 
-    def __init__(self, reads: Reads, key: tuple[int, int], version: int, wake: Callable[[], None]) -> None:
+    def __init__(self, reads: Reads, key: tuple[int, int], version: int, behind: int, wake: Callable[[], None]) -> None:
         self._reads = reads
+        self.behind = behind
         self.key = key
         self.version = version
         self.wake = wake
@@ -108,7 +110,9 @@ class Reads:
         if want.min_version is not None and want.min_version <= block.version and block.forms is not None:
             self._note_served(want, block.version)
             return Value(block.version, block.forms)
-        return self._wait(want, want.version if want.version is not None else want.min_version or 0, wake)
+        return self._wait(
+            want, want.version if want.version is not None else want.min_version or 0, block.version, wake
+        )
 
     def _find(self, want: BlockRead, *, certain: bool) -> Published:
         shard = self._shards().get(want.model)
@@ -132,7 +136,7 @@ class Reads:
             raise not_open(want.model)
         return shard.published[index]
 
-    def _wait(self, want: BlockRead, version: int, wake: Callable[[], None]) -> Waiter:
+    def _wait(self, want: BlockRead, version: int, now: int, wake: Callable[[], None]) -> Waiter:
         if self.waiting >= self._options.waiters_max:
             raise Refusal(
                 Reason.BUSY,
@@ -140,7 +144,7 @@ class Reads:
                 hint="pull fewer versions ahead of time",
                 retry_after_ms=self._options.retry_after_ms,
             )
-        waiter = Waiter(self, (want.model, want.block), version, wake)
+        waiter = Waiter(self, (want.model, want.block), version, version - now, wake)
         self._waiters.setdefault(waiter.key, []).append(waiter)
         self.waiting += 1
         return waiter

@@ -62,6 +62,9 @@ class Handle:
 
 
 class Waiter:
+    def __init__(self, version: int, behind: int) -> None:
+        self.version, self.behind = version, behind
+
     def cancel(self) -> None:
         pass
 
@@ -70,6 +73,7 @@ class Replica:
     """Two blocks, at `version`; a read of a higher one waits for `wake`."""
 
     term = 4
+    leading_now = False
 
     def __init__(self) -> None:
         self.version = 5
@@ -78,9 +82,10 @@ class Replica:
 
     def read(self, want: BlockRead, wake: Callable[[], None]) -> Any:
         self.reads.append(want)
-        if (want.min_version or 0) > self.version:
+        wanted = want.version if want.version is not None else want.min_version or 0
+        if wanted > self.version:
             self.wake = wake
-            return Waiter()
+            return Waiter(wanted, wanted - self.version)
         return Value(self.version, Forms(np.zeros(1, np.float32), 0))
 
     def encoded(self, value: Value, codec: Codec, done: Callable[[Form], None]) -> None:
@@ -388,3 +393,32 @@ def test_consistency_is_checked_in_form(fields: dict[str, Any], field: str) -> N
 def test_the_age_travels_with_the_block() -> None:
     frame = BlockFrame(block=3, step=5, version=5, status=BlockStatus.VALUE, age_ms=1234, payload=b"bits")
     assert decode_block(encode_block(frame)).age_ms == 1234
+
+
+# --- who waits for what -----------------------------------------------------------------------------------------------
+
+
+def test_a_follower_waits_for_the_next_version_and_leaves_later_ones_to_others() -> None:
+    async def story(world: World) -> None:
+        waiting = asyncio.ensure_future(world.frame(version=6))
+        await turns()
+        assert not waiting.done()
+        wake = world.replica.wake
+        assert wake is not None
+        refusal = await world.refusal(version=7)
+        assert refusal.reason is Reason.NOT_READY
+        assert "2 updates behind version 7 of block 0" in refusal.message
+        world.replica.version = 6
+        wake()
+        assert (await waiting).version == 6
+
+    run(story)
+
+
+def test_a_leader_waits_for_a_version_that_only_time_brings_until_the_deadline() -> None:
+    async def story(world: World) -> None:
+        world.replica.leading_now = True
+        refusal = await world.refusal(version=9, time_left_s=0.02)
+        assert refusal.reason is Reason.DEADLINE
+
+    run(story)

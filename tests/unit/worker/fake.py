@@ -125,6 +125,8 @@ class FakeCluster:
         """Groups whose reads nobody confirms."""
         self.old_codec: Codec | None = None
         """Servers that know no other codec answer in this one."""
+        self.zones: dict[int, str] = {}
+        """Node -> label, of those that have one."""
         self.age_ms = 0
         """Of what consistent pulls get."""
 
@@ -311,6 +313,7 @@ class FakeCluster:
         return pb.ClusterDescription(
             cluster=CLUSTER,
             node=node,
+            zone=self.zones.get(node, ""),
             nodes=[pb.NodeDescription(node=one, address=address) for one, address in self.addresses.items()],
             groups=[
                 pb.GroupDescription(group=group, members=members, leader_node=leader, term=term)
@@ -469,6 +472,8 @@ class FakeCluster:
         with self.lock:
             node = self.node_at(address)
             self.watchers.append((node, deliver))
+            if zone := self.zones.get(node):
+                deliver(pb.Announcement(node=node, address=address, zone=zone))
             for group, (leader, term) in self.leaders.items():
                 if leader == node:
                     deliver(pb.Announcement(group=group, term=term, node=node, address=address))
