@@ -95,6 +95,8 @@ class Catalogue:
         self._session_id = 0
         self._turn = asyncio.Lock()
         self._opening = asyncio.Lock()
+        self._spec: tuple[bytes, ModelSpec] | None = None
+        """The one that was described last, and its bytes."""
         self.problem = ""
         """Why the last attempt of the call in progress failed; empty when none is in trouble."""
 
@@ -102,11 +104,27 @@ class Catalogue:
 
     async def describe(self, name: str = "", model: int = 0) -> Description:
         found = await self._call(Method.DESCRIBE_MODEL, pb.DescribeModelRequest(name=name, model=model))
-        return _description(found)
+        return self._description(found)
 
     async def create(self, spec: ModelSpec) -> Description:
         request = pb.CreateModelRequest(spec=spec_to_proto(spec))
-        return _description(await self._command(Method.CREATE_MODEL, request))
+        return self._description(await self._command(Method.CREATE_MODEL, request))
+
+    def _description(self, message: Any) -> Description:
+        """A spec of thousands of tensors takes long to read, and is the same each time."""
+        raw = message.spec.SerializeToString(deterministic=True)
+        if self._spec is None or self._spec[0] != raw:
+            self._spec = (raw, spec_from_proto(message.spec))
+        return Description(
+            model=message.model,
+            generation=message.generation,
+            spec=self._spec[1],
+            shards=tuple(Shard(one.group, one.first_block, one.blocks) for one in message.shards if one.blocks),
+            placement_epoch=message.placement_epoch,
+            view=view_from_proto(message.view),
+            open=message.open,
+            ranks=tuple(RankHolder(one.rank, one.lease_epoch, one.held, one.session) for one in message.ranks),
+        )
 
     async def claim_initialization(self, model: Description) -> InitClaim:
         request = pb.ClaimInitializationRequest(model=model.model, generation=model.generation)
@@ -116,7 +134,7 @@ class Catalogue:
     async def open(self, model: Description, epoch: int) -> Description:
         request = pb.OpenModelRequest(model=model.model, generation=model.generation, epoch=epoch)
         # Not open: a block has no value of this epoch, and only sending it helps.
-        return _description(await self._command(Method.OPEN_MODEL, request, frozenset({Reason.NOT_OPEN})))
+        return self._description(await self._command(Method.OPEN_MODEL, request, frozenset({Reason.NOT_OPEN})))
 
     async def claim_rank(self, model: Description, rank: int) -> RankGrant:
         request = pb.ClaimRankRequest(model=model.model, generation=model.generation, rank=rank)
@@ -237,16 +255,3 @@ class Catalogue:
 
 class _Moved(Exception):
     pass
-
-
-def _description(message: Any) -> Description:
-    return Description(
-        model=message.model,
-        generation=message.generation,
-        spec=spec_from_proto(message.spec),
-        shards=tuple(Shard(shard.group, shard.first_block, shard.blocks) for shard in message.shards if shard.blocks),
-        placement_epoch=message.placement_epoch,
-        view=view_from_proto(message.view),
-        open=message.open,
-        ranks=tuple(RankHolder(one.rank, one.lease_epoch, one.held, one.session) for one in message.ranks),
-    )

@@ -56,7 +56,7 @@ from paramserver.catalogue.state import (
     SessionId,
 )
 from paramserver.wire.errors import Reason
-from paramserver.wire.protos import View, spec_to_proto
+from paramserver.wire.protos import View, shared_spec_proto
 
 T = TypeVar("T")
 
@@ -79,6 +79,7 @@ class CatalogueMachine:
         self._sessions = Sessions()
         self._next_model: ModelId = 1
         self._specs_bytes = 0
+        self._held = dict.fromkeys(data_groups, 0)
         self.models: Mapping[ModelId, Model] = {}
         """Replaced, never changed in place."""
         self.placement = Placement()
@@ -88,6 +89,7 @@ class CatalogueMachine:
         self._sessions = Sessions()
         self._next_model = 1
         self._specs_bytes = 0
+        self._held = dict.fromkeys(self._data_groups, 0)
         self.models = {}
         self.placement = Placement()
 
@@ -138,6 +140,7 @@ class CatalogueMachine:
         self._specs_bytes = sum(_spec_bytes(model) for model in contents.models)
         self.placement = contents.placement
         self.models = {model.model: model for model in contents.models}
+        self._held = sharding.loads(self._data_groups, contents.models)
 
     def size_bytes(self) -> int:
         return self._specs_bytes + SESSION_BYTES * len(self._sessions) + 256 * len(self.models)
@@ -242,7 +245,7 @@ class CatalogueMachine:
             model=self._next_model,
             generation=FIRST_GENERATION,
             spec=spec,
-            shards=sharding.place(command.rule, spec, self._next_model, self._data_groups, self.models.values()),
+            shards=sharding.place(command.rule, spec, self._next_model, self._held),
             placement_epoch=FIRST_PLACEMENT_EPOCH,
             view=View(FIRST_VIEW, 0, (0,) * spec.ranks),
             leases=(Lease(),) * spec.ranks,
@@ -251,6 +254,7 @@ class CatalogueMachine:
             return refusal(Reason.TOO_LARGE, f"all specs together would be above {SPECS_BYTES_MAX} bytes")
         self._next_model += 1
         self._specs_bytes += _spec_bytes(created)
+        sharding.add(self._held, created)
         self._put(created)
         return Answer(ok=True, value=created.model)
 
@@ -363,4 +367,4 @@ def _with(values: tuple[T, ...], index: int, value: T) -> tuple[T, ...]:
 
 
 def _spec_bytes(model: Model) -> int:
-    return len(spec_to_proto(model.spec).SerializeToString())
+    return int(shared_spec_proto(model.spec).ByteSize())

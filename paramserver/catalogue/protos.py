@@ -10,7 +10,7 @@ from consensus.core.interface import GroupId
 from paramserver.catalogue.placement import Leftover, Members, Move, Placement, Reshape, Stage, WantedMove
 from paramserver.catalogue.state import Lease, Model, Node, NodeState, Shard
 from paramserver.v1 import paramserver_pb2 as pb
-from paramserver.wire.protos import spec_to_proto, view_to_proto
+from paramserver.wire.protos import shared_spec_proto, view_to_proto
 
 _STATES = {
     NodeState.ACTIVE: pb.NODE_ACTIVE,
@@ -150,7 +150,7 @@ def from_model(model: Model) -> pb.ModelDescription:
     return pb.ModelDescription(
         model=model.model,
         generation=model.generation,
-        spec=spec_to_proto(model.spec),
+        spec=shared_spec_proto(model.spec),
         shards=[from_shard(shard) for shard in model.shards],
         placement_epoch=model.placement_epoch,
         view=view_to_proto(model.view),

@@ -25,25 +25,27 @@ class Rule(IntEnum):
     """So that the groups' bytes are as even as whole blocks allow, those of other models counted."""
 
 
-def place(
-    rule: Rule, spec: ModelSpec, model: ModelId, groups: tuple[GroupId, ...], models: Iterable[Model]
-) -> tuple[Shard, ...]:
-    """The shards of a new model beside those that there are."""
+def place(rule: Rule, spec: ModelSpec, model: ModelId, held: Mapping[GroupId, int]) -> tuple[Shard, ...]:
+    """The shards of a new model over the groups in `held`, which hold so many bytes of weights."""
     match rule:
         case Rule.EVEN:
-            return _even(spec, model, groups)
+            return _even(spec, model, tuple(held))
         case Rule.BY_BYTES:
-            return _by_bytes(spec, model, groups, loads(groups, models))
+            return _by_bytes(spec, model, held)
 
 
 def loads(groups: Iterable[GroupId], models: Iterable[Model]) -> dict[GroupId, int]:
     """Bytes of weights that each group holds: what a step pushes to it, it logs, and pulls from it."""
     held = dict.fromkeys(groups, 0)
     for model in models:
-        layout = Layout(model.spec)
-        for shard in model.shards:
-            held[shard.group] = held.get(shard.group, 0) + shard_bytes(layout, shard)
+        add(held, model)
     return held
+
+
+def add(held: dict[GroupId, int], model: Model) -> None:
+    layout = Layout(model.spec)
+    for shard in model.shards:
+        held[shard.group] = held.get(shard.group, 0) + shard_bytes(layout, shard)
 
 
 def shard_bytes(layout: Layout, shard: Shard) -> int:
@@ -62,10 +64,8 @@ def _even(spec: ModelSpec, model: ModelId, groups: tuple[GroupId, ...]) -> tuple
     )
 
 
-def _by_bytes(
-    spec: ModelSpec, model: ModelId, groups: tuple[GroupId, ...], held: Mapping[GroupId, int]
-) -> tuple[Shard, ...]:
-    layout = Layout(spec)
+def _by_bytes(spec: ModelSpec, model: ModelId, held: Mapping[GroupId, int]) -> tuple[Shard, ...]:
+    layout, groups = Layout(spec), tuple(held)
     size = layout.block_bytes(0)
     # Equally loaded groups take turns in going first.
     ordered = [groups[(i + model - 1) % len(groups)] for i in range(len(groups))]

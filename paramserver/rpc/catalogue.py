@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 
 import grpc
@@ -20,8 +21,10 @@ from paramserver.wire.spec import NAME_CHARACTERS_MAX, name_problems
 SERVICE = "paramserver.v1.Catalogue"
 SECRET_BYTES = (16, 64)
 """Least and most a client's secret may have."""
-SPEC_BYTES_MAX = 512 << 10
-"""A serialized spec: thousands of tensors, and still parsed without holding up control."""
+SPEC_BYTES_MAX = 1536 << 10
+"""A serialized spec: tens of thousands of tensors; it must fit into a command of 2 MiB."""
+SPEC_BYTES_LARGE = 32 << 10
+"""Larger specs are read on a thread: thousands of tensors take tens of ms, and control is served here."""
 CLIENT_BYTES = 16
 DIGEST_BYTES = 32
 
@@ -93,7 +96,11 @@ class CatalogueService:
         size = request.spec.ByteSize()
         if size > SPEC_BYTES_MAX:
             raise invalid("spec", f"at most {SPEC_BYTES_MAX} bytes", f"{size} bytes", reason=Reason.TOO_LARGE)
-        return protos.from_model(await self._leader.create_model(caller, valid_spec_from_proto(request.spec)))
+        if size > SPEC_BYTES_LARGE:
+            spec = await asyncio.to_thread(valid_spec_from_proto, request.spec)
+        else:
+            spec = valid_spec_from_proto(request.spec)
+        return protos.from_model(await self._leader.create_model(caller, spec))
 
     async def _describe_model(self, request: pb.DescribeModelRequest, context: Context) -> pb.ModelDescription:
         if not request.name and not request.model:

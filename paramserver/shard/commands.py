@@ -30,7 +30,7 @@ from paramserver.wire.codecs import Codec, Encoded, Values
 from paramserver.wire.errors import Refusal
 from paramserver.wire.frames import PushKind
 from paramserver.wire.layout import FLOAT, Flat
-from paramserver.wire.protos import View, spec_from_proto, spec_to_proto, view_from_proto, view_to_proto
+from paramserver.wire.protos import View, shared_spec_proto, spec_from_proto, view_from_proto, view_to_proto
 from paramserver.wire.spec import BLOCK_BYTES_MAX, ModelSpec
 
 UPDATE, INITIAL, OTHER = 1, 2, 0x10
@@ -186,7 +186,7 @@ def encode_create(command: CreateShard) -> bytes:
     message = pb.CreateShard(
         model=command.model,
         generation=command.generation,
-        spec=spec_to_proto(command.spec),
+        spec=shared_spec_proto(command.spec),
         first_block=command.first_block,
         blocks=command.blocks,
         placement_epoch=command.placement_epoch,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from paramserver.v1 import paramserver_pb2 as pb
@@ -27,6 +28,9 @@ from paramserver.wire.spec import (
 )
 
 E = TypeVar("E")
+
+KNOWN_SPECS_MAX = 32
+"""Messages of specs that are kept; further ones are made again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,32 @@ def spec_to_proto(spec: ModelSpec) -> Any:
         # Left out for fp32: such a spec has the bytes that it had before there was a choice.
         log_codec=int(spec.log_codec) if spec.log_codec is not Codec.FP32 else 0,  # type: ignore[arg-type]
     )
+
+
+class _Same:
+    """A spec as a key by identity: comparing two takes as long as making the message."""
+
+    __slots__ = ("spec",)
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+
+    def __hash__(self) -> int:
+        return id(self.spec)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.spec is self.spec
+
+
+@lru_cache(maxsize=KNOWN_SPECS_MAX)
+def _known(key: _Same) -> Any:
+    return spec_to_proto(key.spec)
+
+
+def shared_spec_proto(spec: ModelSpec) -> Any:
+    """The spec's message, made once for a spec that is told often (its tensors may be thousands). Never to be
+    changed: it is copied when it is put into another message."""
+    return _known(_Same(spec))
 
 
 def spec_from_proto(message: Any) -> ModelSpec:

@@ -35,7 +35,7 @@ def model(number: int, what: ModelSpec, shards: tuple[Shard, ...]) -> Model:
 def placed(groups: tuple[int, ...], *specs: ModelSpec) -> list[Model]:
     models: list[Model] = []
     for number, what in enumerate(specs, start=1):
-        models.append(model(number, what, place(Rule.BY_BYTES, what, number, groups, models)))
+        models.append(model(number, what, place(Rule.BY_BYTES, what, number, loads(groups, models))))
     return models
 
 
@@ -76,7 +76,7 @@ def test_any_models_leave_groups_within_one_block_of_each_other() -> None:
         specs = [spec(source.randint(1, 300_000), block_bytes=size, name=str(i)) for i, size in enumerate(sizes)]
         models: list[Model] = []
         for number, what in enumerate(specs, start=1):
-            models.append(model(number, what, place(Rule.BY_BYTES, what, number, groups, models)))
+            models.append(model(number, what, place(Rule.BY_BYTES, what, number, loads(groups, models))))
             check_cover(models[-1])
             held = loads(groups, models)
             assert sum(held.values()) == sum(one.spec.parameters * 4 for one in models)
@@ -125,4 +125,29 @@ def test_the_same_from_the_same() -> None:
     what = spec(123_457)
     models = placed((1, 2, 3), spec(50_000), spec(3, name="n"))
     again = [replace(one) for one in models]
-    assert place(Rule.BY_BYTES, what, 3, (1, 2, 3), models) == place(Rule.BY_BYTES, what, 3, (1, 2, 3), again)
+    held = loads((1, 2, 3), models)
+    assert held == loads((1, 2, 3), again)
+    assert place(Rule.BY_BYTES, what, 3, held) == place(Rule.BY_BYTES, what, 3, dict(held))
+
+
+def test_a_machine_that_was_restored_places_as_the_one_that_was_not() -> None:
+    machine = CatalogueMachine((1, 2, 3))
+    payload = (
+        commands.PREFIX
+        + pb.CatalogueCommand(
+            open_session=pb.OpenSessionRequest(client=b"c" * 16, secret_digest=b"d" * 32, name="x")
+        ).SerializeToString()
+    )
+    machine.apply(Entry(1, 1, EntryKind.NORMAL, payload, crc32c(payload)))
+
+    def create_at(one: CatalogueMachine, index: int, what: ModelSpec) -> None:
+        payload = commands.encode(Envelope(CreateModel(what), 1, index, b"d" * 32))
+        assert one.apply(Entry(1, index, EntryKind.NORMAL, payload, crc32c(payload))).ok
+
+    create_at(machine, 2, spec(5000))
+    other = CatalogueMachine((1, 2, 3))
+    other.restore(memoryview(bytes(chunk)) for chunk in machine.snapshot())
+    for one in (machine, other):
+        create_at(one, 3, spec(3000, name="n"))
+    assert machine.models[2].shards == other.models[2].shards
+    assert {shard.group for shard in machine.models[2].shards} == {2, 3}

@@ -83,3 +83,82 @@ def test_every_wrong_tensor_is_named() -> None:
     assert (caught.value.reason, caught.value.code) == (Reason.SPEC_MISMATCH, "INVALID_ARGUMENT")
     for part in ("'other'", "'t0'", "(2, 1)", "'t1'", "int64", "'t2'"):
         assert part in caught.value.message
+
+
+# --- many small tensors -----------------------------------------------------------------------------------------------
+
+
+def many(count: int) -> tuple[Layout, dict[str, np.ndarray]]:
+    """Of all kinds of shapes, and values whose bits tell where they belong."""
+    random = np.random.default_rng(5)
+    shapes = [tuple(int(size) for size in random.integers(1, 5, random.integers(0, 4))) for _ in range(count)]
+    place = layout(*shapes)
+    values = random.standard_normal(place.elements, dtype=np.float32)
+    parts = np.split(values, np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1])
+    named = {f"t{number}": part.reshape(shape) for number, (part, shape) in enumerate(zip(parts, shapes, strict=True))}
+    return place, named
+
+
+def one_by_one(place: Layout, tensors: dict[str, np.ndarray]) -> np.ndarray:
+    """What flatten means, an element at a time."""
+    flat = np.full(place.elements, np.nan, np.float32)
+    start = 0
+    for tensor in place.spec.tensors:
+        for element in np.asarray(tensors[tensor.name]).ravel(order="C"):
+            flat[start] = element
+            start += 1
+    return flat
+
+
+@pytest.mark.parametrize("count", [1, 2, 10_000])
+def test_many_tensors_are_gathered_and_scattered_bit_by_bit(count: int) -> None:
+    place, named = many(count)
+    flat = place.flatten(named)
+    assert flat.tobytes() == one_by_one(place, named).tobytes()
+    shuffled = dict(sorted(named.items(), key=lambda item: hash(item[0])))
+    out = np.full(place.elements, np.nan, np.float32)
+    assert place.flatten(shuffled, out).tobytes() == flat.tobytes(), "by name, whatever their order"
+    back = place.unflatten(flat)
+    assert list(back) == list(named)
+    assert all(
+        back[name].shape == part.shape and back[name].tobytes() == part.tobytes() for name, part in named.items()
+    )
+    back["t0"][...] = 7
+    assert flat[0] == 7, "views, not copies"
+
+
+def test_arrays_that_lie_otherwise_in_memory_are_laid_out_alike() -> None:
+    place = layout((3, 4), (5,), (2, 3, 2), ())
+    random = np.random.default_rng(6)
+    plain = {f"t{number}": random.random(tensor.shape) for number, tensor in enumerate(place.spec.tensors)}
+    plain = {name: np.asarray(part, np.float32) for name, part in plain.items()}
+    expected = one_by_one(place, plain).tobytes()
+    kinds = {
+        "fortran": lambda part: np.array(part, order="F"),
+        "every other": lambda part: np.repeat(part[..., None], 2, axis=-1)[..., 0],
+        "float64": lambda part: part.astype(np.float64),
+        "big-endian": lambda part: part.astype(">f4"),
+        "a subclass": lambda part: part.view(np.ma.MaskedArray),
+        "read-only": lambda part: np.frombuffer(part.tobytes(), np.float32).reshape(part.shape),
+    }
+    for what, made in kinds.items():
+        assert place.flatten({name: made(part) for name, part in plain.items()}).tobytes() == expected, what
+    lists = {name: np.asarray(part, np.float64).tolist() for name, part in plain.items()}
+    assert place.flatten(lists).tobytes() == expected
+
+
+def test_one_wrong_tensor_among_many_is_named_and_nothing_was_written() -> None:
+    place, named = many(3000)
+    out = np.full(place.elements, 3, np.float32)
+    wrong: dict[str, object] = {"t7": np.ones((9, 9), np.float32), "t9": np.ones(named["t9"].shape, np.int32)}
+    for name, part in wrong.items():
+        with pytest.raises(Refusal, match=f"tensor '{name}'"):
+            place.flatten({**named, name: part}, out)
+    with pytest.raises(Refusal, match="tensor 'more'"):
+        place.flatten({**named, "more": named["t0"]}, out)
+    without = {name: part for name, part in named.items() if name != "t11"}
+    with pytest.raises(Refusal, match=r"tensor 't11'.*nothing"):
+        place.flatten(without, out)
+    with pytest.raises(Refusal, match="tensor 't11'"):
+        place.flatten({**without, "more": named["t11"]}, out)
+    assert (out == 3).all()
