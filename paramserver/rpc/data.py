@@ -241,6 +241,11 @@ class DataService:
         )
         async with contextlib.aclosing(self._puller.frames(wanted, context.time_remaining())) as frames:
             async for frame in frames:
+                # A group that is served is hosted here: so many counts there are, whatever is asked for. Before the
+                # write: whoever has all that it asked for breaks off, sometimes in the middle of the last one.
+                load = self._load.of(wanted.group)
+                load.pulls += 1
+                load.pulled_bytes += len(frame.payload)
                 try:
                     async with self._writing.room(len(frame.payload)), self._writing.write():
                         await context.write(encode_block(frame))
@@ -248,7 +253,3 @@ class DataService:
                     raise self._busy.not_reading(self._limits.reader_patience_ms) from None
                 except NoRoom:
                     raise self._busy.refusal("as many blocks wait to be written to pulls as may") from None
-                # A group that is served is hosted here: so many counts there are, whatever is asked for.
-                load = self._load.of(wanted.group)
-                load.pulls += 1
-                load.pulled_bytes += len(frame.payload)
