@@ -71,7 +71,7 @@ def test_a_step_sent_again_counts_once() -> None:
         for at_ms in range(1500, 5000, 500)
     )
     repeated = 0
-    for seed in range(6):
+    for seed in range(8):
         report = run_seed(seed, profile=slow_log, plan=kills, size=(3, 2, 3))
         report.raise_if_failed()
         repeated += report.counts["pushes repeated"]
