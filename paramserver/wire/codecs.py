@@ -27,8 +27,9 @@ from paramserver.wire.layout import FLOAT, Flat
 from paramserver.wire.spec import BLOCK_BYTES_MAX
 from paramserver.wire.spec import Codec as Codec
 
-PIECE_ELEMENTS = 65_536
-"""Worked on at once: an array of 256 KiB and what is made of it stay in the second-level cache."""
+PIECE_ELEMENTS = 131_072
+"""Worked on at once: what is made of an array of 512 KiB on the way stays in the second-level cache. No fewer than
+optimizers work on."""
 
 _WORD, _SIGNED = np.dtype("<u4"), np.dtype("<i4")
 _SHORT, _SIGNED_SHORT = np.dtype("<u2"), np.dtype("<i2")
