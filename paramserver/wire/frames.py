@@ -8,7 +8,7 @@ below their bound, payload no larger than a block); everything else is a `Refusa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -90,7 +90,8 @@ class PushFrame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockFrame:
-    """What became of (block, step): the block is at `version` now; `payload`, if any, holds exactly that version."""
+    """What became of (block, step): the block is at `version` now; `payload`, if any, holds exactly that version. One
+    that several streams are told is encoded once, and keeps its bytes as long as one of them has it to write."""
 
     block: int
     step: int
@@ -103,6 +104,7 @@ class BlockFrame:
     age_ms: int = 0
     """Of a consistent pull (RULES R2, R3): it held everything acknowledged so long before it was read, or later."""
     payload: memoryview | bytes = b""
+    encoded: bytes = field(default=b"", init=False, repr=False, compare=False)
 
 
 def encode_push(frame: PushFrame) -> bytes:
@@ -141,6 +143,8 @@ def decode_push(data: bytes) -> PushFrame:
 
 
 def encode_block(frame: BlockFrame) -> bytes:
+    if frame.encoded:
+        return frame.encoded
     header = pb.BlockHeader(
         block=frame.block,
         step=frame.step,
@@ -152,7 +156,9 @@ def encode_block(frame: BlockFrame) -> bytes:
         term=frame.term,
         age_ms=frame.age_ms,
     )
-    return join_frame(header.SerializeToString(), frame.payload)
+    data = join_frame(header.SerializeToString(), frame.payload)
+    object.__setattr__(frame, "encoded", data)  # a memory of what follows from the rest: the frame is what it was
+    return data
 
 
 def decode_block(data: bytes) -> BlockFrame:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,6 +20,7 @@ from paramserver.wire.frames import (
     decode_push,
     encode_block,
     encode_push,
+    join_frame,
     split_frame,
 )
 
@@ -110,3 +113,21 @@ def test_memoryviews_of_arrays_can_be_sent() -> None:
     weights.flags.writeable = False
     frame = BlockFrame(block=0, step=0, version=1, status=BlockStatus.APPLIED, payload=weights.data.cast("B"))
     assert bytes(decode_block(encode_block(frame)).payload) == weights.tobytes()
+
+
+def test_a_frame_for_several_streams_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    joined: list[int] = []
+
+    def join(header: bytes, payload: bytes | memoryview) -> bytes:
+        joined.append(len(payload))
+        return join_frame(header, payload)
+
+    monkeypatch.setattr("paramserver.wire.frames.join_frame", join)
+    frame = BlockFrame(block=3, step=0, version=1, status=BlockStatus.APPLIED, payload=bytes(8))
+    first = encode_block(frame)
+    assert encode_block(frame) is first
+    assert joined == [8]
+    other = replace(frame, block=4)
+    assert (decode_block(first).block, decode_block(encode_block(other)).block) == (3, 4)
+    assert joined == [8, 8]
+    assert decode_block(first) == frame
