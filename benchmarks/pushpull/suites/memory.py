@@ -17,7 +17,7 @@ from benchmarks.pushpull.ours import OurOptions, Ours
 from benchmarks.pushpull.trees import peak_bytes
 from benchmarks.pushpull.turns import Effort
 from paramserver.config import NodeConfig
-from paramserver.wire.spec import BLOCK_BYTES_DEFAULT
+from paramserver.wire.spec import usual_block_bytes
 
 MODEL_MB = 256
 WORKERS = 1
@@ -87,7 +87,7 @@ def stated_windows(case: Case, replicas: int) -> dict[str, int]:
     groups = replicas
     led_bytes = case.model_bytes // groups
     return {
-        "open sums": min(options.window_bytes, options.window_blocks * BLOCK_BYTES_DEFAULT * case.workers),
+        "open sums": min(options.window_bytes, options.window_blocks * usual_block_bytes(case.elements) * case.workers),
         "uncommitted": options.uncommitted_bytes_max * groups,
         "replies": min(options.replies_bytes_max, led_bytes * case.workers),
         "streams": options.stream_window_bytes * (case.workers + 2 * (replicas - 1)),
