@@ -84,6 +84,12 @@ def digest(gigabytes: float) -> float:
     return timed(lambda at: xxhash.xxh3_128_digest(blocks[at]), gigabytes)
 
 
+def copy(gigabytes: float) -> float:
+    """From one block to another."""
+    blocks, targets = model(1), model(2)
+    return timed(lambda at: np.copyto(targets[at], blocks[at]), gigabytes)
+
+
 def checksum(gigabytes: float) -> float:
     blocks = [memoryview(one).cast("B") for one in model(1)]
     return timed(lambda at: crc32c(blocks[at]), gigabytes)

@@ -102,6 +102,9 @@ def run(options: argparse.Namespace, effort: Effort) -> Found:
         value = rows.ratio(by_policy[policy], by_policy[LEADER])
         if value is not None:
             found.ratios[f"pull_{READERS}readers_{policy}_vs_leader"] = value
+        bounds = {row["policy"]: row["server_bound_mb_per_s_per_core"] for row in found.rows}
+        if bounds.get(policy) and bounds.get(LEADER):
+            found.ratios[f"pull_{READERS}readers_{policy}_vs_leader_by_cpu"] = round(bounds[policy] / bounds[LEADER], 3)
     return found
 
 
