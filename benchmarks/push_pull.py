@@ -79,7 +79,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", default="figures", choices=list(SUITES))
     parser.add_argument("--parts", type=names(list(sweep.PARTS)), help="of the sweep: " + ",".join(sweep.PARTS))
-    parser.add_argument("--model-mb", type=numbers(1, 1 << 16), metavar="MB,...", help="of figures [64]")
+    parser.add_argument("--model-mb", type=numbers(1, 1 << 16), metavar="MB,...", help="of figures [64], of memory")
     parser.add_argument("--workers", type=numbers(1, 64), metavar="N,...", help="of figures [1,2,4]")
     parser.add_argument(
         "--codec", type=names(CODECS), metavar="CODEC,...", help="of figures [fp32]: " + ",".join(CODECS)

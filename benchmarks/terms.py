@@ -1,6 +1,6 @@
 """What each byte of a step must cost, term by term, and how far above that floor a cluster of ours is.
 
-    python -m benchmarks.terms --out benchmarks/results/terms.json
+    python -m benchmarks.terms --out docs/benchmarks/terms.json
 
 CPU seconds per GB of transport, sum, log, apply, digest, copy and checksum, each done alone with nothing of ours around
 it but the arithmetic (the last two are not in the floor); what a block costs a cluster however small it is (Python,
