@@ -128,3 +128,37 @@ def test_pulls_are_spread_and_go_on_when_a_follower_is_killed(cluster: Cluster) 
             reader.join(30)
             cluster.start_server(3)
         assert not failures
+
+
+def test_readers_get_one_version_of_all_blocks_while_training_goes_on(cluster: Cluster) -> None:
+    """Replicas are a step apart at times, and pulls ask all of them: what comes is one version all the same."""
+    with paramserver.connect(cluster.endpoints) as trainer, paramserver.connect(cluster.endpoints) as client:
+        trained = create(trainer, "trained")
+        model = client.model("trained")
+        before = pulled(cluster)
+        done, failures = threading.Event(), list[BaseException]()
+
+        def train() -> None:
+            try:
+                while not done.is_set():
+                    trained.push_pull({"w": np.ones(ELEMENTS, np.float32)}).result(20)
+            except BaseException as error:
+                failures.append(error)
+
+        training = threading.Thread(target=train)
+        training.start()
+        versions = []
+        try:
+            for _ in range(20):
+                weights = model.pull(timeout=20)
+                assert set(weights.versions) == {weights.version}
+                assert np.array_equal(weights["w"], values()["w"] - weights.version)
+                versions.append(weights.version)
+        finally:
+            done.set()
+            training.join(30)
+        assert not failures
+        assert versions == sorted(versions)
+        assert versions[-1] > versions[0], "it was trained meanwhile"
+        after = pulled(cluster)
+        assert all(after[node] > before[node] for node in after)
