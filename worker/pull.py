@@ -173,6 +173,10 @@ class Puller:
                 self.problems[shard.group] = mismatch.cause
             else:
                 self._replicas.worked(address)
+                return
+            # Elsewhere at once, unless the client asks again too often as it is: servers then have enough to do.
+            if wait_s := self._routes.retries.wait_s():
+                await asyncio.sleep(wait_s)
 
     def _candidates(self, group: int, asked: set[str]) -> list[str]:
         """Replicas that were not asked in this round; those without a connection only where no other is left."""

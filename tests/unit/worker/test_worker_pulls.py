@@ -19,6 +19,7 @@ from tests.unit.worker.helpers import gradients, model_of, until
 from worker import errors, pull
 from worker.client import Client, connect
 from worker.model import Model
+from worker.retry import RETRIES_AT_ONCE, RETRIES_PER_S
 
 ELEMENTS = 60 * 1024
 """60 blocks of 4 KiB, 20 in each of three groups."""
@@ -187,6 +188,21 @@ def test_after_its_failure_a_replica_is_left_alone_for_a_while() -> None:
         cluster.pulls.clear()
         check(model, model.pull())
         assert 2 not in served(cluster)
+
+
+def test_replicas_that_are_all_in_trouble_are_not_asked_faster_than_the_budget_allows() -> None:
+    cluster = FakeCluster()
+    does: dict[int, Any] = {}
+    with client_of(cluster, does) as client:
+        model = large(client)
+        does.update(dict.fromkeys((1, 2, 3), refuse(Reason.NOT_READY)))
+        cluster.pulls.clear()
+        with pytest.raises(errors.DeadlineExceeded, match="not here"):
+            model.pull(timeout=1.0)
+        at_first = 3 * pull.PIECES_A_REPLICA * len(model.groups)
+        assert at_first < len(cluster.pulls) <= at_first + RETRIES_AT_ONCE + RETRIES_PER_S + 10
+        does.clear()
+        check(model, model.pull())
 
 
 def test_a_version_is_gone_only_when_no_replica_has_it() -> None:
