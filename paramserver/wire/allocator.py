@@ -1,9 +1,9 @@
 """Memory settings that servers and workers make at start, before the first large allocation.
 
 glibc serves each block above a threshold by a fresh mmap whose pages fault in at a fraction of memcpy's speed, and
-gives free memory back at once. A parameter server allocates and frees the same sizes all the time: it keeps what it
-has. The price: resident memory stays at its peak. `PARAMSERVER_MALLOC=default` leaves glibc as it is. Must not know:
-who calls.
+gives free memory back at once; protobuf gives all of it back now and then (`trimming.py`). A parameter server allocates
+and frees the same sizes all the time: it keeps what it has. The price: resident memory stays at its peak.
+`PARAMSERVER_MALLOC=default` leaves glibc and protobuf as they are. Must not know: who calls.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import ctypes
 import gc
 import os
 from collections.abc import Mapping
+
+from paramserver.wire.trimming import keep_protobuf_from_trimming
 
 SWITCH = "PARAMSERVER_MALLOC"
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
@@ -43,4 +45,5 @@ def keep_memory(environment: Mapping[str, str] | None = None) -> str:
     done = mallopt(_M_TRIM_THRESHOLD, 2 * _GIB - 1) and mallopt(_M_TOP_PAD, 64 * _MIB) and mallopt(_M_ARENA_MAX, 1)
     if not (threshold and done):
         return "malloc: as it is (settings refused)"
-    return f"malloc: memory is kept for reuse, mmap above {threshold // _MIB} MiB ({SWITCH}=default turns this off)"
+    trims = "" if keep_protobuf_from_trimming() else "; protobuf gives it back now and then"
+    return f"malloc: memory is kept, mmap above {threshold // _MIB} MiB{trims} ({SWITCH}=default turns this off)"
