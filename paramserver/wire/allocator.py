@@ -12,12 +12,15 @@ import ctypes
 import gc
 import os
 from collections.abc import Mapping
+from functools import partial
 
+from paramserver.wire.hugepages import lengthen_heap
 from paramserver.wire.trimming import keep_protobuf_from_trimming
 
 SWITCH = "PARAMSERVER_MALLOC"
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 _GIB, _MIB = 1 << 30, 1 << 20
+_TOP_PAD = 64 * _MIB
 
 
 _COLLECT_AFTER = (50_000, 20, 100)
@@ -44,14 +47,16 @@ def keep_memory(environment: Mapping[str, str] | None = None) -> str:
     if choice == "default":
         return f"malloc: as it is ({SWITCH}=default)"
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        libc = ctypes.CDLL(None)
+        mallopt = libc.mallopt
     except (OSError, AttributeError):
         return "malloc: as it is (no glibc)"
     mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
     # Older glibc takes at most half a heap (32 MiB) as a threshold.
     threshold = next((size for size in (_GIB, 32 * _MIB) if mallopt(_M_MMAP_THRESHOLD, size)), 0)
-    done = mallopt(_M_TRIM_THRESHOLD, 2 * _GIB - 1) and mallopt(_M_TOP_PAD, 64 * _MIB) and mallopt(_M_ARENA_MAX, 1)
+    done = mallopt(_M_TRIM_THRESHOLD, 2 * _GIB - 1) and mallopt(_M_TOP_PAD, _TOP_PAD) and mallopt(_M_ARENA_MAX, 1)
     if not (threshold and done):
         return "malloc: as it is (settings refused)"
     trims = "" if keep_protobuf_from_trimming() else "; protobuf gives it back now and then"
-    return f"malloc: memory is kept, mmap above {threshold // _MIB} MiB{trims} ({SWITCH}=default turns this off)"
+    pages = ", in huge pages" if lengthen_heap(libc, partial(mallopt, _M_TOP_PAD), _TOP_PAD) else ""
+    return f"malloc: memory is kept{pages}, mmap above {threshold // _MIB} MiB{trims} ({SWITCH}=default turns this off)"
