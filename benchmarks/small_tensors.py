@@ -24,11 +24,14 @@ def main() -> None:
     parser.add_argument("--model-mb", default="4,64", metavar="MB,...")
     parser.add_argument("--tensors", default=TENSORS, type=int)
     parser.add_argument("--steps", default=40, type=int, help="measured, of each model")
+    parser.add_argument(
+        "--ways", default="arrays,buffers", help="arrays: named arrays each step; buffers: buffer() and out="
+    )
     parser.add_argument("--out", metavar="FILE", help="write the JSON here too")
     options = parser.parse_args()
     rows = []
     for model_mb in map(int, options.model_mb.split(",")):
-        for way in ("arrays", "buffers"):
+        for way in options.ways.split(","):
             with Cluster() as cluster:
                 row = compare(
                     cluster.endpoints,

@@ -26,8 +26,8 @@ WARM_UP_STEPS = 5
 def compare(
     servers: str, *, model_bytes: int, tensors: int = TENSORS, steps: int = 40, way: str = "arrays"
 ) -> dict[str, Any]:
-    """One row: step times in ms of both, and `ratio`, the one of many over the one of one. The models' names are taken
-    once a cluster, size and way."""
+    """One row: step times in ms of both, and `ratio`: the median of many's time over one's, of steps that followed each
+    other. The models' names are taken once a cluster, size and way."""
     elements = model_bytes // 4
     each, rest = divmod(elements, tensors)
     shapes = {f"layers.{number}.weight": (each + (number < rest),) for number in range(tensors)}
@@ -38,8 +38,8 @@ def compare(
             LARGE: _Run(client, f"{LARGE}-{model_bytes}-{way}", {"weights": (elements,)}, way),
         }
         for turn in range(WARM_UP_STEPS + steps):
-            for name, run in runs.items():
-                took_s = run.step()
+            for name in sorted(runs, reverse=turn % 2 == 1):
+                took_s = runs[name].step()
                 if turn >= WARM_UP_STEPS:
                     lengths[name].append(took_s * 1000)
         if runs[SMALL].digest() != runs[LARGE].digest():
@@ -50,7 +50,7 @@ def compare(
         "tensors": tensors,
         "steps": steps,
         "step_ms": {name: {"p50": round(median(found), 3)} for name, found in lengths.items()},
-        "ratio": round(median(lengths[SMALL]) / median(lengths[LARGE]), 3),
+        "ratio": round(median(many / one for many, one in zip(lengths[SMALL], lengths[LARGE], strict=True)), 3),
     }
 
 
