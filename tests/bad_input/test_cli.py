@@ -65,6 +65,8 @@ def test_server_with_a_port_that_is_taken(tmp_path: Path) -> None:
         (("worker", "--servers", NOBODY, "--rank", "2", "--ranks", "2"), "--rank 2"),
         (("worker", "--servers", NOBODY, "--optimizer", "adm"), "did you mean adam?"),
         (("worker", "--rank", "-1"), "--rank '-1'"),
+        (("worker", "--servers", NOBODY, "--log-codec", "bf6"), "did you mean bf16?"),
+        (("demo", "--codec", "int8"), "expected one of fp32, bf16, fp16"),
         (("demo", "--steps", "100"), "--steps 100"),
         (("demo", "--sead", "1"), "did you mean --seed?"),
         (("sim",), "needs one more word: run, replay"),

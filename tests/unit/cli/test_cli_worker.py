@@ -16,6 +16,8 @@ from paramserver.cli.entry import Command, run_command
 from paramserver.cli.recorder import Recorder
 from paramserver.cli.show import Facts, LiveScreen, PlainScreen, box, screen
 from paramserver.lab import records
+from paramserver.lab.demo import DemoOptions
+from paramserver.wire.codecs import Codec
 from worker import errors
 from worker.reference import events
 from worker.reference.train import TrainConfig, TrainResult
@@ -131,7 +133,19 @@ def test_flags_and_config_agree_on_defaults() -> None:
     for key in ("rank", "ranks", "steps", "model_name", "batch", "seed", "device"):
         assert shown[key] == getattr(usual, key), key
     values = flags.Values({**shown, "servers": ("127.0.0.1:1",)}, frozenset())
-    assert command.config_of(values, []).optimizer == usual.optimizer
+    config = command.config_of(values, [])
+    assert config.optimizer == usual.optimizer
+    assert (config.codec, config.weights_codec, config.log_codec) == (Codec.FP32,) * 3
+
+
+def test_each_codec_has_its_flag_and_the_demos_sets_them_all() -> None:
+    usual = {flag.key: flag.default for flag in command.FLAGS} | {"servers": ("127.0.0.1:1",)}
+    chosen = {"codec": "bf16", "weights_codec": "fp16", "log_codec": "fp32"}
+    config = command.config_of(flags.Values(usual | chosen, frozenset()), [])
+    assert (config.codec, config.weights_codec, config.log_codec) == (Codec.BF16, Codec.FP16, Codec.FP32)
+    assert config.spec().log_codec is Codec.FP32
+    options = DemoOptions(codec="fp16", worker_flags=("--batch=8",))
+    assert options.flags_of_workers == ("--codec=fp16", "--weights-codec=fp16", "--log-codec=fp16", "--batch=8")
 
 
 def test_one_blas_thread_before_numpy_unless_the_environment_says_otherwise() -> None:
