@@ -124,6 +124,8 @@ class GrpcPushStream:
 
     def __init__(self, call: Any) -> None:
         self._call = call
+        if hasattr(call, "_cython_call"):
+            call._cython_call = _TrueStatus(call._cython_call)
 
     async def send(self, frame: PushFrame) -> None:
         try:
@@ -140,6 +142,23 @@ class GrpcPushStream:
 
     def cancel(self) -> None:
         self._call.cancel()
+
+
+class _TrueStatus:
+    """A call of grpc.aio as it is, but for this: when a write meets a stream that the server has just ended, grpc.aio
+    makes INTERNAL of it, and the server's own status, with the time to retry, is lost. Here that one is waited for: it
+    is about to arrive."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+    def set_internal_error(self, _: str) -> None:
+        pass
 
 
 def refusal_of(error: grpc.aio.AioRpcError) -> Refusal:

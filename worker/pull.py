@@ -155,6 +155,8 @@ class Puller:
             route = self._routes.get(shard.group)
             leader = route.address if route is not None and not route.suspect else ""
             address = self._replicas.choose(waiting, leader=leader)
+            if pause_s := self._replicas.pause_s(address):
+                await asyncio.sleep(backoff.next_s(pause_s * 1000))  # nobody else is left
             asked.add(address)
             silence_s = SHORT_SILENCE_S if first_round and len(waiting) > 1 else SILENCE_S
             try:

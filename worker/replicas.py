@@ -40,6 +40,8 @@ class _Server:
     """When it was asked last, counted in choices; 0: never."""
     failures: int = 0
     rests_until_s: float = 0.0
+    not_before_s: float = 0.0
+    """Until then it is at a bound, as it said itself."""
 
 
 class Replicas:
@@ -106,6 +108,11 @@ class Replicas:
         rest_s = min(REST_MOST_S, max(at_least_s, REST_FIRST_S * 2.0**server.failures))
         server.failures = min(server.failures + 1, 16)
         server.rests_until_s = self._now_s() + rest_s
+        server.not_before_s = self._now_s() + at_least_s
+
+    def pause_s(self, address: str) -> float:
+        """So long it asked to be left alone, from now on."""
+        return max(0.0, self._of(address).not_before_s - self._now_s())
 
     def outstanding(self, address: str) -> int:
         """Bytes asked of it that have not come."""

@@ -108,17 +108,18 @@ class DataService:
         await self._stream(context, lambda leader, hello, outbox: leader.open_initialization(hello, outbox))
 
     async def _stream(self, context: Context, opened: Open) -> None:
+        # Read first: a client that is still writing may miss why it was refused.
+        hello = await self._hello(context)
         if self.streams >= self._limits.streams_max:
             raise self._busy.refusal(f"{self.streams} push streams are open at this node, its bound")
         self.streams += 1
         try:
-            await self._opened(context, opened)
+            await self._opened(context, hello, opened)
         finally:
             self.streams -= 1
 
-    async def _opened(self, context: Context, opened: Open) -> None:
+    async def _opened(self, context: Context, hello: Hello, opened: Open) -> None:
         outbox = Outbox(self._held, self._limits)
-        hello = await self._hello(context)
         try:
             stream = opened(self._leader(hello), hello, outbox)
         except Refusal as refusal:
