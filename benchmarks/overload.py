@@ -69,7 +69,8 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", metavar="FILE", help="write the JSON here too")
     options = parser.parse_args(arguments)
     if options.quick:
-        options.seconds = min(options.seconds, 9.0)
+        options.seconds = min(options.seconds, 6.0)
+        options.load, options.streams, options.pulls = 2, 4, 2
     options.model_mb = options.model_mb or (WORKERS_MODEL_MB if options.workers else 1)
     return options
 
@@ -105,7 +106,7 @@ def overload(options: argparse.Namespace) -> dict[str, Any]:
         end = sample_for(watch, clients, options.seconds * 5 / 6)
         peak, good = rate(clients, peak_from, flood_from), rate(clients, flood_from, end)
         report = watch.report(peak_from)
-        counts = counted(clients)
+        counts = Counter({name: count for name, count in counted(clients).items() if not name[-1].isdigit()})
         counters = {str(node.node): dict(node.counters) for node in cluster.statuses() if hasattr(node, "counters")}
     peak_mb, good_mb = round(peak / 1e6, 1), round(good / 1e6, 1)
     ratio = round(good / peak, 3) if peak else None

@@ -49,6 +49,7 @@ class Seen:
             self.counts[name] += count
 
     def attempt(self, client: int, address: str, what: str) -> None:
+        self.add(f"attempts_{client}")
         due_s = self.until_s.pop((client, address, what), 0.0)
         if time.monotonic() < due_s - EARLY_MS / 1000:
             self.add("came_too_early")
@@ -175,6 +176,7 @@ class Flood:
                 waiting.result()
                 begun = False
                 self.seen.add("steps")
+                self.seen.add(f"steps_{number}")
                 self.seen.add("bytes", 2 * self.options.model_bytes)
             except DeadlineExceeded:
                 self.seen.add("gave_up_pushing")

@@ -21,12 +21,15 @@ from google.protobuf.message import DecodeError, Message
 from paramserver.observe.counters import Counters
 from paramserver.rpc.admission import Admission, sever
 from paramserver.rpc.limits import Limits
-from paramserver.wire.errors import ERROR_METADATA_KEY, Reason, Refusal
+from paramserver.wire.errors import ERROR_METADATA_KEY, Reason, Refusal, invalid
 
 log = logging.getLogger(__name__)
 
 SERVER_DEADLINE_MS = 60_000
 """The server's own cap on unary calls and pulls; a client's deadline may be shorter."""
+
+UNARY_BYTES_MAX = 2_200_000
+"""A request of a unary call; what carries more goes in streams."""
 
 Context: TypeAlias = Any
 """`grpc.aio.ServicerContext[bytes, bytes]`."""
@@ -69,6 +72,10 @@ class Calls:
     def unary(self, kind: type[Request], handler: Unary[Request]) -> grpc.RpcMethodHandler:
         async def call(data: bytes, context: Context) -> bytes:
             async def work() -> bytes:
+                if len(data) > UNARY_BYTES_MAX:
+                    # Not parsed: a million of tiny things would keep the loop from its votes.
+                    received = f"{len(data)} bytes"
+                    raise invalid("request", f"at most {UNARY_BYTES_MAX} bytes", received, reason=Reason.TOO_LARGE)
                 async with _Deadline():
                     return (await handler(parse(kind, data), context)).SerializeToString()
 

@@ -23,7 +23,7 @@ from paramserver.rpc.limits import Limits
 from paramserver.shard.forms import Form
 from paramserver.shard.leader import ShardLeader
 from paramserver.shard.machine import ShardMachine
-from paramserver.shard.reads import BlockRead, Value
+from paramserver.shard.reads import BlockRead, Value, stale_epoch
 from paramserver.wire.codecs import Codec
 from paramserver.wire.errors import Reason, Refusal, invalid
 from paramserver.wire.frames import STEP_MAX, BlockFrame, BlockStatus
@@ -210,6 +210,8 @@ async def _later(refusal: Refusal, deadline: float) -> None:
     """A replica may only be behind: look again until the time is up; then, or where waiting can't help, raise."""
     waiting_helps = refusal.reason in (Reason.NOT_READY, Reason.NOT_OPEN)
     if not waiting_helps or _now_s() + NOT_YET_MS / 1000 >= deadline:
+        if refusal.field == "placement_epoch" and refusal.reason is Reason.NOT_READY:
+            raise stale_epoch(refusal.epoch, refusal.received)  # it had its time: there is none like that
         raise refusal
     await asyncio.sleep(NOT_YET_MS / 1000)
 

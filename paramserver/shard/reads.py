@@ -123,7 +123,13 @@ class Reads:
         info = shard.info
         if want.placement_epoch != info.create.placement_epoch:
             if want.placement_epoch > info.create.placement_epoch and not certain:
-                raise Refusal(Reason.NOT_READY, "this replica is behind that placement", field="placement_epoch")
+                raise Refusal(
+                    Reason.NOT_READY,
+                    "this replica is behind that placement",
+                    field="placement_epoch",
+                    received=str(want.placement_epoch),
+                    epoch=info.create.placement_epoch,
+                )
             raise stale_epoch(info.create.placement_epoch, want.placement_epoch)
         index = info.index_of(want.block)
         if index is None:
@@ -175,7 +181,7 @@ class Reads:
         return due
 
 
-def stale_epoch(current: int, received: int) -> Refusal:
+def stale_epoch(current: int, received: int | str) -> Refusal:
     return Refusal(
         Reason.STALE_EPOCH,
         f"placement_epoch: expected {current}, received {received}",
