@@ -172,7 +172,9 @@ def sample_for(watch: Watch, processes: list[Child], seconds: float) -> float:
 
 
 def told(client: Child) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in client.output().splitlines() if line.startswith("{")]
+    return [
+        json.loads(line) for line in client.output().splitlines(keepends=True) if line[0] == "{" and line[-1] == "\n"
+    ]
 
 
 def rate(clients: list[Child], begin: float, end: float) -> float:
@@ -187,7 +189,7 @@ def rate(clients: list[Child], begin: float, end: float) -> float:
 def counted(clients: list[Child]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for client in clients:
-        last = told(client)[-1]
+        last = (told(client) or [{}])[-1]
         counts.update({name: count for name, count in last.items() if name not in ("t", "active")})
     return counts
 

@@ -626,7 +626,11 @@ class Node:
                 "sums_bytes_most": self._room_for_sums.bytes_most,
                 "memory_bytes": resident_bytes(os.getpid()),
                 "memory_bytes_bound": sum(
-                    self.memory(streams=data.streams, calls=admission.calls, connections=admission.connections).values()
+                    self.memory(
+                        streams=data.streams + data.initial_streams,
+                        calls=admission.calls,
+                        connections=admission.connections,
+                    ).values()
                 ),
             }
 

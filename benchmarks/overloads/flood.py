@@ -156,7 +156,6 @@ class Flood:
             self.name(number),
             {"weights": (self.elements,)},
             optimizer=paramserver.sgd(1e-3),
-            rank=0,
             initial=lambda: {"weights": np.zeros(self.elements, np.float32)},
             block_bytes=self.options.block_bytes,
         )
@@ -165,10 +164,13 @@ class Flood:
         if number == 0:
             gradient["weights"][0] = 1.0
         self.up.release()
-        begun = False
+        begun = ranked = False
         while True:
             self.turn(number)
             try:
+                if not ranked:  # from here on it holds streams
+                    model = client.model(self.name(number), rank=0)
+                    ranked = True
                 waiting = model.resume(timeout=self.options.patience_s) if begun else model.push_pull(
                     gradient, out=out, timeout=self.options.patience_s
                 )  # fmt: skip

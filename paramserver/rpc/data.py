@@ -76,6 +76,8 @@ class DataService:
         self._load = load or Load()
         self.streams = 0
         """Push streams open now."""
+        self.initial_streams = 0
+        """Streams of initial values open now."""
         self.bare_replies = 0
         """Replies whose weights found no room."""
 
@@ -102,23 +104,27 @@ class DataService:
     # --- pushes
 
     async def _push_pull(self, context: Context) -> None:
-        await self._stream(context, lambda leader, hello, outbox: leader.open_stream(hello, outbox))
-
-    async def _initialize(self, context: Context) -> None:
-        await self._stream(context, lambda leader, hello, outbox: leader.open_initialization(hello, outbox))
-
-    async def _stream(self, context: Context, opened: Open) -> None:
         # Read first: a client that is still writing may miss why it was refused.
         hello = await self._hello(context)
         if self.streams >= self._limits.streams_max:
             raise self._busy.refusal(f"{self.streams} push streams are open at this node, its bound")
         self.streams += 1
         try:
-            await self._opened(context, hello, opened)
+            await self._stream(context, hello, lambda leader, hello, outbox: leader.open_stream(hello, outbox))
         finally:
             self.streams -= 1
 
-    async def _opened(self, context: Context, hello: Hello, opened: Open) -> None:
+    async def _initialize(self, context: Context) -> None:
+        hello = await self._hello(context)
+        if self.initial_streams >= self._limits.initial_streams_max:
+            raise self._busy.refusal(f"{self.initial_streams} models are given values at this node, its bound")
+        self.initial_streams += 1
+        try:
+            await self._stream(context, hello, lambda leader, hello, outbox: leader.open_initialization(hello, outbox))
+        finally:
+            self.initial_streams -= 1
+
+    async def _stream(self, context: Context, hello: Hello, opened: Open) -> None:
         outbox = Outbox(self._held, self._limits)
         try:
             stream = opened(self._leader(hello), hello, outbox)

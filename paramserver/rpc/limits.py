@@ -21,7 +21,9 @@ class Limits:
     calls_max: int = 4096
     """Calls and streams of clients at a time; one more is refused."""
     streams_max: int = 256
-    """Push streams, and streams of initial values, at a time; one more is refused."""
+    """Push streams at a time; one more is refused."""
+    initial_streams_max: int = 64
+    """Streams of initial values at a time; one more is refused."""
     pulls_max: int = 1024
     """Pulls at a time, those that wait for a version too; one more is refused."""
     pull_blocks_max: int = 16_384
