@@ -26,7 +26,7 @@ if __package__ in (None, ""):  # run as a file
 
 from benchmarks.common import machine, results
 from benchmarks.overloads.watch import Watch, slope
-from benchmarks.push_pull import START_TIMEOUT_S, start_load, steps, wait_steps
+from paramserver.lab import records
 from paramserver.lab.cluster import Cluster, ServerOptions
 from paramserver.lab.processes import Child
 
@@ -42,6 +42,7 @@ FLAT_DESCRIPTORS_PER_MINUTE = 2.0
 DESCRIPTORS_MORE_MAX = 64
 LAG_P99_MS_MAX = 10.0
 WORKERS_MODEL_MB = 16
+WARM_UP_STEPS = 5
 QUICK_FLAGS = ("--heartbeat-ms", "200", "--election-timeout-ms", "3000")
 """Where tests share the machine, a process may not run for as long as an election timeout; that says nothing about
 heartbeats."""
@@ -200,9 +201,9 @@ def counted(clients: list[Child]) -> Counter[str]:
 def workers(options: argparse.Namespace) -> dict[str, Any]:
     model_bytes = int(options.model_mb * MIB)
     with Cluster(3) as cluster:
-        load = [start_load(cluster, rank, options.workers, model_bytes) for rank in range(options.workers)]
         files = [cluster.folder / f"load-{rank}.record" for rank in range(options.workers)]
-        wait_steps(cluster, load, files, 5, START_TIMEOUT_S)
+        load = [start_rank(cluster, rank, options.workers, model_bytes, file) for rank, file in enumerate(files)]
+        cluster.wait_for(lambda: min(steps(files)) >= WARM_UP_STEPS, "the first steps", READY_S)
         watch = Watch(cluster)
         first, begin = steps(files), settle(watch, load, 0.0)
         end = sample_for(watch, load, options.seconds)
@@ -221,6 +222,16 @@ def workers(options: argparse.Namespace) -> dict[str, Any]:
         **report,
         "checks": checks,
     }
+
+
+def start_rank(cluster: Cluster, rank: int, ranks: int, model_bytes: int, file: Path) -> Child:
+    line = [sys.executable, "-m", "benchmarks.overloads.load", "--servers", cluster.endpoints]
+    line += ["--rank", str(rank), "--ranks", str(ranks), "--model-bytes", str(model_bytes), "--record", str(file)]
+    return cluster.start_child(f"load {rank}", line, {"PYTHONPATH": str(ROOT)})
+
+
+def steps(files: list[Path]) -> list[int]:
+    return [records.read(file, rank).last_step + 1 for rank, file in enumerate(files)]
 
 
 # --- what must hold
