@@ -165,7 +165,7 @@ def test_without_a_deadline_or_with_one_of_ten_years_the_servers_own_cap_ends_a_
 
     async def pulled() -> None:
         world = World()
-        refusal = await world.refusal(version=10**9, time_left_s=deadline_s)
+        refusal = await world.refusal(version=6, time_left_s=deadline_s)
         assert (refusal.reason, refusal.code) == (Reason.DEADLINE, "DEADLINE_EXCEEDED")
         assert world.puller.pulls == 0
 
@@ -199,9 +199,9 @@ def test_a_puller_without_room_says_so_at_once() -> None:
     async def pulled() -> None:
         world = World()
         world.puller = Puller(world.groups, world.puller._leaders, world.freshness, Limits(pulls_max=1))
-        first = asyncio.create_task(world.frame(version=99))
+        first = asyncio.create_task(world.frame(version=6))
         await asyncio.sleep(0)
-        refusal = await world.refusal(version=99)
+        refusal = await world.refusal(version=6)
         assert (refusal.reason, refusal.retry_after_ms) == (Reason.BUSY, Limits().retry_after_ms)
         first.cancel()
 
