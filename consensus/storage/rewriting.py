@@ -50,6 +50,7 @@ class Rewriting:
         self._filesystem = filesystem
         self._directory = directory
         self._held_max = held_max
+        self._segment_bytes = segment_bytes
         self._live_bytes_max = segment_bytes // LIVE_SHARE
         self._lock = threading.Lock()
         self._wanted: Wanted | None = None
@@ -63,7 +64,8 @@ class Rewriting:
         return wanted.row.number if wanted is not None else gathered.segment if gathered is not None else 0
 
     def choose(self, segments: Sequence[SegmentRow], groups: Mapping[GroupId, LiveLog]) -> None:
-        """Ask for the segment that holds the least, if there are too many."""
+        """Ask for the segment that holds the least, if there are too many beside those that live entries fill: a log
+        that is long for good reason is not read again and again."""
         if len(segments) <= self._held_max or self.segment:
             return
         live_bytes = dict.fromkeys((row.number for row in segments), 0)
@@ -71,6 +73,8 @@ class Rewriting:
             for run in group.runs:
                 if run.segment in live_bytes:
                     live_bytes[run.segment] += run.size_bytes
+        if len(segments) - sum(live_bytes.values()) // self._segment_bytes <= self._held_max:
+            return
         candidates = [row for row in segments if row.number not in self._left_alone]
         row = min(candidates, key=lambda row: live_bytes[row.number], default=None)
         if row is not None and live_bytes[row.number] <= self._live_bytes_max:

@@ -428,3 +428,32 @@ def test_a_log_that_grows_again_makes_no_new_files(disk: MemoryFileSystem, monke
     assert counts[0] > 5
     assert counts[0] <= counts[1] <= counts[0] + 1  # it began in the middle of a segment
     assert counts[2:] == [counts[1]] * 2
+
+
+def test_a_log_that_is_long_for_good_reason_is_not_rewritten(disk: MemoryFileSystem) -> None:
+    """Only segments beside those that live entries fill count as too many."""
+    options = replace(OPTIONS, held_segments_max=4)
+    wal, _ = open_log(disk, options)
+    wal.write([append(2, 1, 3)])
+    for first in range(1, 161, 10):
+        wal.write([append(1, first, first + 9, size=1000)])
+        wal.sync()
+    wal.write([install(1, 150)])
+    wal.sync()
+    wal.release(1, 151)  # what is left before pins a segment
+    for first in range(161, 801, 10):
+        wal.write([append(1, first, first + 9, size=1000)])
+        wal.sync()
+        assert wal._rewriting.segment == 0
+    assert wal.segment_count > 10
+    wal.write([install(1, 800)])
+    wal.sync()
+    wal.release(1, 801)
+    for turn, first in enumerate(range(801, 1161, 10), 4):
+        idle = append(2, turn, turn, size=10)
+        wal.write([append(1, first, first + 9, size=1000), install(1, first + 9), idle])
+        wal.sync()
+        wal.release(1, first + 10)
+        if wal._rewriting.segment:
+            return
+    pytest.fail("an idle group pins the log")
