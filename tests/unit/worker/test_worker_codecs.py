@@ -3,6 +3,7 @@ pulls of what is newer only."""
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import paramserver
 from paramserver.wire import codecs
 from paramserver.wire.codecs import Codec, Encoded, encode
-from paramserver.wire.frames import BlockStatus, PushKind
+from paramserver.wire.frames import BlockFrame, BlockStatus, PushKind
 from paramserver.wire.layout import Layout
 from paramserver.wire.spec import ModelSpec, TensorSpec, sgd
 from tests.unit.worker.fake import FakeCluster
@@ -172,6 +173,30 @@ def test_a_block_is_encoded_once_and_sent_again_as_it_was(codec: Codec, monkeypa
         assert (one.codec, one.crc) == (other.codec, other.crc)
         assert one.payload is other.payload
     assert isinstance(codecs.received(codec, first[0].payload, 1024), Encoded) == (codec is not Codec.FP32)  # type: ignore[union-attr]
+
+
+def test_bytes_that_are_acknowledged_are_let_go() -> None:
+    layout = Layout(ModelSpec("m", (TensorSpec("w", (2048,)),), sgd(0.1), 1, block_bytes=4096))
+    gradient = np.ones(2048, np.float32)
+    step = GroupStep(
+        step=0,
+        first=0,
+        count=2,
+        layout=layout,
+        kind=PushKind.GRADIENT,
+        gradient=gradient,
+        weights=None,
+        codec=Codec.BF16,
+    )
+    held: list[weakref.ref[Any]] = []
+    for _ in range(2):
+        frame = step.next_frame()
+        assert frame is not None
+        assert isinstance(frame.payload, memoryview)
+        held.append(weakref.ref(frame.payload))
+        del frame
+    step.take(BlockFrame(block=1, step=0, version=1, status=BlockStatus.APPLIED))
+    assert [one() is not None for one in held] == [True, False]
 
 
 # --- only what is newer ---------------------------------------------------------------------------------------------
