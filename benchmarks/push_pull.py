@@ -93,7 +93,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", default=5, type=int, help="turns of each system [5]")
     parser.add_argument("--seconds", default=3.0, type=float, help="of a turn, about [3]")
     parser.add_argument("--warm-up-mb", default=640, type=int, help="pushed by each rank before anything counts [640]")
-    parser.add_argument("--settle-s", default=SETTLE_S, type=float, help="waited at most until a system is quiet [3]")
+    parser.add_argument("--settle-s", default=SETTLE_S, type=float, help="waited at most until a system is quiet [0.6]")
     parser.add_argument("--profile", metavar="DIR", help="where the suite `profile` leaves the stacks that py-spy took")
     parser.add_argument("--quick", action="store_true", help="a short slice of everything in the suite")
     parser.add_argument("--out", metavar="FILE", help="write the JSON here too")

@@ -29,7 +29,7 @@ from benchmarks.floor import alone, transport
 from benchmarks.pushpull.case import Case
 from benchmarks.pushpull.comparing import measured
 from benchmarks.pushpull.ours import OurOptions, Ours
-from benchmarks.pushpull.turns import Effort
+from benchmarks.pushpull.turns import SETTLE_S, Effort
 
 REPLICAS = 3
 MODEL_MB = 64
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         rounds=options.rounds,
         seconds=options.seconds,
         warm_up_mb=16 if options.quick else 640,
-        settle_s=0.1 if options.quick else 3.0,
+        settle_s=0.1 if options.quick else SETTLE_S,
     )
     tiny = measured(
         Ours(Case(model_mb=TINY_MODEL_MB, workers=1), OurOptions(block_kib=TINY_BLOCK_KIB)), effort, tiny_blocks=True

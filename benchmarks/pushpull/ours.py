@@ -12,6 +12,8 @@ from benchmarks.pushpull.case import Case
 from benchmarks.pushpull.system import System, Unavailable
 from paramserver.lab.cluster import Cluster, ServerOptions
 
+LEASE_FLAGS = ("--lease-ms", "3600000")
+"""A rank that is stopped while others have their turn keeps its place."""
 CODEC_MISSING = "Client.model() takes no codec in this version, so only fp32 can be pushed"
 
 
@@ -52,7 +54,7 @@ class Ours(System):
         return self._cluster
 
     def start(self) -> None:
-        options = ServerOptions(flags=self.options.server_flags, environment=self.tree.environment)
+        options = ServerOptions(flags=(*LEASE_FLAGS, *self.options.server_flags), environment=self.tree.environment)
         self._cluster = self.new_cluster(options)
         self._cluster.start()
         self.children += self._cluster.servers.values()

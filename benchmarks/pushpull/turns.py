@@ -1,9 +1,9 @@
 """Systems that run side by side take turns, round by round; what a turn cost and how fast it was.
 
-Owns when a step counts. Of each turn the first step is left out (what was asleep wakes up in it); a rate is bytes of
-the steps after it over the time they took, summed over ranks (RULES F2). CPU time of a turn is that of the system's
-whole process tree until it is quiet again: work that it leaves for later counts, and burdens nobody else's turn. Must
-not know: what the systems are.
+Owns when a step counts. Systems whose turn it is not are stopped (SIGSTOP, all processes at once), so that they take
+nothing from the one that works; what one of them left to do, it does in its own next turn. Of each turn the first step
+is left out (what was asleep wakes up in it); a rate is bytes of the steps after it over the time they took, summed over
+ranks (RULES F2). CPU time of a turn is that of the system's whole process tree. Must not know: what the systems are.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ STEPS_MIN = 3
 STEPS_MAX = 2000
 QUIET_WINDOW_S = 0.2
 QUIET_SHARE = 0.1
-"""Of a core: a system that uses less has finished what it had to do."""
-SETTLE_S = 3.0
+"""Of a core: a system that uses less has finished what it had to do, and need not be waited for."""
+SETTLE_S = 0.6
 """The longest wait for that."""
 
 
@@ -126,6 +126,7 @@ def interleaved(systems: Sequence[System], effort: Effort) -> list[Turns]:
     for one in found:
         try:
             step_s[id(one)] = warm_up(one.system, effort.warm_up_mb, effort.settle_s)
+            one.system.tree.freeze()
         except SystemFailed as error:
             one.failure = str(error)
     for number in range(effort.rounds):
@@ -133,7 +134,9 @@ def interleaved(systems: Sequence[System], effort: Effort) -> list[Turns]:
         for one in (*found[at:], *found[:at]):
             if not one.failure:
                 try:
+                    one.system.tree.thaw()
                     one.turns.append(take_turn(one.system, effort.seconds, step_s[id(one)], effort.settle_s))
+                    one.system.tree.freeze()
                 except SystemFailed as error:
                     one.failure = str(error)
     return found

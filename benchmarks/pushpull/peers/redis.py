@@ -50,6 +50,7 @@ class Redis(System):
     def _server(self, name: str, port: int, *more: str) -> None:
         line = [self._program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
         line += ["--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0", "--repl-backlog-size", "64mb"]
+        line += ["--repl-timeout", "3600"]  # both are stopped while others have their turn
         line += ["--client-output-buffer-limit", "replica 0 0 0", "--dbfilename", f"{name}.rdb", *more]
         self.child(name, line)
 
