@@ -8,9 +8,10 @@ ranks (RULES F2). CPU time of a turn is that of the system's whole process tree.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.pushpull import pacing
@@ -119,24 +120,29 @@ def settle(system: System, timeout_s: float) -> None:
 
 
 def interleaved(systems: Sequence[System], effort: Effort) -> list[Turns]:
-    """Each system of each round in turn; all have been started. The order turns round, so that nobody always follows
-    the same. A system that fails takes no further turn, and has its `failure`."""
+    """Each system of each round in turn; all have been started, and are stopped at the end. The order turns round, so
+    that nobody always follows the same. A system that fails takes no further turn, and has its `failure`."""
     found = [Turns(system) for system in systems]
     step_s: dict[int, float] = {}
     for one in found:
-        try:
+        with working(one):
             step_s[id(one)] = warm_up(one.system, effort.warm_up_mb, effort.settle_s)
-            one.system.tree.freeze()
-        except SystemFailed as error:
-            one.failure = str(error)
     for number in range(effort.rounds):
         at = number % len(found)
         for one in (*found[at:], *found[:at]):
             if not one.failure:
-                try:
-                    one.system.tree.thaw()
+                with working(one):
                     one.turns.append(take_turn(one.system, effort.seconds, step_s[id(one)], effort.settle_s))
-                    one.system.tree.freeze()
-                except SystemFailed as error:
-                    one.failure = str(error)
     return found
+
+
+@contextlib.contextmanager
+def working(one: Turns) -> Iterator[None]:
+    """Only then it runs."""
+    one.system.tree.thaw()
+    try:
+        yield
+    except SystemFailed as error:
+        one.failure = str(error)
+    finally:
+        one.system.tree.freeze()
