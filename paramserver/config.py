@@ -72,6 +72,9 @@ class NodeConfig:
     """A segment of the write-ahead log."""
     snapshot_log_bytes_min: int = 8 << 20
     """No snapshot before the log since the last one is this long."""
+    snapshot_log_bytes_max: int = RuntimeOptions().snapshot_log_bytes_max
+    """A snapshot when the log since the last one is this long, or as long as the state where that is larger, though it
+    be less than four times the state: the log is kept in memory."""
     window_blocks: int = LeaderOptions().window_blocks
     """Blocks of a model and group whose sums may be open at once; a rank that is further ahead is held back."""
     window_bytes: int = LeaderOptions().window_bytes
@@ -129,6 +132,7 @@ class NodeConfig:
             storage_stall_ms=self.election_timeout_ms,
             transfer_ms=max(usual.transfer_ms, 3 * self.election_timeout_ms),
             snapshot_log_bytes_min=self.snapshot_log_bytes_min,
+            snapshot_log_bytes_max=self.snapshot_log_bytes_max,
             applying_bytes_max=4 * self.uncommitted_bytes_max,
         )
 
@@ -233,7 +237,7 @@ class NodeConfig:
         least = dict.fromkeys(("window_bytes", "uncommitted_bytes_max", "stream_window_bytes"), WINDOW_BYTES_MIN)
         least |= dict.fromkeys(("pulls_bytes_max", "replies_bytes_max"), WINDOW_BYTES_MIN)
         least |= dict.fromkeys(("window_blocks", "streams_max", "pulls_max", "calls_max", "connections_max"), 1)
-        least["reader_timeout_ms"] = READER_TIMEOUT_MS_MIN
+        least |= {"reader_timeout_ms": READER_TIMEOUT_MS_MIN, "snapshot_log_bytes_max": WINDOW_BYTES_MIN}
         most = {"stream_window_bytes": STREAM_WINDOW_BYTES_MAX, "calls_max": CALLS_MAX}
         problems = []
         for name, low in least.items():

@@ -6,6 +6,8 @@ push is not one, but for the streams that stand. Must not know: how any bound is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from consensus.runtime.options import RuntimeOptions
 from consensus.transport.grpc import GrpcOptions
 from paramserver.config import FOLLOWER_BEHIND_BYTES, NodeConfig
@@ -24,7 +26,7 @@ SLACK_PERCENT = 25
 def bound(
     config: NodeConfig,
     *,
-    state_bytes: int,
+    states: Sequence[int],
     groups: int,
     shards: int,
     ranks: int,
@@ -34,16 +36,16 @@ def bound(
     calls: int,
     connections: int,
 ) -> dict[str, int]:
-    """Bytes by term. `state_bytes`: weights, the version before, and slots. `shards`: models x groups here. `ranks`,
-    `block_bytes`: the largest of any model. `streams`, `calls`, `connections`: of clients, at most as many as the
-    config allows."""
+    """Bytes by term. `states`: weights, the version before, and slots, of each replica here. `shards`: models x groups
+    here. `ranks`, `block_bytes`: the largest of any model. `streams`, `calls`, `connections`: of clients, at most as
+    many as the config allows."""
     runtime, window = config.runtime_options(), config.stream_window_bytes
     transport = GrpcOptions(stream_window_bytes=window)
     chunk = runtime.chunk_bytes_max
     return {
         "base": BASE_BYTES,
-        "state": state_bytes * (100 + SLACK_PERCENT) // 100,
-        "log": log_bytes(runtime, state_bytes=state_bytes, groups=groups),
+        "state": sum(states) * (100 + SLACK_PERCENT) // 100,
+        "log": log_bytes(runtime, states=states, groups=groups),
         "uncommitted": groups * (config.uncommitted_bytes_max + FOLLOWER_BEHIND_BYTES + runtime.applying_bytes_max),
         "sums": config.window_bytes + shards * ranks * block_bytes,
         "streams": streams * (window + 4 * block_bytes),
@@ -57,9 +59,9 @@ def bound(
     }
 
 
-def log_bytes(runtime: RuntimeOptions, *, state_bytes: int, groups: int) -> int:
-    """Entries stay in memory until a snapshot covers them, and a tail for those who lag; the next snapshot is begun
-    after a multiple of the state, and what comes while it is written is at most as much again."""
-    since = max(runtime.snapshot_log_multiple * state_bytes, groups * runtime.snapshot_log_bytes_min)
+def log_bytes(runtime: RuntimeOptions, *, states: Sequence[int], groups: int) -> int:
+    """Entries stay in memory until a snapshot covers them, and a tail for those who lag. While snapshots are written,
+    one after the other, as much log comes as they are long, at most: the disk writes both."""
+    since = sum(map(runtime.snapshot_due_bytes, states))
     kept = groups * runtime.keep_bytes_max + runtime.transfers_max * runtime.transfer_keep_bytes_max
-    return since + since // runtime.snapshot_log_multiple + kept
+    return since + sum(states) + kept

@@ -686,7 +686,7 @@ class Node:
         specs = [shard.info.create.spec for shard in shards]
         return memory.bound(
             self._config,
-            state_bytes=sum(machine.size_bytes() for machine in hosted),
+            states=[machine.size_bytes() for machine in hosted],
             groups=len(hosted),
             shards=len(shards),
             ranks=max((spec.ranks for spec in specs), default=0),

@@ -59,6 +59,9 @@ class RuntimeOptions:
     """A snapshot is due when the log since the last one is this many times the size of the state (RULES W6)."""
     snapshot_log_bytes_min: int = 8 * MIB
     """But not before the log since the last one is this long."""
+    snapshot_log_bytes_max: int = 256 * MIB
+    """And at the latest when it is this long, or as long as the state where that is larger: the log is kept in memory,
+    too, and a state is not written more often than its size of log comes."""
     snapshot_retry_ms: int = 10_000
     """A snapshot that could not be written for lack of space, or of progress, is tried again after this time."""
     snapshot_budget_bytes: int = 64 * MIB
@@ -104,6 +107,11 @@ class RuntimeOptions:
     """A shorter one is refused, unless it is the last."""
     snapshot_bytes_max: int = 1 << 40
     """A snapshot that claims to be longer is refused."""
+
+    def snapshot_due_bytes(self, state_bytes: int) -> int:
+        """How long the log since the last snapshot may become before the next is begun."""
+        most = max(self.snapshot_log_bytes_max, state_bytes)
+        return max(min(self.snapshot_log_multiple * state_bytes, most), self.snapshot_log_bytes_min)
 
     def validate(self) -> list[str]:
         """All problems at once, one line each."""

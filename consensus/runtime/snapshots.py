@@ -98,9 +98,7 @@ class SnapshotWriting:
     def applied(self, batch: AppliedBatch) -> None:
         self._sizes.extend(batch.sizes)
         self._since_bytes += sum(size for _, size in batch.sizes)
-        options = self._services.options
-        due = max(options.snapshot_log_multiple * batch.state_bytes, options.snapshot_log_bytes_min)
-        if self._since_bytes > due:
+        if self._since_bytes > self._services.options.snapshot_due_bytes(batch.state_bytes):
             self.want()
         if batch.waits:
             self._hold_up(progress=bool(batch.sizes))

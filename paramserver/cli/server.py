@@ -74,6 +74,12 @@ FLAGS = (
     ),
     Flag("--segment-bytes", "size of a segment of the log", flags.integer(1, _BYTES), metavar="BYTES"),
     Flag("--snapshot-log-bytes-min", "no snapshot for less log than this", flags.integer(0, _BYTES), metavar="BYTES"),
+    Flag(
+        "--snapshot-log-bytes-max",
+        "a snapshot at the latest for so much log, or the state's size [256 MiB]",
+        flags.integer(1, _BYTES),
+        metavar="BYTES",
+    ),
     Flag("--window-blocks", "blocks of a model summed at once, a group [16]", flags.integer(1, _BYTES), metavar="N"),
     Flag("--window-bytes", "contributions in open sums [256 MiB]", flags.integer(1, _BYTES), metavar="BYTES"),
     Flag(

@@ -16,7 +16,7 @@ MIB = 1 << 20
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "operations.md"
 CONFIG = NodeConfig(node=1, members={1: "127.0.0.1:7001"}, data_dir="data")
 USUAL: dict[str, Any] = {
-    "state_bytes": 1 << 30,
+    "states": [1 << 29, 1 << 28, 1 << 28, 0],
     "groups": 4,
     "shards": 3,
     "ranks": 8,
@@ -65,3 +65,12 @@ def test_what_the_document_says_of_the_defaults() -> None:
     beside = sum(bytes_ for term, bytes_ in terms.items() if term not in ("state", "log"))
     (said,) = re.findall(r"below ([\d.]+) GB", DOCUMENT.read_text())
     assert float(said) - 0.1 < beside / 1e9 < float(said)
+
+
+def test_a_large_state_keeps_no_more_log_in_memory_than_itself() -> None:
+    due = CONFIG.runtime_options().snapshot_due_bytes
+    assert due(0) == 8 * MIB
+    assert due(10 * MIB) == 40 * MIB
+    assert due(100 * MIB) == 256 * MIB
+    assert due(10_000 * MIB) == 10_000 * MIB
+    assert replace(CONFIG, snapshot_log_bytes_max=20 * MIB).runtime_options().snapshot_due_bytes(10 * MIB) == 20 * MIB
