@@ -132,6 +132,7 @@ def speeds(row: Row) -> list[Any]:
     return [row["mb_per_s"], row["step_ms"]["p50"], row["step_ms"]["p99"], row["cpu_s_per_gb"]]
 
 
+HEADS = {"model_mb": "model MB", "delay_ms": "delay ms"}
 SPEEDS = ("MB/s", "step ms p50", "p99", "CPU s/GB")
 
 
@@ -148,8 +149,8 @@ def sweep(result: Result) -> list[str]:
     for name, key in (("workers", "workers"), ("sizes", "model_mb"), ("groups", "groups"), ("delay", "delay_ms")):
         found = [row for row in result["rows"] if row["sweep"] == name]
         if found:
-            head = ("system", key.replace("_", " "), "model MB", "workers", *SPEEDS)
-            keys = ("system", key, "model_mb", "workers")
+            keys = list(dict.fromkeys(("system", key, "model_mb", "workers")))
+            head = [*(HEADS.get(one, one) for one in keys), *SPEEDS]
             lines += [f"Over {name}:", "", *grid(head, ([row[one] for one in keys] + speeds(row) for row in found)), ""]
     return lines
 
