@@ -79,8 +79,9 @@ def over(sweep: str, key: str, what: str, log: bool = True) -> Callable[[dict[st
 
 
 def label(row: dict[str, Any]) -> str:
-    ours: bool = row["system"] == "paramserver"
-    return f"paramserver, {row['replicas']} replica{'s' * (row['replicas'] > 1)}" if ours else str(row["system"])
+    if row["system"] == "paramserver":
+        return f"paramserver, {row['replicas']} replica{'s' * (row['replicas'] > 1)}"
+    return f"{row['system']} (shared memory)" if "shared memory" in row["durability"] else str(row["system"])
 
 
 DRAWN: dict[str, Callable[[dict[str, Result], Any], bool]] = {
