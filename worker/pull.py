@@ -36,9 +36,8 @@ from worker.tasks import all_of
 ATTEMPT_TIMEOUT_S = 5.0
 """One Pull at one replica; it may be waiting there for a version that is on its way."""
 SILENCE_S = 1.0
-"""A replica that sends nothing for so long is left for the next one."""
-SHORT_SILENCE_S = 0.25
-"""The same in the first round, while there are others that were not asked yet."""
+"""A replica that sends nothing for so long is left for the next one; sooner, as `replicas` says, while there are others
+that were not asked yet."""
 PIECE_BYTES = 8 << 20
 """Of fp32. Large enough that a call for it costs little beside it, small enough that replicas share a model."""
 PIECE_BLOCKS_MAX = 1024
@@ -158,9 +157,13 @@ class Puller:
             if pause_s := self._replicas.pause_s(address):
                 await asyncio.sleep(backoff.next_s(pause_s * 1000))  # nobody else is left
             asked.add(address)
-            silence_s = SHORT_SILENCE_S if first_round and len(waiting) > 1 else SILENCE_S
+            hurry = first_round and len(waiting) > 1
+            silence_s = self._replicas.silence_s if hurry else max(SILENCE_S, self._replicas.silence_s)
             try:
                 await self._attempt(address, shard, missing, order, silence_s)
+            except _Silent as silent:
+                self._replicas.silent(address)
+                self.problems[shard.group] = str(silent)
             except Refusal as refusal:
                 later_ms.append(refusal.retry_after_ms)
                 if refusal.reason is Reason.GONE:
@@ -197,7 +200,7 @@ class Puller:
                         async with asyncio.timeout(silence_s):
                             frame = await anext(frames, None)
                     except TimeoutError:
-                        raise Refusal(Reason.DEADLINE, f"{address} sent nothing for {silence_s:g} s") from None
+                        raise _Silent(f"{address} sent nothing for {silence_s:.2g} s") from None
                     if frame is None:
                         raise Refusal(Reason.NOT_READY, f"{address} ended the pull early")
                     fresh = self._take(frame, missing, want, order.target)
@@ -246,6 +249,10 @@ class Puller:
             )
         missing.discard(frame.block)
         return fresh
+
+
+class _Silent(Exception):
+    """A replica sent nothing for as long as it is waited for."""
 
 
 _ELSEWHERE = frozenset({Reason.NOT_FOUND})

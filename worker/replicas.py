@@ -15,6 +15,10 @@ from enum import StrEnum
 from paramserver.wire.zones import zone_problems
 from worker.errors import InvalidArgument
 
+SILENCE_FIRST_S = 0.25
+SILENCE_MOST_S = 2.0
+"""How long a server may send nothing before it is left: doubled when one was too slow, a tenth shorter when one was
+not. So one that stands still is left soon, and a cluster that is slow as a whole is not asked for everything twice."""
 REST_FIRST_S = 0.1
 REST_MOST_S = 2.0
 """How long a server is left alone that did not answer well; doubled with each failure until something works."""
@@ -63,6 +67,7 @@ class Replicas:
         self._now_s = now_s
         self._first = first
         self._turns = 0
+        self._silence_s = SILENCE_FIRST_S
         self._servers: dict[str, _Server] = {}
 
     def choose(self, candidates: Sequence[str], *, leader: str = "") -> str:
@@ -101,6 +106,17 @@ class Replicas:
     def worked(self, address: str) -> None:
         server = self._of(address)
         server.failures, server.rests_until_s = 0, 0.0
+        self._silence_s = max(SILENCE_FIRST_S, self._silence_s * 0.9)
+
+    def silent(self, address: str) -> None:
+        """It sent nothing for `silence_s`."""
+        self._silence_s = min(SILENCE_MOST_S, self._silence_s * 2)
+        self.failed(address)
+
+    @property
+    def silence_s(self) -> float:
+        """For how long to wait for a server's next block while others are left to ask."""
+        return self._silence_s
 
     def failed(self, address: str, at_least_s: float = 0.0) -> None:
         """It refused, broke off, or was silent: let it rest, as long as it asked for if it did."""

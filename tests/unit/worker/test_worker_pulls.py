@@ -19,6 +19,7 @@ from tests.unit.worker.helpers import gradients, model_of, until
 from worker import errors, pull
 from worker.client import Client, connect
 from worker.model import Model
+from worker.replicas import SILENCE_FIRST_S
 from worker.retry import RETRIES_AT_ONCE, RETRIES_PER_S
 
 ELEMENTS = 60 * 1024
@@ -236,7 +237,7 @@ def test_a_silent_replica_is_left_for_another() -> None:
     with connect(list(cluster.addresses.values()), network=network, timeout=5.0) as client:
         model = large(client)
         cluster.pulls.clear()
-        check(model, model.pull(timeout=4 * pull.SHORT_SILENCE_S))
+        check(model, model.pull(timeout=4 * SILENCE_FIRST_S))
         assert served(cluster)[2]
 
 

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from worker.errors import InvalidArgument
-from worker.replicas import REST_FIRST_S, REST_MOST_S, PullPolicy, Replicas, checked_policy
+from worker.replicas import (
+    REST_FIRST_S,
+    REST_MOST_S,
+    SILENCE_FIRST_S,
+    SILENCE_MOST_S,
+    PullPolicy,
+    Replicas,
+    checked_policy,
+)
 
 NODES = ("a:1", "b:2", "c:3")
 
@@ -127,6 +135,21 @@ def test_a_server_rests_as_long_as_it_asked_for_and_not_longer_than_the_bound() 
     replicas.choose(("b:2",))
     now.s += REST_MOST_S
     assert replicas.choose(("a:1", "b:2")) == "a:1"
+
+
+def test_patience_grows_while_servers_are_slow_and_shrinks_when_they_are_not() -> None:
+    replicas, _ = of(PullPolicy.LEAST_OUTSTANDING)
+    assert replicas.silence_s == SILENCE_FIRST_S
+    for node in NODES * 3:
+        replicas.silent(node)
+    assert replicas.silence_s == SILENCE_MOST_S
+    replicas.worked("a:1")
+    assert SILENCE_FIRST_S < replicas.silence_s < SILENCE_MOST_S
+    for _ in range(30):
+        replicas.worked("a:1")
+    assert replicas.silence_s == SILENCE_FIRST_S
+    replicas.silent("b:2")
+    assert replicas.choose(("b:2", "c:3")) == "c:3", "it rests as after any failure"
 
 
 def test_if_all_rest_the_one_that_is_back_first_is_asked() -> None:
