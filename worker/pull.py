@@ -184,9 +184,11 @@ class Puller:
                 await asyncio.sleep(wait_s)
 
     def _candidates(self, group: int, asked: set[str]) -> list[str]:
-        """Replicas that were not asked in this round; those without a connection only where no other is left."""
-        waiting = [one for one in self._cluster.addresses(group) if one not in asked]
-        return [one for one in waiting if self._network.reachable(one)] or waiting
+        """Replicas that were not asked in this round; those without a connection only where there are no others: a
+        connection is made as soon as they are back."""
+        members = self._cluster.addresses(group)
+        reachable = [one for one in members if self._network.reachable(one)]
+        return [one for one in reachable or members if one not in asked]
 
     async def _attempt(self, address: str, shard: Shard, missing: set[int], order: _Order, silence_s: float) -> None:
         want = order.want

@@ -191,6 +191,20 @@ def test_after_its_failure_a_replica_is_left_alone_for_a_while() -> None:
         assert 2 not in served(cluster)
 
 
+def test_the_reason_told_is_that_of_a_replica_that_answers() -> None:
+    cluster = FakeCluster()
+    does: dict[int, Any] = {}
+    with client_of(cluster, does) as client:
+        model = large(client)
+        does[2] = refuse(Reason.UNCONFIRMED)
+        cluster.kill(1)
+        cluster.kill(3)
+        cluster.pulls.clear()
+        with pytest.raises(errors.DeadlineExceeded, match="group 1: not here; group 2: not here; group 3: not here"):
+            model.pull(timeout=0.3)
+        assert set(served(cluster)) == {2}
+
+
 def test_replicas_that_are_all_in_trouble_are_not_asked_faster_than_the_budget_allows() -> None:
     cluster = FakeCluster()
     does: dict[int, Any] = {}
