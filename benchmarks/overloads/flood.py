@@ -28,7 +28,7 @@ from worker.channels import GrpcNetwork
 from worker.errors import DeadlineExceeded, ParameterServerError
 from worker.network import PushMethod, PushStream
 
-NICE = 10
+NICE = 19
 REPORT_S = 0.5
 SETUP_TIMEOUT_S = 60.0
 EARLY_MS = 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from paramserver.cli.recorder import Recorder
 
 MODEL = "load"
 TIMEOUT_S = 60.0
+NICE = 19
+"""It stands for another machine."""
 SEED = 7
 
 
@@ -23,6 +26,7 @@ def main() -> None:
     parser.add_argument("--model-bytes", type=int, required=True)
     parser.add_argument("--record", type=Path, required=True)
     options = parser.parse_args()
+    os.nice(NICE)
     elements = options.model_bytes // 4
     record = Recorder(options.record)
     with paramserver.connect(options.servers, timeout=TIMEOUT_S) as client:
