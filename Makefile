@@ -66,7 +66,7 @@ bench: install ## Every benchmark of this project alone, figures as JSON
 	@for name in commit core_step failover push_pull terms; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 .PHONY: bench-push-pull
-bench-push-pull: install install-peers ## Push and pull beside peers: every suite, tables and plots of docs/benchmarks (about 35 minutes)
+bench-push-pull: install install-peers ## Push and pull beside peers: every suite, tables and plots of docs/benchmarks (about 40 minutes)
 	@tools/bench_push_pull.sh $(ARGS)
 
 .PHONY: bench-check

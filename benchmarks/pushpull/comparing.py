@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.pushpull import rows
 from benchmarks.pushpull.case import Case
 from benchmarks.pushpull.ours import OurOptions, Ours
-from benchmarks.pushpull.peers.known import PEERS
+from benchmarks.pushpull.peers.known import PEERS, PLAIN
 from benchmarks.pushpull.system import System, SystemFailed, Unavailable
 from benchmarks.pushpull.trees import available_bytes
 from benchmarks.pushpull.turns import Effort, Turns, interleaved
@@ -58,7 +58,7 @@ def compare(
     if against_one and options.replicas != 1:
         single = replace(options, replicas=1)
         others["paramserver, one replica"] = (lambda: Ours(case, single), Ours.resident_bytes(case) // 2)
-    for name in peers:
+    for name in dict.fromkeys(one for peer in peers for one in (peer, PLAIN.get(peer, peer))):
         kind = PEERS[name]
         if case.codec not in kind.codecs:
             found.missing[f"{name} {case.codec}"] = f"it is measured with {' and '.join(kind.codecs)} only"

@@ -26,18 +26,19 @@ PLOTS = ("systems", "floor", "workers", "sizes", "groups", "delay")
 STEP_TARGET = "step_1mb_w1_p50_ms"
 
 
-def _torch(workers: int, at_least: float, model_mb: int = 64, codec: str = "fp32") -> Target:
+def _torch(workers: int, at_least: float, model_mb: int = 64, codec: str = "fp32") -> tuple[Target, Target]:
     plural = "s" if workers > 1 else ""
     what = f"{model_mb} MB {codec}, {workers} worker{plural}: MB/s, times torch RPC's"
-    return Target(f"{codec}_{model_mb}mb_w{workers}_vs_torch-rpc", what, at_least, None)
+    name = f"{codec}_{model_mb}mb_w{workers}_vs_torch-rpc"
+    return Target(name, what, at_least, None), Target(f"{name}-plain", "the same, its malloc as it is", at_least, None)
 
 
 TARGETS = (
-    _torch(1, 0.4),
-    _torch(2, 0.65),
-    _torch(4, 0.9),
-    _torch(2, 0.65, codec="bf16"),
-    _torch(2, 0.65, model_mb=256),
+    *_torch(1, 0.4),
+    *_torch(2, 0.65),
+    *_torch(4, 0.9),
+    *_torch(2, 0.65, codec="bf16"),
+    *_torch(2, 0.65, model_mb=256),
     Target("cpu_64mb_w1_vs_floor", "64 MB, 1 worker: CPU seconds per GB, times the floor", None, 1.3, less=True),
     Target("cpu_64mb_w2_vs_floor", "the same, 2 workers", None, 1.3, less=True),
     Target("cpu_64mb_w4_vs_floor", "the same, 4 workers", None, 1.3, less=True),

@@ -42,6 +42,7 @@ def test_its_quick_slice_measures_ours_beside_one_replica_and_names_peers_that_a
     assert result["ratios"]["fp32_1mb_w2_replicas3_vs_1"] > 0
     assert result["missing"] == {
         "torch-rpc fp32_1mb_w2": environment.INSTALL,
+        "torch-rpc-plain fp32_1mb_w2": environment.INSTALL,
         "redis fp32_1mb_w2": redis.INSTALL,
     }
     assert report.page([json.loads(json.dumps(result))])

@@ -33,3 +33,15 @@ class TorchRpc(System):
 
     def server_pids(self) -> list[int]:
         return [self.children[0].pid]
+
+
+class TorchRpcPlain(TorchRpc):
+    """With glibc's malloc as it is. In the environment that all systems get by RULES F3 its server's heap grows for
+    minutes, and until it has settled every step meets fresh pages: a rate that wanders, and is mostly the lower one. So
+    that nobody is beaten by our own settings, it is measured both ways."""
+
+    name = "torch-rpc-plain"
+    note = "torch-rpc with glibc's malloc as it is"
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case, malloc=False)

@@ -116,7 +116,8 @@ def test_a_peer_that_is_missing_is_named_instead_of_its_rows(monkeypatch: pytest
     monkeypatch.setattr("benchmarks.pushpull.peers.torch_rpc.interpreter", nowhere)
     monkeypatch.setattr("benchmarks.pushpull.comparing.side_by_side", ours_only)
     found = compare(Case(model_mb=1, workers=1), OurOptions(), peers=["torch-rpc"], effort=Effort())
-    assert found.missing == {"torch-rpc fp32_1mb_w1": "make install-peers"}
+    install = "make install-peers"
+    assert found.missing == {"torch-rpc fp32_1mb_w1": install, "torch-rpc-plain fp32_1mb_w1": install}
     assert [row["system"] for row in found.rows] == ["paramserver"]
 
 
