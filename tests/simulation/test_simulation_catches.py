@@ -13,7 +13,7 @@ from consensus.simulation.run import run_seed
 from paramserver.lab.simulation import run_seed as train_seed
 from tests.mutations import catalogue
 
-SEEDS = 24
+SEEDS = 36
 
 
 def finds(run: Callable[[int], Report]) -> bool:
