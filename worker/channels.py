@@ -15,7 +15,6 @@ import grpc
 import grpc.aio
 
 from paramserver.v1 import paramserver_pb2 as pb
-from paramserver.wire.allocator import keep_freed
 from paramserver.wire.errors import ERROR_METADATA_KEY, Refusal
 from paramserver.wire.frames import BlockFrame, PushFrame, decode_block, encode_push
 from worker.network import Method, PushMethod, PushStream, StreamEnded
@@ -60,7 +59,6 @@ class GrpcNetwork:
     """`worker.network.Network` over grpc.aio."""
 
     def __init__(self) -> None:
-        keep_freed()
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def call(self, address: str, method: Method, request: Any, timeout_s: float) -> Any:

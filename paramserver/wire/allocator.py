@@ -32,14 +32,6 @@ def collect_seldom() -> None:
     gc.set_threshold(*_COLLECT_AFTER)
 
 
-def keep_freed(environment: Mapping[str, str] | None = None) -> None:
-    """For a library in somebody else's process: glibc is left as it is, and only what protobuf would give back every
-    few seconds stays."""
-    environment = os.environ if environment is None else environment
-    if environment.get(SWITCH, "keep") != "default":
-        keep_protobuf_from_trimming()
-
-
 def keep_memory(environment: Mapping[str, str] | None = None) -> str:
     """Make the settings; returns one line that says what was done (for the log)."""
     environment = os.environ if environment is None else environment

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from paramserver.wire import allocator, trimming
+from paramserver.wire import trimming
 
 FREED_MB = 200
 MESSAGES = 30_000
@@ -40,16 +40,6 @@ def resident_mb(setting: str) -> int:
 def test_messages_that_are_freed_take_no_memory_along() -> None:
     assert resident_mb("keep") > FREED_MB
     assert resident_mb("default") < FREED_MB // 2
-
-
-def test_a_library_leaves_glibc_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(allocator, "keep_protobuf_from_trimming", lambda: asked.append("protobuf"))
-    monkeypatch.setattr("ctypes.CDLL", lambda _: asked.append("glibc"))
-    allocator.keep_freed({allocator.SWITCH: "default"})
-    assert asked == []
-    allocator.keep_freed({})
-    assert asked == ["protobuf"]
 
 
 def test_doing_it_again_changes_nothing() -> None:
