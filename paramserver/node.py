@@ -17,7 +17,6 @@ import signal
 import socket
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
 
 import grpc.aio
@@ -30,23 +29,18 @@ from consensus.runtime.mailbox import Mailbox
 from consensus.runtime.threads import MonotonicClock, ThreadLanes, ThreadLogWriter, Ticker, end_process
 from consensus.storage import lifemark
 from consensus.storage.errors import EXIT_STORAGE_FAILED, IdentityMismatch, StorageError, UnknownFormat
-from consensus.storage.filesystem import DirectoryLock, OsFileSystem
-from consensus.storage.identity import NodeIdentity, load_or_create
-from consensus.storage.interface import Recovery
-from consensus.storage.lifemark import open_log
-from consensus.storage.snapshots import SnapshotFiles
-from consensus.storage.wal import Wal
+from consensus.storage.filesystem import OsFileSystem
 from consensus.transport.errors import FolderOutdated, FolderReplaced, IntroductionRefused
 from consensus.transport.grpc import GrpcOptions, GrpcTransport, server_options
 from paramserver import memory
-from paramserver.catalogue.bootstrap import CATALOGUE_GROUP, cluster_id, data_groups, layout
+from paramserver.catalogue.bootstrap import CATALOGUE_GROUP, data_groups, layout
 from paramserver.catalogue.leader import CatalogueLeader
 from paramserver.catalogue.machine import CatalogueMachine
 from paramserver.catalogue.state import Node as Member
 from paramserver.catalogue.state import NodeState
 from paramserver.config import REPLICATED, NodeConfig
-from paramserver.directory import load as load_directory
 from paramserver.directory import save as save_directory
+from paramserver.disk import CannotUse, Disk
 from paramserver.hosting import Hosting
 from paramserver.observe.counters import Counters
 from paramserver.observe.lag import LoopLag
@@ -69,7 +63,6 @@ from paramserver.rpc.watch import Announced, Board, WatchService
 from paramserver.shard.leader import ShardLeader
 from paramserver.shard.machine import ShardMachine
 from paramserver.shard.window import SumWindow
-from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.allocator import collect_seldom, keep_memory
 
 __all__ = ["NodeConfig", "run"]
@@ -121,7 +114,7 @@ def run(config: NodeConfig) -> int:
     collect_seldom()
     try:
         return asyncio.run(_serve(config))
-    except CannotStart as error:
+    except (CannotStart, CannotUse) as error:
         _say([str(error)])
         return EXIT_CONFIGURATION
     except (IdentityMismatch, UnknownFormat) as error:
@@ -188,68 +181,6 @@ def _cannot_bind(address: str, cause: str) -> CannotStart:
         f"cannot bind {address}: {cause}; stop what listens there "
         f"(ss -ltnp shows it), or change this node's address in the member list of every node"
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Disk:
-    """The data folder: locked, known to be this node's, its log recovered."""
-
-    lock: DirectoryLock
-    identity: NodeIdentity
-    wal: Wal
-    recovery: Recovery
-    snapshots: SnapshotFiles
-    directory: pb.Directory | None
-
-    @classmethod
-    def open(cls, config: NodeConfig) -> Disk:
-        """Raises `StorageError`, `CannotStart`."""
-        folder, filesystem = config.data_dir, OsFileSystem()
-        try:
-            lock = DirectoryLock(folder)
-        except OSError as error:
-            raise CannotStart(f"cannot use data folder {folder!r}: {error.strerror}") from None
-        try:
-            cluster = cluster_id(config.members, config.token, config.groups)
-            identity = load_or_create(filesystem, folder, cluster, config.node)
-            if config.join:
-                identity.join()
-            directory = load_directory(filesystem, folder)
-            wal, recovery = open_log(
-                filesystem,
-                folder,
-                identity.identity(),
-                config.wal_options(),
-                replicated=config.durability == REPLICATED,
-            )
-            snapshots = SnapshotFiles(filesystem, f"{folder}/snapshots")
-        except BaseException:
-            lock.release()
-            raise
-        _tell_damage(recovery)
-        if recovery.discarded_tail_bytes:
-            log.warning("log: discarded a torn tail of %d bytes", recovery.discarded_tail_bytes)
-        if recovery.damage:
-            log.error("log: %s", recovery.damage)
-        for group in recovery.groups.values():
-            if group.forgetful:
-                log.warning("log: %s: takes no part until its group has filled it again", group.damage)
-        return cls(lock, identity, wal, recovery, snapshots, directory)
-
-
-def _tell_damage(recovery: Recovery) -> None:
-    """What was found wrong in the log, and what it costs. Replicas that must not run tell of themselves."""
-    hit = {number: group for number, group in sorted(recovery.groups.items()) if group.damage}
-    costs = "" if hit or recovery.damage else "; nothing that counts was lost with it"
-    for warning in recovery.warnings:
-        log.warning("log: %s%s", warning, costs)
-    for number, group in hit.items():
-        if group.forgetful and not group.hard_state_lost:
-            log.warning(
-                "group %d: %s; it neither votes nor serves until its group has filled it again, which goes by itself",
-                number,
-                group.damage,
-            )
 
 
 class Node:

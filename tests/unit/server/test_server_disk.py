@@ -9,7 +9,7 @@ import pytest
 from consensus.storage.records import Kind, find_headers
 from consensus.storage.segments import segment_numbers, segment_path
 from paramserver.config import NodeConfig
-from paramserver.node import Disk
+from paramserver.disk import Disk
 from tests.storage.logs import append
 
 
@@ -64,6 +64,7 @@ def test_damage_is_said_and_the_server_starts(tmp_path: Path, caplog: pytest.Log
     assert f"segment {int(Path(path).stem, 16)} offset" in caplog.text
     assert "group 1: " in caplog.text
     assert "it neither votes nor serves until its group has filled it again" in caplog.text
+    assert caplog.text.count("until its group has filled it again") == 1, "said twice"
     assert "nothing that counts was lost" not in caplog.text
 
 
