@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +32,7 @@ class Unavailable(Exception):
     """A system that cannot run here; the message says what would change that."""
 
 
-class System:
+class System(ABC):
     """Subclasses start processes in `start`."""
 
     name = ""
@@ -49,8 +50,8 @@ class System:
 
     # --- what subclasses say
 
-    def start(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def start(self) -> None: ...
 
     @property
     def recorders(self) -> int:
