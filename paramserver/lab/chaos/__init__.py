@@ -1,0 +1,1 @@
+"""Faults put into real clusters under checked load, judged and written down: `paramserver chaos run` and `soak`."""
