@@ -1,8 +1,8 @@
 """A multi-layer perceptron: rectified linear layers, softmax and cross-entropy, with its gradient written out.
 
-Owns names and shapes of its tensors, initial values, loss, gradient and prediction. Invariants: everything is float32
-and a function of its arguments; the same calls give the same bits on the same machine and library. Runs on the `xp` it
-is given (NumPy or CuPy). Must not know: servers, data sets.
+Owns names and shapes of its tensors, initial values, logits, loss and gradient. Invariants: a function of its
+arguments, of their type; the same calls give the same bits on the same machine and library. Runs on the `xp` it is
+given (NumPy or CuPy). Must not know: servers, data sets.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Array = Any
-"""An array of the namespace in use."""
+from worker.reference.initial import he_uniform
+from worker.reference.layers import Array, dense, mean_cross_entropy, product, rectified, total
 
 _INIT_DOMAIN = 0x6D6C_7069_6E69_74  # "mlpinit"
 
@@ -36,59 +36,45 @@ class Mlp:
         return shapes
 
     def initial(self, seed: int) -> dict[str, npt.NDArray[np.float32]]:
-        """Host arrays: weights uniform in ± sqrt(6 / inputs) (He et al. 2015), biases zero."""
+        """Host arrays: weights as `he_uniform`, biases zero."""
         values: dict[str, npt.NDArray[np.float32]] = {}
         for layer in range(self.layers):
             inputs, outputs = self.sizes[layer], self.sizes[layer + 1]
-            limit = np.sqrt(6.0 / inputs)
-            uniform = _uniform(seed, layer, inputs * outputs)
-            values[weight_name(layer)] = ((2.0 * uniform - 1.0) * limit).astype(np.float32).reshape(inputs, outputs)
+            values[weight_name(layer)] = he_uniform(_INIT_DOMAIN, seed, layer, (inputs, outputs), inputs)
             values[bias_name(layer)] = np.zeros(outputs, dtype=np.float32)
         return values
 
     def loss_and_gradient(
-        self, weights: Mapping[str, Array], images: Array, labels: Array
+        self, weights: Mapping[str, Array], images: Array, labels: Array, scale: float = 1.0
     ) -> tuple[Array, dict[str, Array]]:
-        """Mean cross-entropy over the batch (a scalar array) and its gradient, by tensor.
-        images [n, sizes[0]] float32, labels [n] integers."""
+        """Mean cross-entropy over the batch (a scalar array), and the gradient of `scale` times it, by tensor.
+        images [n, ...] of sizes[0] values each, labels [n] integers."""
         xp = self._xp
-        count = images.shape[0]
-        inputs = [images]
-        for layer in range(self.layers - 1):
-            inputs.append(xp.maximum(self._affine(weights, layer, inputs[-1]), np.float32(0.0)))
+        inputs = self._inputs(weights, images)
         logits = self._affine(weights, self.layers - 1, inputs[-1])
-
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        exponents = xp.exp(shifted)
-        totals = exponents.sum(axis=1, keepdims=True)
-        rows = xp.arange(count)
-        loss = (xp.log(totals[:, 0]) - shifted[rows, labels]).mean()
-
-        upstream = exponents / totals
-        upstream[rows, labels] -= np.float32(1.0)
-        upstream *= np.float32(1.0 / count)
+        loss, upstream = mean_cross_entropy(xp, logits, labels, scale)
         gradient: dict[str, Array] = {}
         for layer in reversed(range(self.layers)):
-            gradient[weight_name(layer)] = inputs[layer].T @ upstream
-            gradient[bias_name(layer)] = upstream.sum(axis=0)
+            gradient[weight_name(layer)] = product(xp, inputs[layer].T, upstream)
+            gradient[bias_name(layer)] = total(upstream)
             if layer > 0:
                 # The input of this layer is zero exactly where the rectifier below was shut.
-                upstream = (upstream @ weights[weight_name(layer)].T) * (inputs[layer] > 0)
+                upstream = product(xp, upstream, weights[weight_name(layer)].T) * (inputs[layer] > 0)
         return loss, gradient
 
-    def predict(self, weights: Mapping[str, Array], images: Array) -> Array:
-        """Most likely class of each image: [n] integers."""
-        hidden = images
+    def logits(self, weights: Mapping[str, Array], images: Array) -> Array:
+        """[n, classes]; the largest is the most likely class."""
+        return self._affine(weights, self.layers - 1, self._inputs(weights, images)[-1])
+
+    def _inputs(self, weights: Mapping[str, Array], images: Array) -> list[Array]:
+        """Of each layer."""
+        inputs = [images.reshape(images.shape[0], -1)]
         for layer in range(self.layers - 1):
-            hidden = self._xp.maximum(self._affine(weights, layer, hidden), np.float32(0.0))
-        return self._affine(weights, self.layers - 1, hidden).argmax(axis=1)
+            inputs.append(rectified(self._xp, self._affine(weights, layer, inputs[-1])))
+        return inputs
 
-    def accuracy(self, weights: Mapping[str, Array], images: Array, labels: Array) -> float:
-        return float((self.predict(weights, images) == labels).mean())
-
-    @staticmethod
-    def _affine(weights: Mapping[str, Array], layer: int, inputs: Array) -> Array:
-        return inputs @ weights[weight_name(layer)] + weights[bias_name(layer)]
+    def _affine(self, weights: Mapping[str, Array], layer: int, inputs: Array) -> Array:
+        return dense(self._xp, inputs, weights[weight_name(layer)], weights[bias_name(layer)])
 
 
 def weight_name(layer: int) -> str:
@@ -97,14 +83,3 @@ def weight_name(layer: int) -> str:
 
 def bias_name(layer: int) -> str:
     return f"layer{layer}.bias"
-
-
-def _uniform(seed: int, layer: int, count: int) -> npt.NDArray[np.float64]:
-    """[count] in [0, 1), from raw Philox words, which no NumPy release may change."""
-    key = np.array([seed & _WORD, _INIT_DOMAIN], dtype=np.uint64)
-    counter = np.array([0, layer, 0, 0], dtype=np.uint64)
-    raw = np.asarray(np.random.Philox(key=key, counter=counter).random_raw(count), dtype=np.uint64)
-    return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-_WORD = (1 << 64) - 1
