@@ -53,6 +53,9 @@ class NodeConfig:
     good: the cluster's id derives from it too."""
     listen: str = ""
     """host:port to bind; this node's address in `members` when empty."""
+    dial: Mapping[str, str] = field(default_factory=dict)
+    """Address of another node as everybody knows it -> where this node dials instead (a proxy, a tunnel). Only how this
+    node reaches others: what the cluster's id derives from, and what workers are told, stay as they are."""
     allow_remote: bool = False
     """Bind an address that is not loopback. Nothing is encrypted or authenticated yet: only in a network you trust."""
     heartbeat_ms: int = 50
@@ -200,6 +203,7 @@ class NodeConfig:
     def _address_problems(self) -> list[str]:
         problems = []
         named = [(f"address of node {node}", address) for node, address in sorted(self.members.items())]
+        named += [("dial", address) for pair in sorted(self.dial.items()) for address in pair]
         if self.listen:
             named.append(("listen", self.listen))
         if self.join:

@@ -219,6 +219,7 @@ class Node:
             addresses={**config.members, config.node: config.address},
             options=transport_options,
             kernel_answers=known_answers(),
+            dial=config.dial,
         )
         options = config.runtime_options()
         self._runtime = NodeRuntime(
@@ -260,8 +261,8 @@ class Node:
             term=lambda: self._groups.leader(CATALOGUE_GROUP)[1] if CATALOGUE_GROUP in self._groups.hosted else 0,
         )
         self._internal = InternalService(self._groups, self._cluster, self._orders.order)
-        self._reach = Reach()
-        self._executor = Executor(self._groups, self._internal, self._cluster)
+        self._reach = Reach(config.dial)
+        self._executor = Executor(self._groups, self._internal, self._cluster, config.dial)
         self._catalogue_leader = CatalogueLeader(
             self._catalogue,
             propose=self._propose_to_catalogue,

@@ -216,3 +216,16 @@ def members(text: str) -> dict[int, str]:
             raise ValueError(f"address {escape(address)} stands there twice")
         found[int(name)] = endpoint(address)
     return found
+
+
+def detours(text: str) -> dict[str, str]:
+    """`host:port=host:port,...`: an address, and what is dialled instead of it."""
+    found: dict[str, str] = {}
+    for one in (part.strip() for part in text.split(",")):
+        address, equals, instead = one.partition("=")
+        if not equals:
+            raise ValueError(f"expected host:port=host:port,..., got '{escape(one)}'")
+        if endpoint(address) in found:
+            raise ValueError(f"address {escape(address)} stands there twice")
+        found[address] = endpoint(instead)
+    return found

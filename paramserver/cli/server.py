@@ -49,6 +49,12 @@ FLAGS = (
     ),
     Flag("--token", "sets clusters with the same members apart", flags.text_value, metavar="TEXT"),
     Flag("--listen", "address to bind, if not the one in --members", flags.endpoint, metavar="HOST:PORT"),
+    Flag(
+        "--dial",
+        "addresses of other nodes at which this one dials another instead, a proxy or a tunnel",
+        flags.detours,
+        metavar="HOST:PORT=HOST:PORT,...",
+    ),
     Flag("--allow-remote", "bind an address that is not loopback: nothing is encrypted or authenticated yet"),
     Flag("--heartbeat-ms", "between a leader's heartbeats [50]", flags.integer(1, _MS), metavar="MS"),
     Flag("--election-timeout-ms", "silence before a follower campaigns [300]", flags.integer(1, _MS), metavar="MS"),

@@ -25,6 +25,8 @@ from typing import TypeVar
 
 from paramserver.lab import status as snapshots
 from paramserver.lab.errors import DeadlinePassed, LabError
+from paramserver.lab.lines import SocketFolder
+from paramserver.lab.links.control import Links
 from paramserver.lab.ports import ReservedPorts
 from paramserver.lab.processes import Child
 
@@ -36,6 +38,8 @@ POLL_S = 0.01
 CATALOGUE_GROUP = 0
 WAITING = "waiting to be admitted"
 """What a server says that came after the bootstrap, until it is admitted."""
+SPARE_NODES = 2
+"""With links: how many nodes under new numbers may come later; the links know them from the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,8 @@ def record_file(folder: Path, rank: int) -> Path:
 
 
 class Cluster:
-    """`nodes` servers on loopback. Without `folder`: a temporary one, removed at the end."""
+    """`nodes` servers on loopback. Without `folder`: a temporary one, removed at the end. `links`: what nodes say to
+    each other goes through a proxy that can spoil it (`cluster.links`); workers are not affected."""
 
     def __init__(
         self,
@@ -91,7 +96,10 @@ class Cluster:
         folder: Path | None = None,
         options: ServerOptions | None = None,
         keep: bool = False,
+        links: bool = False,
+        seed: int = 0,
     ) -> None:
+        """`seed`: of the links' draws."""
         self.options = options or ServerOptions()
         self._temporary = folder is None and not keep
         self.folder = Path(tempfile.mkdtemp(prefix="paramserver-")) if folder is None else folder
@@ -102,6 +110,17 @@ class Cluster:
             node: f"{self._ports.host}:{port}" for node, port in enumerate(self._ports.numbers, start=1)
         }
         self._bootstrap = ",".join(f"{node}={address}" for node, address in self.addresses.items())
+        self._sockets = SocketFolder(self.folder)
+        self._spare: dict[int, str] = {}
+        """Where nodes will be that come later."""
+        self._links: Links | None = None
+        if links:
+            ports = ReservedPorts(SPARE_NODES)
+            self._more_ports.append(ports)
+            for node, port in enumerate(ports.numbers, start=nodes + 1):
+                self._spare[node] = f"{ports.host}:{port}"
+            known = {**self.addresses, **self._spare}
+            self._links = Links(known, sockets=self._sockets, start=self.start_child, seed=seed)
         self.servers: dict[int, Child] = {
             node: self._server(node, self._server_command(node)) for node in self.addresses
         }
@@ -126,6 +145,8 @@ class Cluster:
 
     def start(self, *, wait: bool = True) -> None:
         """Every server that does not run. The first start needs all of them (RULES I2)."""
+        if self._links is not None:
+            self._links.start()
         starting = [node for node, server in self.servers.items() if not server.running]
         for node in starting:
             self.servers[node].start()
@@ -141,9 +162,7 @@ class Cluster:
         """Start a server that comes after the bootstrap, on an empty folder, under a new number or that of a dead one.
         Returns where, when it waits to be admitted."""
         if node not in self.addresses:
-            ports = ReservedPorts(1)
-            self._more_ports.append(ports)
-            self.addresses[node] = f"{ports.host}:{ports.numbers[0]}"
+            self.addresses[node] = self._new_address(node)
         shutil.rmtree(self.data_folder(node), ignore_errors=True)
         server = self._server(node, [*self._server_command(node), "--join", self.addresses[node]])
         if node in self.servers:
@@ -154,6 +173,15 @@ class Cluster:
         if not server.running:
             raise LabError(f"{server.name} ended with {server.code}", f"log {server.log}:\n{server.last_words()}")
         return self.addresses[node]
+
+    def _new_address(self, node: int) -> str:
+        if node in self._spare:
+            return self._spare[node]
+        if self._links is not None:
+            raise ValueError(f"no links for node {node}; those that may come later are {sorted(self._spare)}")
+        ports = ReservedPorts(1)
+        self._more_ports.append(ports)
+        return f"{ports.host}:{ports.numbers[0]}"
 
     def command(self, *words: str, timeout_s: float = READY_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
         """One of the commands that take `--servers`, as a person would give it; the servers that run are named."""
@@ -187,6 +215,14 @@ class Cluster:
         if self.servers[node].running:
             self.servers[node].terminate()
         self.start_server(node, wait=wait)
+
+    # --- faults
+
+    @property
+    def links(self) -> Links:
+        if self._links is None:
+            raise ValueError("this cluster has no links: Cluster(links=True)")
+        return self._links
 
     # --- workers
 
@@ -259,6 +295,9 @@ class Cluster:
         """Kill and reap everything; a temporary folder is removed."""
         for child in (*self.workers.values(), *self.children, *self.servers.values()):
             child.kill()
+        if self._links is not None:
+            self._links.close()
+        self._sockets.close()
         for ports in (self._ports, *self._more_ports):
             ports.close()
         if self._temporary:
@@ -290,6 +329,8 @@ class Cluster:
             command += ["--token", self.options.token]
         if node in self.options.zones:
             command += ["--zone", self.options.zones[node]]
+        if self._links is not None:
+            command += ["--dial", ",".join(f"{known}={instead}" for known, instead in self._links.dial(node).items())]
         return [*command, *self.options.flags]
 
     def _worker_command(self, options: WorkerOptions) -> list[str]:

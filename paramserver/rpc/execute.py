@@ -7,7 +7,7 @@ deadline; what comes back was committed and applied by the group's leader. Must 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeAlias
 
 import grpc
@@ -64,16 +64,18 @@ Order: TypeAlias = Callable[[pb.OrderRequest, Context], Awaitable[pb.OrderRespon
 
 
 class Channels:
-    """One to each address that was asked for; at the bound the one unused for longest is closed."""
+    """One to each address that was asked for; at the bound the one unused for longest is closed. `dial`: addresses that
+    are reached at another one (`NodeConfig.dial`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, dial: Mapping[str, str] | None = None) -> None:
+        self._dial = dial or {}
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     def to(self, address: str) -> grpc.aio.Channel:
         channel = self._channels.pop(address, None)
         if channel is None:
-            channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+            channel = grpc.aio.insecure_channel(self._dial.get(address, address), options=CHANNEL_OPTIONS)
             if len(self._channels) >= CHANNELS_MAX:
                 task = asyncio.create_task(self._channels.pop(next(iter(self._channels))).close(grace=None))
                 self._closing.add(task)
@@ -137,11 +139,13 @@ class InternalService:
 class Executor:
     """`catalogue.drive.Execute`. Keeps one channel a node, `close` closes them."""
 
-    def __init__(self, groups: Groups, local: InternalService, cluster: bytes) -> None:
+    def __init__(
+        self, groups: Groups, local: InternalService, cluster: bytes, dial: Mapping[str, str] | None = None
+    ) -> None:
         self._groups = groups
         self._local = local
         self._cluster = cluster
-        self._channels = Channels()
+        self._channels = Channels(dial)
 
     async def __call__(self, group: GroupId, command: drive.ShardCommand) -> drive.ShardReply:
         raw = encode(command)

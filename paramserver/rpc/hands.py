@@ -7,7 +7,7 @@ or it does not count as up. Must not know: why nodes are asked.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import grpc.aio
@@ -37,8 +37,8 @@ Answer = TypeVar("Answer", bound=Message)
 class Reach:
     """Unary calls to servers, by address."""
 
-    def __init__(self) -> None:
-        self._channels = Channels()
+    def __init__(self, dial: Mapping[str, str] | None = None) -> None:
+        self._channels = Channels(dial)
 
     async def call(
         self,

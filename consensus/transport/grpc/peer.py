@@ -37,6 +37,7 @@ class PeerLink:
         *,
         node: NodeId,
         address: str,
+        dial: str,
         origin: Origin,
         introductions: Introductions,
         options: GrpcOptions,
@@ -45,6 +46,8 @@ class PeerLink:
     ) -> None:
         self.node = node
         self.address = address
+        """As everybody knows it; `dial` is where it is reached from here."""
+        self._dial = dial
         self.up = False
         self._origin = origin
         self._introductions = introductions
@@ -89,7 +92,7 @@ class PeerLink:
         for channel in Channel:
             # A user agent of its own keeps the two apart in whatever pools connections by arguments.
             named = [*arguments, ("grpc.primary_user_agent", f"paramserver-{channel.name.lower()}")]
-            self._channels[channel] = grpc.aio.insecure_channel(self.address, options=named)
+            self._channels[channel] = grpc.aio.insecure_channel(self._dial, options=named)
 
     async def close(self) -> None:
         if self._task is not None:

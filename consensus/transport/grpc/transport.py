@@ -42,8 +42,11 @@ class GrpcTransport:
         addresses: Mapping[NodeId, str],
         options: GrpcOptions | None = None,
         kernel_answers: bytes = b"",
+        dial: Mapping[str, str] | None = None,
     ) -> None:
-        """Raises `ValueError` for options that can't be, or when this node is not in `addresses`."""
+        """`dial`: addresses that are reached at another one from here (a proxy, a tunnel); who is where, and what
+        others are told, is not changed by it. Raises `ValueError` for options that can't be, or when this node is not
+        in `addresses`."""
         options = options or GrpcOptions()
         problems = options.validate()
         if folder.node not in addresses:
@@ -64,6 +67,7 @@ class GrpcTransport:
         self._origin = Origin(folder.cluster, folder.node, folder.uuid, incarnation)
         self._options = options
         self._started = False
+        self._dial = dict(dial or {})
         self._links = {node: self._link(node, address) for node, address in addresses.items() if node != folder.node}
         self._streams: Counter[NodeId] = Counter()
         """Control streams of each peer to this node."""
@@ -174,6 +178,7 @@ class GrpcTransport:
         return PeerLink(
             node=node,
             address=address,
+            dial=self._dial.get(address, address),
             origin=self._origin,
             introductions=self.introductions,
             options=self._options,

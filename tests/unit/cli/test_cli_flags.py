@@ -52,6 +52,16 @@ def test_flags_are_not_abbreviated() -> None:
     assert problems[0] == "unknown flag --nod; did you mean --node?"
 
 
+def test_detours() -> None:
+    assert flags.detours("a:1=b:2,[::1]:3=c:4") == {"a:1": "b:2", "[::1]:3": "c:4"}
+
+
+@pytest.mark.parametrize("text", ["", "a:1", "a:1=", "=b:1", "a:1=b", "a:1=b:1,a:1=c:1", "a:1=b:1=c:1"])
+def test_bad_detours(text: str) -> None:
+    with pytest.raises(ValueError):
+        flags.detours(text)
+
+
 @pytest.mark.parametrize("text", ["", "a", "a:", ":1", "a:0", "a:65536", "a:x", "a b:1", "::1:7001", "a/b:1", "a:1\n"])
 def test_bad_endpoints(text: str) -> None:
     with pytest.raises(ValueError):
