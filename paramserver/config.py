@@ -6,6 +6,7 @@ known without touching ports and disks. Must not know: command lines, how anythi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -23,6 +24,7 @@ NODE_MAX = 65_535
 TOKEN_CHARACTERS_MAX = 256
 DURABILITY = "fsync"
 REPLICATED = "replicated"
+SOCKET_PATH_BYTES_MAX = 107
 CALLS_MAX = 6144
 """Of clients; the rest up to what gRPC is told to take is kept for nodes among each other."""
 STREAM_WINDOW_BYTES_MAX = 64 << 20
@@ -58,6 +60,9 @@ class NodeConfig:
     node reaches others: what the cluster's id derives from, and what workers are told, stay as they are."""
     allow_remote: bool = False
     """Bind an address that is not loopback. Nothing is encrypted or authenticated yet: only in a network you trust."""
+    fault_injection: str = ""
+    """Path of a Unix socket on which whoever may open it makes this server's disk, clock and interpreter fail. For
+    tests of the whole system only; refused unless the server binds loopback, and shown in its status."""
     heartbeat_ms: int = 50
     election_timeout_ms: int = 300
     """A follower that hears nothing for this long, and a random part of its spread more, campaigns."""
@@ -217,6 +222,15 @@ class NodeConfig:
         if taken:
             problems.append(f"join is {self.join}, which is the address of node {taken[0]} in members")
         host = split_address(self.bind)
+        if self.fault_injection and (host is None or not is_loopback(host[0])):
+            problems.append(
+                f"fault_injection is for tests on one machine, and {self.bind} is not loopback; leave it out"
+            )
+        if len(os.fsencode(self.fault_injection)) > SOCKET_PATH_BYTES_MAX:
+            problems.append(
+                f"fault_injection is {len(os.fsencode(self.fault_injection))} bytes long; "
+                f"the path of a socket has at most {SOCKET_PATH_BYTES_MAX}"
+            )
         if host is not None and not is_loopback(host[0]) and not self.allow_remote:
             problems.append(
                 f"{self.bind} is not loopback, and nothing is encrypted or authenticated yet; "

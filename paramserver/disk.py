@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from consensus.storage.filesystem import DirectoryLock, OsFileSystem
 from consensus.storage.identity import NodeIdentity, load_or_create
-from consensus.storage.interface import Recovery
+from consensus.storage.interface import FileSystem, Recovery
 from consensus.storage.lifemark import open_log
 from consensus.storage.snapshots import SnapshotFiles
 from consensus.storage.wal import Wal
@@ -32,6 +32,7 @@ class Disk:
     """The data folder: locked, known to be this node's, its log recovered."""
 
     lock: DirectoryLock
+    filesystem: FileSystem
     identity: NodeIdentity
     wal: Wal
     recovery: Recovery
@@ -39,9 +40,9 @@ class Disk:
     directory: pb.Directory | None
 
     @classmethod
-    def open(cls, config: NodeConfig) -> Disk:
+    def open(cls, config: NodeConfig, filesystem: FileSystem | None = None) -> Disk:
         """Raises `StorageError`, `CannotUse`."""
-        folder, filesystem = config.data_dir, OsFileSystem()
+        folder, filesystem = config.data_dir, filesystem or OsFileSystem()
         try:
             lock = DirectoryLock(folder)
         except OSError as error:
@@ -68,7 +69,7 @@ class Disk:
             log.warning("log: discarded a torn tail of %d bytes", recovery.discarded_tail_bytes)
         if recovery.damage:
             log.error("log: %s", recovery.damage)
-        return cls(lock, identity, wal, recovery, snapshots, directory)
+        return cls(lock, filesystem, identity, wal, recovery, snapshots, directory)
 
 
 def _tell_damage(recovery: Recovery) -> None:

@@ -42,6 +42,7 @@ from paramserver.config import REPLICATED, NodeConfig
 from paramserver.directory import save as save_directory
 from paramserver.disk import CannotUse, Disk
 from paramserver.hosting import Hosting
+from paramserver.injection.control import Injection
 from paramserver.observe.counters import Counters
 from paramserver.observe.lag import LoopLag
 from paramserver.observe.load import Load
@@ -140,9 +141,12 @@ async def _serve(config: NodeConfig) -> int:
     server = grpc.aio.server(options=arguments, maximum_concurrent_rpcs=CALLS_MAX)
     _check_address(config.bind)
     _bind(server, config.bind)
-    disk = Disk.open(config)
+    injection = _injection(config)
+    if injection is not None:
+        injection.watch(loop)
+    disk = Disk.open(config, None if injection is None else injection.filesystem(OsFileSystem()))
     try:
-        node = Node(config, disk, server, transport_options, loop)
+        node = Node(config, disk, server, transport_options, loop, injection)
         try:
             await node.start(stop)
             await node.serve(stop)
@@ -150,7 +154,18 @@ async def _serve(config: NodeConfig) -> int:
             await node.stop()
     finally:
         disk.lock.release()
+        if injection is not None:
+            injection.close()
     return EXIT_OK
+
+
+def _injection(config: NodeConfig) -> Injection | None:
+    if not config.fault_injection:
+        return None
+    try:
+        return Injection(config.fault_injection)
+    except OSError as error:
+        raise CannotStart(f"cannot make the socket {config.fault_injection!r}: {error.strerror or error}") from None
 
 
 def _check_address(address: str) -> None:
@@ -193,8 +208,10 @@ class Node:
         server: grpc.aio.Server,
         transport_options: GrpcOptions,
         loop: asyncio.AbstractEventLoop,
+        injection: Injection | None = None,
     ) -> None:
         self._config = config
+        self._injection = injection
         self._disk = disk
         self._server = server
         self._cluster = disk.identity.cluster
@@ -210,7 +227,7 @@ class Node:
             mailbox.post,
             flush_bytes_max=config.wal_options().flush_bytes_max,
             behind=Behind() if config.durability == REPLICATED else None,
-            failed=partial(lifemark.doubt, OsFileSystem(), config.data_dir),
+            failed=partial(lifemark.doubt, disk.filesystem, config.data_dir),
         )
         self._lanes = ThreadLanes(mailbox.post, at_start=_check_lane)
         self._transport = GrpcTransport(
@@ -249,7 +266,7 @@ class Node:
             peers=self._transport,
             folder=disk.identity,
             room=self._room,
-            save=lambda told: save_directory(OsFileSystem(), config.data_dir, told),
+            save=lambda told: save_directory(disk.filesystem, config.data_dir, told),
             vacated=self._vacated,
             changed=self._board.directory,
         )
@@ -380,7 +397,7 @@ class Node:
         await self._reach.close()
         loop = asyncio.get_running_loop()
         if await loop.run_in_executor(None, self._writer.close):
-            await loop.run_in_executor(None, lifemark.end, OsFileSystem(), self._config.data_dir)
+            await loop.run_in_executor(None, lifemark.end, self._disk.filesystem, self._config.data_dir)
         await loop.run_in_executor(None, self._lanes.close)
         log.info("stopped")
 
@@ -630,7 +647,8 @@ class Node:
         )
 
     def _alarms(self) -> list[str]:
-        lines = [alarm for leader in self._shards.values() for alarm in leader.alarms]
+        lines = [] if self._injection is None else [self._injection.alarm()]
+        lines += [alarm for leader in self._shards.values() for alarm in leader.alarms]
         if self._writer.full():
             lines.append(self._full_disk())
         for group, hosted in self._groups.hosted.items():

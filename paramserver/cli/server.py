@@ -56,6 +56,13 @@ FLAGS = (
         metavar="HOST:PORT=HOST:PORT,...",
     ),
     Flag("--allow-remote", "bind an address that is not loopback: nothing is encrypted or authenticated yet"),
+    Flag(
+        "--fault-injection",
+        "for tests only: make a Unix socket there by which this server's disk, clock and interpreter can be made to "
+        "fail; only with an address of loopback",
+        flags.text_value,
+        metavar="SOCKET",
+    ),
     Flag("--heartbeat-ms", "between a leader's heartbeats [50]", flags.integer(1, _MS), metavar="MS"),
     Flag("--election-timeout-ms", "silence before a follower campaigns [300]", flags.integer(1, _MS), metavar="MS"),
     Flag(

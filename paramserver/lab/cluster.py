@@ -25,6 +25,7 @@ from typing import TypeVar
 
 from paramserver.lab import status as snapshots
 from paramserver.lab.errors import DeadlinePassed, LabError
+from paramserver.lab.faults import NodeFaults
 from paramserver.lab.lines import SocketFolder
 from paramserver.lab.links.control import Links
 from paramserver.lab.ports import ReservedPorts
@@ -97,9 +98,11 @@ class Cluster:
         options: ServerOptions | None = None,
         keep: bool = False,
         links: bool = False,
+        faults: bool = False,
         seed: int = 0,
     ) -> None:
-        """`seed`: of the links' draws."""
+        """`faults`: servers are started with `--fault-injection` (`cluster.faults(node)`). `seed`: of the links'
+        draws."""
         self.options = options or ServerOptions()
         self._temporary = folder is None and not keep
         self.folder = Path(tempfile.mkdtemp(prefix="paramserver-")) if folder is None else folder
@@ -111,6 +114,7 @@ class Cluster:
         }
         self._bootstrap = ",".join(f"{node}={address}" for node, address in self.addresses.items())
         self._sockets = SocketFolder(self.folder)
+        self._faults = faults
         self._spare: dict[int, str] = {}
         """Where nodes will be that come later."""
         self._links: Links | None = None
@@ -224,6 +228,12 @@ class Cluster:
             raise ValueError("this cluster has no links: Cluster(links=True)")
         return self._links
 
+    def faults(self, node: int) -> NodeFaults:
+        """Of the node's disk, clock and interpreter."""
+        if not self._faults:
+            raise ValueError("this cluster's servers take no faults: Cluster(faults=True)")
+        return NodeFaults(node, self._sockets.path(f"faults-{node}"))
+
     # --- workers
 
     def start_worker(self, options: WorkerOptions) -> WorkerProcess:
@@ -329,6 +339,8 @@ class Cluster:
             command += ["--token", self.options.token]
         if node in self.options.zones:
             command += ["--zone", self.options.zones[node]]
+        if self._faults:
+            command += ["--fault-injection", self._sockets.path(f"faults-{node}")]
         if self._links is not None:
             command += ["--dial", ",".join(f"{known}={instead}" for known, instead in self._links.dial(node).items())]
         return [*command, *self.options.flags]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from paramserver.lab.lines import LineClient, SocketFolder
@@ -109,7 +110,8 @@ class Links:
         """Once; every link is clear."""
         if self.process is not None and self.process.running:
             return
-        path = self._sockets.new("links")
+        path = self._sockets.path("links")
+        Path(path).unlink(missing_ok=True)
         line = [sys.executable, "-m", "paramserver.lab.links", "--control", path, "--seed", str(self._seed)]
         self.process = self._start("links", line)
         self.process.await_line("ready", READY_TIMEOUT_S)
@@ -118,8 +120,6 @@ class Links:
             self.ask({"op": "add", "from": one, "to": other, "listen": listen, "target": self._addresses[other]})
 
     def close(self) -> None:
-        if self._client is not None:
-            self._client.close()
         if self.process is not None:
             self.process.kill()
         self._ports.close()

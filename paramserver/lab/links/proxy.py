@@ -33,7 +33,6 @@ class Proxy:
         self._reactor = reactor
         self._draws = random.Random(seed)
         self._conditions: dict[Pair, Condition] = {}
-        self._listeners: dict[Pair, socket.socket] = {}
         self._connections: dict[Pair, set[Connection]] = {}
         """By who dialled whom."""
         self._opened: Counter[Pair] = Counter()
@@ -43,6 +42,7 @@ class Proxy:
     # --- links
 
     def add(self, pair: Pair, listen: tuple[str, int], target: tuple[str, int]) -> None:
+        """For good; a pair may have several."""
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -52,7 +52,6 @@ class Proxy:
         except OSError:
             listener.close()
             raise
-        self._listeners.setdefault(pair, listener)
         self._connections.setdefault(pair, set())
         self._reactor.watch(listener.fileno(), READ, lambda *_: self._accept(pair, listener, target))
 
