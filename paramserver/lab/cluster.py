@@ -116,7 +116,7 @@ class Cluster:
         self._sockets = SocketFolder(self.folder)
         self._faults = faults
         self._spare: dict[int, str] = {}
-        """Where nodes will be that come later."""
+        """Where nodes will be that come later, and where those were that left."""
         self._links: Links | None = None
         if links:
             ports = ReservedPorts(SPARE_NODES)
@@ -177,6 +177,11 @@ class Cluster:
         if not server.running:
             raise LabError(f"{server.name} ended with {server.code}", f"log {server.log}:\n{server.last_words()}")
         return self.addresses[node]
+
+    def retire(self, node: int) -> None:
+        """Stop a server that was removed from the cluster for good, and forget it; `join` may take its number again."""
+        self.servers.pop(node).terminate()
+        self._spare[node] = self.addresses.pop(node)
 
     def _new_address(self, node: int) -> str:
         if node in self._spare:

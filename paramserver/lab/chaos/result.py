@@ -40,7 +40,7 @@ class FaultResult:
     """One fault, one repetition. `start_ms` when it was injected, `end_ms` when it was taken back (a process started, a
     link healed), `healed_ms` when every replica was up and caught up again; `until_ms` the beginning of the next one.
 
-    A figure of a fault is taken from `start_ms` to `until_ms`; `steps.before` from the `until_ms` of the one before it.
+    A figure of a fault is taken from `start_ms` to `until_ms`; `before` counts from `healed_ms` of the one before it.
     """
 
     kind: str
@@ -79,6 +79,8 @@ class FaultResult:
     """To the same load's p99 while nothing was disturbed."""
     proxied: bool
     """Traffic between nodes went through our proxy."""
+    recovery_stall_ms: float | None = None
+    """The same from `end_ms` on: a process that starts, replicas that catch up. `stall_ms` ends there."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -142,7 +144,11 @@ class Stage:
     undisturbed: Mapping[str, Distribution]
     """Step times by load, while no fault was there."""
     final: tuple[str, ...]
-    """What was wrong at its end; empty when lost, doubled and differing updates are 0 on every replica."""
+    """What was wrong at its end; empty when every replica holds what it should."""
+    lost: int = 0
+    duplicated: int = 0
+    """First seen at the end."""
+    bit_identical: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

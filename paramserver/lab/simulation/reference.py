@@ -72,7 +72,7 @@ class Training:
         self._seed = seed
         self._weights: list[Array] = [self.initial]
         self._blocks = [
-            _Block(spec.optimizer, self.initial[self.layout.block_slice(block)]) for block in range(self.layout.blocks)
+            Block(spec.optimizer, self.initial[self.layout.block_slice(block)]) for block in range(self.layout.blocks)
         ]
 
     def at(self, version: int) -> Array:
@@ -120,7 +120,7 @@ class Training:
         self._weights.append(after)
 
 
-class _Block:
+class Block:
     """What an optimizer remembers of a block."""
 
     def __init__(self, optimizer: OptimizerSpec, weights: Array) -> None:

@@ -1,0 +1,84 @@
+"""The digits' faultless run, without servers: `python -m paramserver.lab.chaos.reference`.
+
+Owns what every block of the bundled training must hold after each step: the model's own gradients, and the plain NumPy
+training that simulations are held against for sums and updates, which shares no code with servers. A process of its own
+(`digests`), because the bits of a matrix product depend on how many threads share it, and that is settled before NumPy
+is imported: one, as in `paramserver worker`.
+
+Standard input: {"seed", "ranks", "versions": [...]}; standard output: {version: [digest of each block]}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+
+from paramserver.lab.errors import LabError
+
+ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+S_PER_STEP_MAX = 0.05
+
+
+def digests(seed: int, ranks: int, versions: Iterable[int]) -> Mapping[int, tuple[str, ...]]:
+    """Version -> xxh3-128 of each block's weights."""
+    wanted = sorted(set(versions))
+    if not wanted:
+        return {}
+    done = subprocess.run(
+        [sys.executable, "-m", "paramserver.lab.chaos.reference"],
+        input=json.dumps({"seed": seed, "ranks": ranks, "versions": wanted}),
+        capture_output=True,
+        text=True,
+        env={**os.environ, **ONE_THREAD},
+        timeout=60.0 + S_PER_STEP_MAX * wanted[-1],
+        check=False,
+    )
+    if done.returncode != 0:
+        raise LabError("the faultless run could not be computed", done.stderr.strip()[-500:])
+    return {int(version): tuple(found) for version, found in json.loads(done.stdout).items()}
+
+
+def compute(seed: int, ranks: int, versions: set[int]) -> dict[int, list[str]]:
+    import numpy as np
+
+    from paramserver.lab.simulation.reference import Block, tree_sum
+    from paramserver.wire.checksum import digest
+    from paramserver.wire.layout import Layout
+    from worker.data import digits
+    from worker.reference.train import TrainConfig
+
+    config = TrainConfig(servers="127.0.0.1:1", ranks=ranks, seed=seed)
+    spec, network, data = config.spec(), config.network(), digits.load()
+    layout = Layout(spec)
+    places = [layout.block_slice(block) for block in range(layout.blocks)]
+    weights = layout.flatten(network.initial(seed))
+    blocks = [Block(spec.optimizer, weights[place]) for place in places]
+    found = {}
+    for version in range(max(versions) + 1):
+        if version in versions:
+            found[version] = [digest([weights[place].data.cast("B")]).hex() for place in places]
+        gradients = []
+        for rank in range(ranks):
+            images, labels = data.batch(config.seed, version, rank, config.batch)
+            _, gradient = network.loss_and_gradient(layout.unflatten(weights), images, labels)
+            gradients.append(layout.flatten(gradient))
+        total = tree_sum(gradients)
+        assert total is not None
+        mean = total / np.float32(ranks)
+        after = weights.copy()
+        for place, block in zip(places, blocks, strict=True):
+            after[place] = block.update(weights[place], mean[place])
+        weights = after
+    return found
+
+
+def main() -> None:
+    asked = json.load(sys.stdin)
+    json.dump(compute(asked["seed"], asked["ranks"], set(asked["versions"])), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
