@@ -2,21 +2,17 @@
 any peer."""
 
 import json
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from benchmarks import push_pull
-from benchmarks.pushpull import forwarder, report
+from benchmarks.pushpull import report
 from benchmarks.pushpull.case import Case
 from benchmarks.pushpull.links import OursThroughLinks
 from benchmarks.pushpull.ours import OurOptions
 from benchmarks.pushpull.peers import environment, redis
-from benchmarks.pushpull.trees import ROOT
 
 
 def test_its_quick_slice_measures_ours_beside_one_replica_and_names_peers_that_are_missing(
@@ -63,30 +59,3 @@ def test_links_delay_what_goes_between_servers() -> None:
         system.step(3, 60.0)
         step_s = (time.monotonic() - began_s) / 3
     assert step_s >= 0.08, "a step needs a round trip between the leader and a follower"
-
-
-def test_a_connection_of_somebody_else_is_not_delayed() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as target, socket.create_server(("127.0.0.1", 0)) as free:
-        listen = free.getsockname()
-        free.close()
-        to = f"127.0.0.1:{target.getsockname()[1]}"
-        line = [sys.executable, "-m", "benchmarks.pushpull.forwarder", "--listen", f"127.0.0.1:{listen[1]}"]
-        running = subprocess.Popen(
-            [*line, "--to", to, "--delay-ms", "5000"], stdout=subprocess.PIPE, text=True, cwd=ROOT
-        )
-        try:
-            assert running.stdout is not None
-            assert running.stdout.readline() == "ready\n"
-            with socket.create_connection(listen, timeout=4.0) as near:
-                near.sendall(b"question")
-                far, _ = target.accept()
-                with far:
-                    far.settimeout(4.0)
-                    assert far.recv(100) == b"question"
-                    assert forwarder.inode_of(near.getsockname()[1], listen[1]) is not None
-                    far.sendall(b"answer")
-                    assert near.recv(100) == b"answer"
-        finally:
-            running.kill()
-            running.wait()
-            running.stdout.close()

@@ -28,7 +28,7 @@ from paramserver.lab.links.reactor import Reactor
 PIPE_BYTES = 1 << 20
 """Of the kernel pipe between the sockets; smaller where the system allows no more."""
 CHUNK_BYTES = 64 << 10
-"""Read at a time where bytes are looked at."""
+"""Read at a time where bytes may be lost."""
 WAITING_BYTES_MAX = 32 << 20
 RATE_WAITING_S = 0.1
 """What waits behind a rate limit, as time; so back-pressure is felt soon."""
@@ -163,7 +163,7 @@ class Flow:
                 self._source_over = True
             return True
         if condition.shaped or self._waiting:
-            chunk = CHUNK_BYTES
+            chunk = CHUNK_BYTES if condition.loss or condition.duplicate else PIPE_BYTES
             if condition.bytes_per_s:
                 chunk = max(1, min(chunk, self._room() - self._waiting_bytes))
             data = self.source.recv(chunk)
