@@ -9,6 +9,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from worker.reference.evaluate import Evaluation
+
+
+@dataclass(frozen=True, slots=True)
+class DataLoaded:
+    """The images are in memory. `image`: (height, width). `digest`: equal ones are the same data. `bad_rows`: what was
+    left out, a line each."""
+
+    time_s: float
+    name: str
+    training: int
+    held_out: int
+    image: tuple[int, int]
+    classes: int
+    digest: str
+    bad_rows: tuple[str, ...] = ()
+
 
 @dataclass(frozen=True, slots=True)
 class Connected:
@@ -38,12 +55,13 @@ class Started:
 @dataclass(frozen=True, slots=True)
 class StepDone:
     """Every block of `step` is applied and its new weights are here. `loss` is that of this rank's batch, before the
-    step; `accuracy` is held-out, None where it was not computed."""
+    step; accuracy and loss on held-out images are None where they were not computed."""
 
     time_s: float
     step: int
     loss: float
     accuracy: float | None
+    held_out_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +97,15 @@ class LeaderChanged:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """`digest`: xxh3-128 of the final weights. `bit_identical_claimed`: gradients are a function of (weights, seed,
-    step, rank) on this device, so a run with faults ends with the same digest (RULES S7)."""
+    """`digest`: xxh3-128 of the final weights. `bit_identical_claimed`: gradients are a function of (weights, data,
+    seed, step, rank) on this device, so a run with faults ends with the same digest (RULES S7)."""
 
     time_s: float
     step: int
-    accuracy: float
+    evaluation: Evaluation
     digest: str
     bit_identical_claimed: bool
 
 
-Event: TypeAlias = Connected | Started | StepDone | Waiting | Resumed | LeaderChanged | Ended
+Event: TypeAlias = DataLoaded | Connected | Started | StepDone | Waiting | Resumed | LeaderChanged | Ended
 OnEvent: TypeAlias = Callable[[Event], None]

@@ -19,8 +19,7 @@ def product(xp: Any, left: Array, right: Array) -> Array:
     """left [m, k] times right [k, n]. In float16 sums are float32 and rounded once, as a GPU's matrix units do:
     cuBLAS by itself, NumPy (which has no BLAS for float16) by way of float32."""
     if xp is np and left.dtype == np.float16:
-        with np.errstate(over="ignore"):  # infinity is what a GPU gives, and who scales the loss looks for it
-            return (left.astype(np.float32) @ right.astype(np.float32)).astype(np.float16)
+        return (left.astype(np.float32) @ right.astype(np.float32)).astype(np.float16)
     return left @ right
 
 
@@ -37,8 +36,7 @@ def total(values: Array) -> Array:
     """Sums over all axes but the last; of float16 in float32, rounded once."""
     rows = values.reshape(-1, values.shape[-1])
     if rows.dtype == np.float16:
-        with np.errstate(over="ignore"):
-            return rows.sum(axis=0, dtype=np.float32).astype(np.float16)
+        return rows.sum(axis=0, dtype=np.float32).astype(np.float16)
     return rows.sum(axis=0)
 
 

@@ -42,16 +42,18 @@ def digests(seed: int, ranks: int, versions: Iterable[int]) -> Mapping[int, tupl
 
 
 def compute(seed: int, ranks: int, versions: set[int]) -> dict[int, list[str]]:
+    from dataclasses import replace
+
     import numpy as np
 
     from paramserver.lab.simulation.reference import Block, tree_sum
     from paramserver.wire.checksum import digest
     from paramserver.wire.layout import Layout
-    from worker.data import digits
-    from worker.reference.train import TrainConfig
+    from worker.reference.config import TrainConfig
 
     config = TrainConfig(servers="127.0.0.1:1", ranks=ranks, seed=seed)
-    spec, network, data = config.spec(), config.network(), digits.load()
+    spec, network, data = config.spec(), config.build(), config.load()
+    batches = [replace(config, rank=rank).batches(data) for rank in range(ranks)]
     layout = Layout(spec)
     places = [layout.block_slice(block) for block in range(layout.blocks)]
     weights = layout.flatten(network.initial(seed))
@@ -62,8 +64,8 @@ def compute(seed: int, ranks: int, versions: set[int]) -> dict[int, list[str]]:
             found[version] = [digest([weights[place].data.cast("B")]).hex() for place in places]
         gradients = []
         for rank in range(ranks):
-            images, labels = data.batch(config.seed, version, rank, config.batch)
-            _, gradient = network.loss_and_gradient(layout.unflatten(weights), images, labels)
+            batch = batches[rank].make(version)
+            _, gradient = network.loss_and_gradient(layout.unflatten(weights), batch.images, batch.labels)
             gradients.append(layout.flatten(gradient))
         total = tree_sum(gradients)
         assert total is not None

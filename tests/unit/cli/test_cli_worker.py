@@ -19,11 +19,17 @@ from paramserver.lab import records
 from paramserver.lab.demo import DemoOptions
 from paramserver.wire.codecs import Codec
 from worker import errors
+from worker.data.idx import BAD_ROWS
 from worker.reference import events
-from worker.reference.train import TrainConfig, TrainResult
+from worker.reference.config import PRECISIONS, TrainConfig, parse_optimizer
+from worker.reference.evaluate import ClassFigures, Evaluation
+from worker.reference.network import NETWORKS
+from worker.reference.train import TrainResult
 
 CONFIG = TrainConfig(servers="127.0.0.1:1", rank=1, ranks=2, steps=10)
+EVALUATION = Evaluation(0.25, 0.95, (ClassFigures(0, 0.9, 1.0, 18, 20), ClassFigures(1, None, 0.0, 2, 0)))
 STORY = (
+    events.DataLoaded(0.0, "mnist\n", 90, 20, (28, 28), 2, "0123456789abcdef", ("labels: 1 row cut off: 7",)),
     events.Connected(0.0, "cafe", {1: "127.0.0.1:1"}, "/session", "numpy", "a cpu"),
     events.Started(1.0, 1, 2, 3, 10, 5000, 77),
     events.StepDone(2.0, 3, 0.5, None),
@@ -31,7 +37,7 @@ STORY = (
     events.LeaderChanged(3.6, 2, 3, "127.0.0.1:3", 4),
     events.Resumed(4.0, 4, 2.0),
     events.StepDone(4.0, 4, 0.4, 0.95),
-    events.Ended(5.0, 5, 0.95, "ab", True),
+    events.Ended(5.0, 5, EVALUATION, "ab", True),
 )
 
 
@@ -55,6 +61,8 @@ def test_a_run_is_written_down_and_shown(tmp_path: Path) -> None:
     )
     shown = stream.getvalue()
     assert "step 0/" not in shown, "where a restarted worker goes on is not known before it holds its rank"
+    assert "data mnist\\x0a: 90 images of 28 x 28 to train on, 20 held out, 2 classes; digest 01234567\n" in shown
+    assert "* left out: labels: 1 row cut off: 7\n" in shown
     assert "* step 4 waits (1.5 s): group 2 has no leader\\x0a\n" in shown
     assert "* node 3 leads group 2 now (term 4)" in shown
     assert "step 5/10  loss 0.4000  accuracy 95.00%  0.5 steps/s  leaders 2:3\n" in shown
@@ -85,13 +93,23 @@ def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch, setting: st
     assert isinstance(screen(io.StringIO()), PlainScreen)
 
 
-def test_the_last_line(capsys: pytest.CaptureFixture[str]) -> None:
-    result = TrainResult(first_step=3, step=10, accuracy=0.95, digest="ab", seconds=7.0, bit_identical_claimed=True)
+def test_the_last_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    result = TrainResult(
+        first_step=3, step=10, evaluation=EVALUATION, digest="ab", seconds=7.0, bit_identical_claimed=True
+    )
     command.tell(result, io.StringIO(), as_json=True)
-    assert json.loads(capsys.readouterr().out)["digest"] == "ab"
+    fields = json.loads(capsys.readouterr().out)
+    assert (fields["digest"], fields["loss"], fields["accuracy"]) == ("ab", 0.25, 0.95)
+    assert fields["classes"][1] == {"class": 1, "precision": None, "recall": 0.0, "images": 2, "taken": 0}
     stream = io.StringIO()
     command.tell(result, stream, as_json=False)
-    assert stream.getvalue() == "done: 10 steps (3 before this start), 1.0 steps/s  accuracy 95.00%  digest ab\n"
+    assert stream.getvalue().splitlines() == [
+        "held-out images: loss 0.2500  accuracy 95.00%",
+        "class  precision  recall   images  taken for it",
+        "0      90.00%     100.00%  18      20",
+        "1      -          0.00%    2       0",
+        "done: 10 steps (3 before this start), 1.0 steps/s  accuracy 95.00%  digest ab",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -130,12 +148,30 @@ def test_flags_and_config_agree_on_defaults() -> None:
     """What --help says is what happens without the flag."""
     shown = {flag.key: flag.default for flag in command.FLAGS}
     usual = TrainConfig(servers="127.0.0.1:1")
-    for key in ("rank", "ranks", "steps", "model_name", "batch", "seed", "device"):
+    same = ("rank", "ranks", "steps", "model_name", "batch", "seed", "device", "data", "classes", "bad_rows")
+    for key in (*same, "precision", "evaluate_every"):
         assert shown[key] == getattr(usual, key), key
+    assert (shown["model"], shown["augment"]) == (usual.network, str(usual.augmentation))
     values = flags.Values({**shown, "servers": ("127.0.0.1:1",)}, frozenset())
     config = command.config_of(values, [])
     assert config.optimizer == usual.optimizer
     assert (config.codec, config.weights_codec, config.log_codec) == (Codec.FP32,) * 3
+
+
+def test_the_flags_take_what_the_configuration_takes() -> None:
+    """The command names the choices itself, so that its help starts without NumPy."""
+    takes = {flag.key: flag.convert for flag in command.FLAGS}
+    for key, choices in (("model", NETWORKS), ("precision", PRECISIONS), ("bad_rows", BAD_ROWS)):
+        convert = takes[key]
+        assert convert is not None
+        with pytest.raises(ValueError, match=f"expected one of {', '.join(choices)}$"):
+            convert("?")
+    usual = {flag.key: flag.default for flag in command.FLAGS} | {"servers": ("127.0.0.1:1",)}
+    chosen = {"model": "cnn", "precision": "mixed", "augment": "rotate:10", "evaluate_every": 7, "bad_rows": "skip"}
+    config = command.config_of(flags.Values(usual | chosen, frozenset()), [])
+    assert (config.network, config.precision, config.evaluate_every, config.bad_rows) == ("cnn", "mixed", 7, "skip")
+    assert str(config.augmentation) == "rotate:10"
+    assert config.optimizer == parse_optimizer("adam", "cnn") != parse_optimizer("adam")
 
 
 def test_each_codec_has_its_flag_and_the_demos_sets_them_all() -> None:

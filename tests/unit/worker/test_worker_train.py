@@ -13,9 +13,12 @@ from paramserver.wire.spec import Adam, Momentum, Sgd
 from tests.unit.worker.fake import FakeCluster, FakeNetwork
 from worker import errors
 from worker.client import connect
+from worker.data.augment import Augmentation
 from worker.reference import train as loop
-from worker.reference.events import Connected, Ended, Event, Resumed, Started, StepDone, Waiting
-from worker.reference.train import TrainConfig, TrainResult, parse_optimizer, train
+from worker.reference.config import TrainConfig, parse_optimizer
+from worker.reference.events import Connected, DataLoaded, Ended, Event, Resumed, Started, StepDone, Waiting
+from worker.reference.mlp import Mlp
+from worker.reference.train import TrainResult, train
 
 
 @pytest.fixture
@@ -61,8 +64,8 @@ def test_two_ranks_learn_and_end_with_the_same_bits(cluster: FakeCluster, tmp_pa
     assert [event.step for event in steps] == list(range(60))
     assert [event.step for event in steps if event.accuracy is not None] == [19, 39, 59]
     assert sorted(event.time_s for event in steps) == [event.time_s for event in steps]
-    assert [type(event) for event in events[0][:2]] == [Connected, Started]
-    assert events[0][-1] == Ended(events[0][-1].time_s, 60, results[0].accuracy, results[0].digest, True)
+    assert [type(event) for event in events[0][:3]] == [DataLoaded, Connected, Started]
+    assert events[0][-1] == Ended(events[0][-1].time_s, 60, results[0].evaluation, results[0].digest, True)
 
 
 def test_a_rank_that_was_killed_goes_on_where_it_was_and_ends_with_the_same_bits(
@@ -119,16 +122,82 @@ def test_it_names_the_ranks_that_nobody_holds(cluster: FakeCluster, tmp_path: Pa
     assert any("ranks 1, 2 not held by any worker" in event.why for event in of(Waiting, events))
 
 
+def test_a_cnn_in_mixed_precision_is_trained_the_same_way(cluster: FakeCluster, tmp_path: Path) -> None:
+    """Killed in the middle: neither its batches nor its loss scale have to be kept."""
+    of_cnn = {"network": "cnn", "precision": "mixed", "batch": 8, "steps": 5}
+    events: dict[str, list[Event]] = {"whole": [], "broken": [], "plain": []}
+    whole = train(config(tmp_path, model_name="whole", **of_cnn), events["whole"].append)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(config(tmp_path, model_name="broken", **of_cnn), kill)
+    result = train(config(tmp_path, model_name="broken", **of_cnn), events["broken"].append)
+    assert (result.first_step, result.digest) == (3, whole.digest)
+    assert result.bit_identical_claimed
+    plain = train(config(tmp_path, model_name="plain", **{**of_cnn, "precision": "fp32"}), events["plain"].append)
+    assert plain.digest != whole.digest
+    first = [of(StepDone, events[name])[0].loss for name in ("plain", "whole")]
+    assert first[0] == pytest.approx(first[1], rel=0.01)
+    assert len(result.evaluation.classes) == 10
+    assert not [thread.name for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+def test_a_step_that_float16_cannot_hold_is_skipped(
+    cluster: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RULES S10: version + 1, weights as they were."""
+    plain = Mlp.loss_and_gradient
+
+    def too_large(self: Mlp, weights: Any, images: Any, labels: Any, scale: float = 1.0) -> Any:
+        loss, gradient = plain(self, weights, images, labels, scale)
+        gradient["layer0.bias"][3] = float("inf")
+        return loss, gradient
+
+    before = train(config(tmp_path, precision="mixed", steps=3))
+    monkeypatch.setattr(Mlp, "loss_and_gradient", too_large)
+    after = train(config(tmp_path, precision="mixed", steps=5))
+    assert (after.first_step, after.step, after.digest) == (3, 5, before.digest)
+
+
 def test_all_problems_of_a_configuration_at_once(tmp_path: Path) -> None:
     wrong = TrainConfig(
-        servers="nowhere", rank=2, ranks=2, steps=0, batch=0, device="tpu", block_bytes=100, hidden=(0,)
+        servers="nowhere",
+        rank=2,
+        ranks=2,
+        steps=0,
+        batch=0,
+        device="tpu",
+        block_bytes=100,
+        hidden=(0,),
+        precision="fp8",
+        classes=1,
+        evaluate_every=0,
+        augmentation=Augmentation(flip=2),
     )
     problems = wrong.validate()
-    for word in ("nowhere", "rank 2", "steps", "batch", "device", "block_bytes", "hidden"):
+    words = ("nowhere", "rank 2", "steps", "batch", "device", "block_bytes", "hidden", "precision 'fp8'", "classes 1")
+    for word in (*words, "evaluate_every 0", "augmentation: flip 2"):
         assert any(word in problem for problem in problems), word
     with pytest.raises(errors.InvalidArgument, match="nowhere"):
         train(wrong)
     assert config(tmp_path).validate() == []
+    assert config(tmp_path, network="rnn").validate() == ["network 'rnn': expected one of mlp, cnn"]
+    missing = config(tmp_path, data=str(tmp_path / "mnist")).validate()
+    assert len(missing) == 1
+    assert "mnist: no such folder: give digits, or a folder with IDX files" in missing[0]
+
+
+def test_images_that_are_too_small_for_the_cnn_are_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(bytes((0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 5, 0, 0, 0, 9)))
+    [problem] = config(tmp_path, network="cnn", data=str(tmp_path)).validate()
+    assert problem.startswith("network cnn: images of 5 x 9 are too small")
+    assert config(tmp_path, data=str(tmp_path)).validate() == []
 
 
 def test_optimizers_by_name() -> None:
