@@ -75,7 +75,9 @@ def run_stage(
     run = StageRun(stage, time.monotonic(), folder)
     options = ServerOptions(flags=SERVER_FLAGS, environment=environment or {})
     try:
-        with Cluster(plan.nodes, folder=folder, options=options, links=run.proxied, seed=seed) as cluster:
+        with Cluster(
+            plan.nodes, folder=folder, options=options, links=run.proxied, faults=run.seams, seed=seed
+        ) as cluster:
             run.nodes = plan.nodes
             tell(f"stage {stage.name}: {plan.nodes} servers{' behind a proxy' if run.proxied else ''}")
             load = Load(cluster, plan, seed)
@@ -141,7 +143,7 @@ class _Nemesis:
     def _strike(self, planned: Planned) -> bool:
         """Inject it, take it back, wait until all is whole. False: it is no use to go on."""
         kind = planned.kind
-        scene = Scene(self._cluster, self._load)
+        scene = Scene(self._cluster, self._load, links=self._run.proxied, seams=self._run.seams)
         before_s, positions = self._since_s, [self._position]
         one = Struck(
             kind=kind.name, repetition=planned.repetition, during=kind.during, follower=kind.follower,
@@ -180,7 +182,18 @@ class _Nemesis:
         one.terms = tuple(terms for _, terms in positions)  # type: ignore[assignment]
         self._run.struck.append(one)
         self._told(one, self._run)
-        return not one.hang and not one.problem
+        return not one.hang and (not one.problem or self._recovered(scene))
+
+    def _recovered(self, scene: Scene) -> bool:
+        """Whether the faults that are left may go on after one that could not be injected or taken back."""
+        try:
+            scene.heal_all()
+            scene.await_whole(SETTLE_S)
+        except LabError as error:
+            self._run.failed.append(f"given up: {error.cause}")
+            return False
+        self._mark()
+        return self._load.await_steps(self._plan.margin, self._since_s, HANG_S)
 
     def _hold(self, one: Struck, hold_s: float) -> None:
         time.sleep(max(0.0, one.start_s + hold_s - time.monotonic()))

@@ -35,6 +35,9 @@ REPAIR_S = 20.0
 class Scene:
     cluster: Cluster
     load: Load
+    links: bool = False
+    seams: bool = False
+    """Whether the cluster has them."""
     began_s: float = 0.0
     """When the fault in hand began; 0: when it was asked to."""
     notes: list[str] = field(default_factory=list)
@@ -87,12 +90,12 @@ class Scene:
     def follower(self, draw: Draw) -> int:
         """A node that leads nothing: others take over what it led, as before maintenance. `lead_again` ends it."""
         node = draw.choice.choice(self.members())
-        self.wish(drain=True, node=node)
+        self.insist(drain=True, node=node)
         self.until(lambda: node not in self.leaders().values(), f"node {node} to lead nothing")
         return node
 
     def lead_again(self, node: int) -> None:
-        self.wish(drain=True, node=node, undo=True)
+        self.insist(drain=True, node=node, undo=True)
 
     def leaders(self) -> dict[int, int]:
         return status.leaders(self.answers())
@@ -117,6 +120,19 @@ class Scene:
         except AdminError as error:
             raise LabError(error.cause, error.hint) from None
 
+    def insist(self, **fields: Any) -> None:
+        """`wish`, again while it is refused: a node that was just struck has to answer first."""
+        deadline = time.monotonic() + CHANGE_S
+        while True:
+            try:
+                self.wish(**fields)
+            except LabError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL_S)
+            else:
+                return
+
     def view(self) -> ClusterView:
         try:
             return self.admin(10.0).members()
@@ -130,6 +146,23 @@ class Scene:
         return self.cluster.wait_for(condition, what, timeout_s, POLL_S)
 
     # --- whole again
+
+    def heal_all(self) -> None:
+        """Whatever a fault that failed on the way may have left behind: links, disks, stopped processes."""
+        if self.links:
+            self.cluster.links.heal()
+        for node, server in self.cluster.servers.items():
+            if not server.running:
+                server.start()
+                continue
+            server.resume()
+            if self.seams:
+                self.cluster.faults(node).heal()
+        for one in self.load.ranks:
+            if one.process.running:
+                one.process.resume()
+            else:
+                self.load.restart(one.load, one.rank)
 
     def await_whole(self, timeout_s: float) -> None:
         """All servers up; every group led, every replica of it running, caught up and trusted. Raises DeadlinePassed
@@ -179,6 +212,10 @@ class Scene:
                     return f"group {group} on node {one.node} is at {state.applied_index} of {there.commit_index}"
         return ""
 
+    def has_snapshot(self, node: int) -> bool:
+        answer = self.cluster.status(node, timeout_s=ASK_S)
+        return isinstance(answer, status.NodeSnapshot) and any(state.snapshot_index for state in answer.groups)
+
     def problems_of(self, node: int) -> list[str]:
         """Replicas there that don't run."""
         answer = self.cluster.status(node, timeout_s=ASK_S)
@@ -191,5 +228,5 @@ class Scene:
         from paramserver.v1 import paramserver_pb2 as pb
 
         address = self.cluster.join(node)
-        self.wish(replace=pb.ReplaceNode(node=node, by=node, address=address))
+        self.insist(replace=pb.ReplaceNode(node=node, by=node, address=address))
         self.until_view(lambda view: not any(move.from_node == node for move in view.moves), f"node {node} replaced")

@@ -41,6 +41,7 @@ EVERY_KIND = (
     "rolling_upgrade",
     "overload",
     "clock_jump",
+    "stall_leader",
 )
 KILL_LEADERS = 50
 REPETITIONS = 17

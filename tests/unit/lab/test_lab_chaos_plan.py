@@ -12,6 +12,7 @@ from paramserver.lab.chaos.plan import Entry, Plan, PlanError, drawn, load, narr
 from paramserver.lab.chaos.suites import EVERY_KIND, SUITES
 
 KINDS = {
+    "stall_leader",
     "kill_leader",
     "kill_follower",
     "kill_majority",

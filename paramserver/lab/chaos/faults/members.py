@@ -53,12 +53,12 @@ def membership_churn(scene: Scene, draw: Draw) -> Injection:
     scene.begins()
     address = scene.cluster.join(spare)
     scene.load.tell_nodes()
-    scene.wish(add=pb.AddNode(node=spare, address=address))
+    scene.insist(add=pb.AddNode(node=spare, address=address))
     scene.until_view(lambda view: (found := view.node(spare)) is not None and found.up, f"node {spare} to be there")
     moved = []
     for group in choice.sample(scene.groups(), round(draw["moves"])):
         source = choice.choice([node for node in scene.members() if node != spare])
-        scene.wish(move=pb.MoveReplica(group=group, from_node=source, to_node=spare))
+        scene.insist(move=pb.MoveReplica(group=group, from_node=source, to_node=spare))
         moved.append(group)
         if draw["kills"] >= 0.5:
             time.sleep(choice.uniform(0.0, 0.5))
@@ -68,12 +68,12 @@ def membership_churn(scene: Scene, draw: Draw) -> Injection:
             scene.cluster.start_server(struck, wait=False)
         scene.until_view(lambda view: not view.moves, f"group {group} to be moved")
     yield f"groups {', '.join(map(str, moved))} to node {spare} and back"
-    scene.wish(drain=True, node=spare, leaders_only=False)
+    scene.insist(drain=True, node=spare, leaders_only=False)
     scene.until_view(
         lambda view: not view.moves and not any(spare in group.nodes() for group in view.groups), "it to be empty"
     )
     scene.until_view(lambda view: not view.leftovers, "what is left there to be deleted")
-    scene.wish(remove=pb.RemoveNode(node=spare))
+    scene.insist(remove=pb.RemoveNode(node=spare))
     scene.cluster.retire(spare)
     scene.load.tell_nodes()
 
@@ -88,7 +88,7 @@ def replace_node(scene: Scene, draw: Draw) -> Injection:
     scene.cluster.kill(lost)
     yield f"node {lost}, by node {new}"
     address = scene.cluster.join(new)
-    scene.wish(replace=pb.ReplaceNode(node=lost, by=new, address=address))
+    scene.insist(replace=pb.ReplaceNode(node=lost, by=new, address=address))
     scene.until_view(
         lambda view: not view.moves and ((old := view.node(lost)) is None or old.state == "removed"), "the replacement"
     )

@@ -71,7 +71,7 @@ def black_hole(scene: Scene, draw: Draw) -> Injection:
     scene.cluster.links.heal()
 
 
-@fault("loss", rows=(15,), hold_s=(1.5, 2.5), needs=LINKS, p=(0.005, 0.05))
+@fault("loss", rows=(15,), hold_s=(1.5, 2.5), needs=LINKS, p=(0.02, 0.3))
 def loss(scene: Scene, draw: Draw) -> Injection:
     scene.begins()
     scene.cluster.links.all().loss(draw["p"])
@@ -79,7 +79,7 @@ def loss(scene: Scene, draw: Draw) -> Injection:
     scene.cluster.links.heal()
 
 
-@fault("delay", rows=(15,), hold_s=(1.5, 2.5), needs=LINKS, ms=(5.0, 75.0), jitter_ms=(0.0, 50.0))
+@fault("delay", rows=(15,), hold_s=(1.5, 2.5), needs=LINKS, ms=(10.0, 75.0), jitter_ms=(0.0, 50.0))
 def delay(scene: Scene, draw: Draw) -> Injection:
     ms, jitter_ms = draw["ms"], min(draw["ms"], draw["jitter_ms"])
     scene.begins()
@@ -88,7 +88,7 @@ def delay(scene: Scene, draw: Draw) -> Injection:
     scene.cluster.links.heal()
 
 
-@fault("duplicate", rows=(15,), hold_s=(1.5, 2.5), needs=LINKS, p=(0.01, 0.1))
+@fault("duplicate", rows=(15,), hold_s=(1.5, 2.5), needs=LINKS, p=(0.05, 0.5))
 def duplicate(scene: Scene, draw: Draw) -> Injection:
     scene.begins()
     scene.cluster.links.all().duplicate(draw["p"])

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from pathlib import Path
 
-from consensus.storage.records import HEADER_BYTES, Kind, find_headers
+from paramserver.lab import bitflips
 from paramserver.lab.chaos.kinds import Draw, Injection, fault
 from paramserver.lab.chaos.scene import REPAIR_S, Scene
 from paramserver.lab.errors import LabError
 
 REFUSED_S = 20.0
+SNAPSHOT_S = 30.0
 
 
 @fault("wipe_disk", rows=(23,), hold_s=(0.2, 0.5), recovers_s=60.0, ends_servers=True)
@@ -36,23 +36,24 @@ def wipe_disk(scene: Scene, draw: Draw) -> Injection:
 
 @fault("bitflip_wal", rows=(7,), hold_s=(0.2, 0.5), recovers_s=60.0, ends_servers=True)
 def bitflip_wal(scene: Scene, draw: Draw) -> Injection:
-    """One bit of an entry in the middle of the log."""
+    """One bit of an entry that is committed and known durable."""
     (node,) = scene.some_nodes(draw, 1)
     scene.begins()
     scene.cluster.kill(node)
-    where = flip_entry(scene.cluster.data_folder(node) / "wal", random.Random(draw.seed))
-    yield f"node {node}: {where}"
+    flip = bitflips.bitflip_wal(scene.cluster.data_folder(node), random.Random(draw.seed))
+    yield f"node {node}, entry {flip.index} of group {flip.group}"
     come_back(scene, node)
 
 
 @fault("bitflip_snapshot", rows=(7, 8), hold_s=(0.2, 0.5), recovers_s=60.0, ends_servers=True)
 def bitflip_snapshot(scene: Scene, draw: Draw) -> Injection:
-    """One bit of a group's newest snapshot."""
+    """One bit of a snapshot that the log names."""
     (node,) = scene.some_nodes(draw, 1)
+    scene.until(lambda: scene.has_snapshot(node), f"node {node} to have written a snapshot", SNAPSHOT_S)
     scene.begins()
     scene.cluster.kill(node)
-    where = flip_snapshot(scene.cluster.data_folder(node) / "snapshots", random.Random(draw.seed))
-    yield f"node {node}: {where}"
+    flip = bitflips.bitflip_snapshot(scene.cluster.data_folder(node), random.Random(draw.seed))
+    yield f"node {node}, snapshot of group {flip.group} up to {flip.index}"
     come_back(scene, node)
 
 
@@ -75,41 +76,3 @@ def come_back(scene: Scene, node: int) -> None:
         time.sleep(0.1)
     scene.give_place(node)
     scene.note(f"node {node}: its place was given to an empty folder")
-
-
-def flip_entry(folder: Path, choice: random.Random) -> str:
-    """Flips a bit in the payload of an entry that later batches follow. Says where."""
-    places = []
-    for path in sorted(folder.glob("*.wal")):
-        data = path.read_bytes()
-        headers = list(find_headers(data, 0, int(path.stem, 16)))
-        last = max((header.batch for header in headers), default=0)
-        places += [
-            (path, header)
-            for header in headers
-            if header.kind is Kind.ENTRY and header.length > 0 and header.batch + 2 < last
-        ]
-    if not places:
-        raise LabError(f"no entry in {folder} to flip a bit of")
-    path, header = choice.choice(places)
-    at = header.offset + HEADER_BYTES + choice.randrange(header.length)
-    _flip(path, at, choice)
-    return f"byte {at} of segment {header.segment:x}, entry {header.index} of group {header.group}"
-
-
-def flip_snapshot(folder: Path, choice: random.Random) -> str:
-    files = sorted(folder.glob("group-*/*.snapshot"))
-    if not files:
-        raise LabError(f"no snapshot in {folder}", "more load is needed before this fault")
-    path = choice.choice(files)
-    at = choice.randrange(path.stat().st_size)
-    _flip(path, at, choice)
-    return f"byte {at} of {path.parent.name}'s snapshot"
-
-
-def _flip(path: Path, at: int, choice: random.Random) -> None:
-    with path.open("r+b") as file:
-        file.seek(at)
-        (byte,) = file.read(1)
-        file.seek(at)
-        file.write(bytes([byte ^ (1 << choice.randrange(8))]))
