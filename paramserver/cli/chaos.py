@@ -55,13 +55,16 @@ def _check(values: flags.Values, problems: list[str]) -> None:
 
 def _plan(values: flags.Values, problems: list[str]) -> Plan | None:
     """Adds to `problems` what is wrong with it."""
-    from paramserver.lab.chaos.plan import PlanError, load, narrowed
+    from paramserver.lab.chaos.plan import PlanError, load, narrowed, skipped
     from paramserver.lab.chaos.suites import SUITES
 
     try:
         plan = load(Path(values["plan"])) if values["plan"] else SUITES[values["suite"]]
         kinds = [kind.strip() for kind in (values["kinds"] or "").split(",") if kind.strip()]
         plan = narrowed(plan, kinds, values["repetitions"])
+        away = skipped(plan)
+        if len(away) == len(plan.faults):
+            raise PlanError([f"{kind} can't be run: {why}" for kind, why in away.items()])
     except PlanError as error:
         problems += error.problems
         return None

@@ -29,8 +29,6 @@ from paramserver.lab.errors import LabError
 SERVER_FLAGS = ("--snapshot-log-bytes-min", str(1 << 20), "--segment-bytes", str(8 << 20))
 """Snapshots and new segments come within seconds, so that faults meet them."""
 FIRST_STEPS_S = 60.0
-HANG_S = 15.0
-"""Without a step of every worker for so long, though a majority is well: a hang."""
 SETTLE_S = 30.0
 Tell = Callable[[str], None]
 
@@ -117,7 +115,7 @@ class _Nemesis:
             Scene(self._cluster, self._load).await_whole(SETTLE_S)
             self._mark()
             time.sleep(self._plan.baseline_s)
-            self._load.await_steps(margin, self._since_s, HANG_S)
+            self._load.await_steps(margin, self._since_s, self._plan.hang_s)
             for planned in faults:
                 if not self._strike(planned):
                     return
@@ -165,7 +163,7 @@ class _Nemesis:
                 scene.await_whole(kind.recovers_s)
             self._mark()
             one.healed_s = self._since_s
-            one.hang = one.hang or not self._load.await_steps(1, one.healed_s, HANG_S)
+            one.hang = one.hang or not self._load.await_steps(1, one.healed_s, self._plan.hang_s)
             if not one.hang:
                 self._rest(one, planned.rest_s)
                 one.notes += [f"not seen: {what}" for what in self._replicas.look()]
@@ -193,19 +191,19 @@ class _Nemesis:
             self._run.failed.append(f"given up: {error.cause}")
             return False
         self._mark()
-        return self._load.await_steps(self._plan.margin, self._since_s, HANG_S)
+        return self._load.await_steps(self._plan.margin, self._since_s, self._plan.hang_s)
 
     def _hold(self, one: Struck, hold_s: float) -> None:
         time.sleep(max(0.0, one.start_s + hold_s - time.monotonic()))
         if one.during is During.STEPS:
-            one.hang = not self._load.await_steps(DURING_STEPS_MIN, one.start_s, HANG_S)
+            one.hang = not self._load.await_steps(DURING_STEPS_MIN, one.start_s, self._plan.hang_s)
         else:
             self._load.check()
 
     def _rest(self, one: Struck, rest_s: float) -> None:
         """Load after it, which is the load before the next."""
         time.sleep(max(0.0, one.healed_s + rest_s - time.monotonic()))
-        self._load.await_steps(self._plan.margin, one.healed_s, HANG_S)
+        self._load.await_steps(self._plan.margin, one.healed_s, self._plan.hang_s)
 
     def _end(self) -> None:
         """No more load: every replica must come to the same, and hold what was acknowledged."""

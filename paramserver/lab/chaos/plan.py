@@ -61,6 +61,8 @@ class Plan:
     reads_pace_ms: float = 50.0
     node_reads_pace_ms: float = 150.0
     links: bool | None = None
+    hang_s: float = 15.0
+    """Without a step of every worker for so long, though a majority is well: a hang."""
     together: bool = False
     """All kinds on one cluster, mixed; else those that need more of a cluster than others run on one of their own."""
     faults: tuple[Entry, ...] = ()
@@ -225,6 +227,7 @@ _FIELDS: Mapping[str, Any] = {
     "counting_pace_ms": _Number(0.0, 10_000.0),
     "reads_pace_ms": _Number(1.0, 10_000.0),
     "node_reads_pace_ms": _Number(1.0, 10_000.0),
+    "hang_s": _Number(1.0, SECONDS_MAX),
     "links": _Truth(),
     "together": _Truth(),
 }

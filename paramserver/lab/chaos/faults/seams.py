@@ -10,6 +10,7 @@ SEAMS = (Need.SEAMS,)
 STORAGE_FAILED = 74
 """Exit code of a server whose disk failed (docs/operations.md)."""
 ENDS_S = 15.0
+FULL_S = 30.0
 
 
 @fault("slow_disk", rows=(11,), hold_s=(1.5, 3.0), needs=SEAMS, slow_ms=(1000.0, 3000.0))
@@ -31,14 +32,15 @@ def slow_disk(scene: Scene, draw: Draw) -> Injection:
 
 @fault("full_disk", rows=(10,), hold_s=(0.5, 1.5), needs=SEAMS, during=During.WAITS)
 def full_disk(scene: Scene, draw: Draw) -> Injection:
-    """Of one node, or of all."""
+    """Of one node, or of all. It holds from when a write finds no room: what was allocated before is used up first."""
     nodes = scene.members() if draw.choice.random() < 0.3 else scene.some_nodes(draw, 1)
-    scene.begins()
     for node in nodes:
         scene.cluster.faults(node).disk(full=True)
+    scene.until(
+        lambda: all(scene.cluster.faults(node).state().refused for node in nodes), "the disk to be full", FULL_S
+    )
+    scene.begins()
     yield f"node{'s' * (len(nodes) > 1)} {', '.join(map(str, nodes))}"
-    refused = sum(scene.cluster.faults(node).state().refused for node in nodes)
-    scene.note(f"{refused} writes found no room")
     for node in nodes:
         scene.cluster.faults(node).heal()
 
