@@ -41,13 +41,21 @@ class EntryKind(IntEnum):
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One log entry. `crc` is the CRC32C of `payload`, made when the command was encoded; it travels with the entry
-    through network, WAL and apply and is checked at each (RULES W1)."""
+    through network, WAL and apply and is checked at each (RULES W1). `stored_bytes` > 0: the payload, of that length,
+    was left to the log on disk, and `payload` is empty; whoever needs it has the host read it."""
 
     term: int
     index: int
     kind: EntryKind
     payload: Payload
     crc: int
+    stored_bytes: int = 0
+
+    def left_out(self) -> Entry:
+        """The same, without the payload of a command."""
+        if self.kind is not EntryKind.NORMAL or not len(self.payload):
+            return self
+        return Entry(self.term, self.index, self.kind, b"", self.crc, memoryview(self.payload).nbytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +299,10 @@ class Ready:
     the first one's index.
     `messages`: may be sent at once (before, or while, the batch is being written).
     `committed`: committed and durable here, in order, to be applied.
+    Entries of `messages` and `committed` may have been left to the log (`Entry.stored_bytes`): the host reads their
+    payload from what it made durable before it sends or applies them. One that is not there any more was superseded
+    meanwhile: then the message is dropped, as if the network had lost it, and a snapshot is on its way into the state
+    machine. `entries` are always whole.
     `send_snapshot`: peers whose next entry is compacted away; the host streams its newest snapshot to them and reports
     `snapshot_sent(replica, meta, ok)`.
     `install`: a snapshot that the host holds as a verified file: make its record durable, load it into the state

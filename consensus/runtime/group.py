@@ -19,6 +19,7 @@ from dataclasses import replace
 
 from consensus.core.errors import Busy, NotLeader
 from consensus.core.interface import (
+    AppendRequest,
     AppendResponse,
     Configuration,
     Core,
@@ -41,6 +42,7 @@ from consensus.runtime.homes import Homes
 from consensus.runtime.inputs import PartInput
 from consensus.runtime.interface import Applied, GroupListener, OnConfiguration, Refused, StateMachine
 from consensus.runtime.keeping import SnapshotKeeping
+from consensus.runtime.loading import Loading
 from consensus.runtime.machine import AppliedBatch, MachineHost
 from consensus.runtime.members import Members
 from consensus.runtime.notes import Notes
@@ -103,6 +105,7 @@ class GroupHandle:
             configuration=configuration,
             node=services.node,
             incarnation=services.incarnation,
+            load=lambda entries: services.writer.load(group, entries),
             budget_bytes=services.options.snapshot_budget_bytes,
         )
         self._beginning = Beginning(
@@ -124,6 +127,7 @@ class GroupHandle:
         self._reads = Reads()
         self._orders = Orders(replica, listener, services.options)
         self._send = Outbox(self._services, group=group, homes=self._homes, listener=listener).send
+        self._appends = Loading(self._services, group=group, send=self._send)
         self._notes = Notes(self._services, replica=replica, listener=listener, send=self._send)
         self._backlog = Backlog()
         self._stopped: bool = False
@@ -503,7 +507,10 @@ class GroupHandle:
         if ready.persist_number:
             self._persist(core, snapshots, ready)
         for message in ready.messages:
-            self._send(message)
+            if isinstance(message, AppendRequest):
+                self._appends.send(message)
+            else:
+                self._send(message)
         if ready.committed:
             self._apply(ready.committed)
             snapshots.rebuilding.handed_out(ready.committed[-1].index)

@@ -186,6 +186,9 @@ class LogWriter(Protocol):
 
     def release(self, group: GroupId, below_index: int) -> None: ...
 
+    def load(self, group: GroupId, entries: Sequence[Entry]) -> tuple[Entry, ...] | None:
+        """See `LogStore.load`. From any thread; not on the host's, for it reads the disk."""
+
     def full(self) -> bool:
         """There is no space for commands now (RULES W5): those submitted already wait for some, new ones should not
         come. What is small and keeps the group alive (hard state, no-ops, configurations) goes on from a reserve."""

@@ -10,8 +10,10 @@ the core, peers, the host's thread.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from typing import TypeAlias
 
 from consensus.core.configuration import decode_configuration
 from consensus.core.errors import InvariantViolated
@@ -22,6 +24,10 @@ from consensus.storage.checksum import crc32c
 from consensus.storage.errors import SnapshotDamaged, UnknownFormat
 from consensus.storage.interface import SnapshotStore
 
+LOAD_BYTES = 1 << 20
+"""Entries that were left to the log are read back about so much at a time, when their turn comes."""
+Load: TypeAlias = Callable[[Sequence[Entry]], "tuple[Entry, ...] | None"]
+"""See `LogStore.load`."""
 ENTRY_OVERHEAD_BYTES = 64
 """What an entry costs in the log beside its payload."""
 
@@ -72,6 +78,7 @@ class MachineHost:
         configuration: Configuration,
         node: int,
         incarnation: int,
+        load: Load,
         budget_bytes: int = 64 << 20,
     ) -> None:
         self._group = group
@@ -79,6 +86,7 @@ class MachineHost:
         self._lender = machine if isinstance(machine, Lender) else None
         self._configuration = configuration
         self._suffix = f"n{node}-i{incarnation}"
+        self._load = load
         self._budget_bytes = budget_bytes
         self._index = 0
         self._term = 0
@@ -98,7 +106,7 @@ class MachineHost:
         waiting.extend(entries)
         results: list[Applied] = []
         sizes: list[tuple[int, int]] = []
-        while waiting and not self._held and self._has_room(waiting[0]):
+        while waiting and not self._held and self._read_back() and self._has_room(waiting[0]):
             entry = waiting.popleft()
             self._apply(entry, results)
             sizes.append((entry.index, log_bytes_of(entry)))
@@ -109,6 +117,28 @@ class MachineHost:
             state_bytes=self._machine.size_bytes(),
             waits=bool(waiting) and not self._held,
         )
+
+    def _read_back(self) -> bool:
+        """Have the payload of what is next. Where it is not in the log any more, a snapshot that holds it is on its way
+        here: nothing more is applied until that comes."""
+        waiting = self._waiting
+        if not waiting[0].stored_bytes:
+            return True
+        part: list[Entry] = []
+        size = 0
+        for entry in takewhile(lambda entry: entry.stored_bytes, waiting):
+            size += entry.stored_bytes
+            if part and size > LOAD_BYTES:
+                break
+            part.append(entry)
+        loaded = self._load(part)
+        if loaded is None:
+            self._held = True
+            return False
+        for _ in part:
+            waiting.popleft()
+        waiting.extendleft(reversed(loaded))
+        return True
 
     def _has_room(self, entry: Entry) -> bool:
         """Whether the snapshot being written stays within its budget when this entry is applied."""

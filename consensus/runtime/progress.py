@@ -7,9 +7,9 @@ it, so a process that slept blames no disk. Must not know: files, threads, group
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from consensus.core.interface import GroupId
+from consensus.core.interface import Entry, GroupId
 from consensus.runtime.interface import LogWriter
 from consensus.storage.interface import GroupAppend
 
@@ -37,6 +37,9 @@ class WatchedWriter:
 
     def release(self, group: GroupId, below_index: int) -> None:
         self._writer.release(group, below_index)
+
+    def load(self, group: GroupId, entries: Sequence[Entry]) -> tuple[Entry, ...] | None:
+        return self._writer.load(group, entries)
 
     def full(self) -> bool:
         return self._writer.full()

@@ -21,6 +21,8 @@ from consensus.transport.interface import Channel, Envelope
 T = TypeVar("T")
 FILES_LANE = "files"
 """Where snapshot files are read, received and made durable: beside the state machines, not in their way."""
+LOADS_LANE = "loads"
+"""Where entries are read back from the log for members that are behind."""
 
 
 class Slots:

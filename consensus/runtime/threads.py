@@ -15,11 +15,11 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
-from consensus.core.interface import GroupId
+from consensus.core.interface import Entry, GroupId
 from consensus.runtime.behind import Behind
 from consensus.runtime.flushing import FlushQueue, Waiting
 from consensus.runtime.mailbox import Post
@@ -130,6 +130,9 @@ class ThreadLogWriter:
 
     def release(self, group: GroupId, below_index: int) -> None:
         self._inbox.put(_Release(group, below_index))
+
+    def load(self, group: GroupId, entries: Sequence[Entry]) -> tuple[Entry, ...] | None:
+        return self._wal.load(group, entries)
 
     def close(self, timeout_s: float = 10.0) -> bool:
         """Flush what is queued, cover it (RULES W2), close the log. Callbacks of the last flush are still posted.

@@ -32,6 +32,9 @@ def problem_of(handle: GroupHandle, options: RuntimeOptions) -> str:
     held, bound = core.held_messages, options.raft.held_messages_max
     if held > bound:
         return f"{held} answers wait for the disk, at most {bound} may"
+    applied, bound = core.applied_bytes(), options.raft.unloaded_after_bytes
+    if applied > bound:
+        return f"holds {applied} bytes of applied commands in memory, at most {bound} are allowed"
     uncommitted, bound = core.uncommitted_bytes(), options.raft.uncommitted_bytes_max + options.proposal_bytes_max
     if uncommitted > bound:
         return f"holds {uncommitted} bytes uncommitted, at most {bound} are allowed"

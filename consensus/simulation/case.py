@@ -91,10 +91,18 @@ def draw_size(source: random.Random, nodes: int | None = None) -> tuple[int, int
     return nodes, groups, replicas
 
 
-def draw_options(source: random.Random) -> SimulationOptions:
-    """Sizes so small that every run meets rotation and recycling, and most meet snapshots."""
+def draw_options(source: random.Random, seed: int) -> SimulationOptions:
+    """Sizes so small that every run meets rotation and recycling, and most meet snapshots. How much of the log stays in
+    memory comes from a source of its own."""
+    memory, usual = stream(seed, "memory"), small_runtime_options()
+    raft = replace(
+        usual.raft,
+        unloaded_after_bytes=memory.choice((0, 0, 4 * KIB, 32 * KIB, 1024 * KIB)),
+        inflight_stored_bytes_max=memory.choice((4 * KIB, 16 * KIB)),
+    )
     runtime = replace(
-        small_runtime_options(),
+        usual,
+        raft=raft,
         snapshot_log_bytes_min=source.choice((4 * KIB, 24 * KIB, 24 * KIB, 1024 * KIB)),
         keep_bytes_max=source.choice((0, 4 * KIB, 16 * KIB)),
     )
@@ -105,6 +113,7 @@ def draw_options(source: random.Random) -> SimulationOptions:
         spare_segments=source.choice((0, 1, 2)),
         retired_segments_max=source.choice((0, 2, 8)),
         open_copy_bytes_max=source.choice((0, 16 * KIB, 8 << 20)),
+        recovered_bytes_max=memory.choice((0, 0, 2 * KIB, 4 << 20)),
     )
     return SimulationOptions(
         load_ms=source.choice((2500, 4000, 5000)),
@@ -123,7 +132,7 @@ def draw_case(seed: int, *, nodes: int | None = None) -> Case:
     """The swarm of settings of a seed, for ledgers."""
     source = stream(seed, "case")
     count, groups, replicas = draw_size(source, nodes)
-    options = replace(draw_options(source), replicated=draw_replicated(seed))
+    options = replace(draw_options(source, seed), replicated=draw_replicated(seed))
     case = Case(
         seed=seed,
         nodes=count,

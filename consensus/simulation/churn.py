@@ -40,7 +40,7 @@ def draw_churn_case(seed: int, *, nodes: int | None = None) -> Case:
     """The swarm of settings of a seed, for ledgers whose members change."""
     source = stream(seed, "churn case")
     count = nodes or source.choice(NODES)
-    options = replace(draw_options(source), load_ms=source.choice(LOAD_MS))
+    options = replace(draw_options(source, seed), load_ms=source.choice(LOAD_MS))
     storm = source.choice((*STORMS, *STORMS, None))
     # Who is to go on without a leader, or with a damaged replica, has to be three.
     sizes = (1, 2, 3, 3, 3, 3) if storm in (None, _aim) else (3, 3, 3, 5)

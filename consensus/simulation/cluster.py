@@ -217,6 +217,8 @@ class Cluster:
             raise Violated(f"node {node.node} ended although nothing was wrong with it: {reason}")
 
     def _count(self, node: SimulatedNode) -> None:
+        self.counts["entries read back"] += node.read_back
+        node.read_back = 0
         for handle in node.handles.values():
             status = handle.status()
             self.counts["snapshots written"] += status.snapshots_written

@@ -106,6 +106,8 @@ class SimulatedNode:
         """Groups of which a replica is being made here: an order that comes again changes nothing of it."""
         self.durable: dict[GroupId, DurableLog] = {}
         self.disk_lag_us = 0
+        self.read_back = 0
+        """Entries that came back from the log on disk and were not counted yet."""
         self.wipes = 0
         """How often its disk was lost with all that it held."""
         self.damaged = ""
@@ -265,6 +267,7 @@ class SimulatedNode:
             self,
             lag_us=lambda: self.disk_lag_us,
             synced=self._synced,
+            read_back=self._count_read_back,
             behind=Behind() if around.replicated else None,
         )
         runtime = NodeRuntime(
@@ -293,6 +296,9 @@ class SimulatedNode:
     def _synced(self, append: GroupAppend) -> None:
         if append.group in self.durable:
             self.durable[append.group].synced(append)
+
+    def _count_read_back(self, entries: int) -> None:
+        self.read_back += entries
 
     def _add_group(self, runtime: NodeRuntime, recovery: Recovery, spec: GroupSpec) -> None:
         """The replica that an order made here in an earlier life, or else the one of the bootstrap, unless that was

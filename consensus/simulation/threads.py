@@ -8,11 +8,11 @@ the work is.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
-from consensus.core.interface import GroupId
+from consensus.core.interface import Entry, GroupId
 from consensus.runtime.behind import Behind
 from consensus.runtime.flushing import FlushQueue, Waiting
 from consensus.simulation.profile import Profile, between
@@ -78,9 +78,11 @@ class SimulatedLogWriter:
         process: Process,
         lag_us: Callable[[], int],
         synced: Callable[[GroupAppend], None],
+        read_back: Callable[[int], None],
         behind: Behind | None = None,
     ) -> None:
-        """`synced`: told of each append that is durable, or, where the sync may follow behind, written."""
+        """`synced`: told of each append that is durable, or, where the sync may follow behind, written. `read_back`:
+        told how many entries were."""
         self._log = log
         self._behind = behind
         self._sync_planned = False
@@ -90,6 +92,7 @@ class SimulatedLogWriter:
         self._process = process
         self._lag_us = lag_us
         self._synced = synced
+        self._read_back = read_back
         self._queue = FlushQueue(FLUSH_BYTES_MAX)
         self._turned_away = False
         """The disk was full for something that waits in the queue."""
@@ -110,6 +113,12 @@ class SimulatedLogWriter:
     def release(self, group: GroupId, below_index: int) -> None:
         self._releases.append((group, below_index))
         self._wake()
+
+    def load(self, group: GroupId, entries: Sequence[Entry]) -> tuple[Entry, ...] | None:
+        """On the lane it is called on, which takes its time."""
+        loaded = self._log.load(group, entries)
+        self._read_back(sum(entry.stored_bytes > 0 for entry in entries) if loaded is not None else 0)
+        return loaded
 
     def full(self) -> bool:
         return self._turned_away or self._log.full

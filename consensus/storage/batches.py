@@ -10,7 +10,7 @@ verifies, padding included, or `read_batch` raises `BadBatch`. Must not know: fi
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from consensus.core.errors import InvariantViolated
@@ -105,6 +105,15 @@ def rows_of(records: Sequence[Record | Header], lengths: Iterable[int], offset: 
     if run is not None:
         rows.append(Row(*run[:3], first, last, run[3], start, size))
     return tuple(rows)
+
+
+def payload_offsets(records: Sequence[Record], offset: int) -> Iterator[int]:
+    """Where the payload of each record lies in a batch that begins at `offset` of its segment."""
+    at = offset + HEADER_BYTES + BATCH_BODY.size
+    for record in records:
+        at += HEADER_BYTES
+        yield at
+        at += len(record.payload)
 
 
 def plan_batch(records: Sequence[Record]) -> Plan:

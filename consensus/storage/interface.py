@@ -117,8 +117,14 @@ class LogStore(Protocol):
         """Entries of the group below that index are covered by a durable snapshot record."""
 
     def prepare(self) -> None:
-        """Off the hot path: make a spare segment ready; returns at once when there is one. The only method that may be
-        called from another thread than the rest, at any time (zeroing a segment takes tens of ms)."""
+        """Off the hot path: make a spare segment ready; returns at once when there is one. Beside `load` the only
+        method that may be called from another thread than the rest, at any time (zeroing a segment takes tens of
+        ms)."""
+
+    def load(self, group: GroupId, entries: Sequence[Entry]) -> tuple[Entry, ...] | None:
+        """The same entries, with the payload of those that were left in the log, each checked against its CRC. None
+        when one of them is not in the log any more: superseded, released, its replica deleted. From any thread. Raises
+        `StorageFailed`: the log is damaged, and the process must end."""
 
     def idle(self) -> None:
         """100 ms without an append: flush an empty batch so that the last real one is covered (RULES W2)."""

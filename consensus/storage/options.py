@@ -32,6 +32,9 @@ class WalOptions:
     """A small file kept for hard state, no-ops and configurations when the disk is full (RULES W5): 1024 batches."""
     open_copy_bytes_max: int = 8 << 20
     """A log with at most this much live payload is copied whole when it is opened."""
+    recovered_bytes_max: int = 4 << 20
+    """Payload that is handed over when the log is opened: that of each group's newest entries. The rest is read when it
+    is needed."""
 
     def validate(self) -> None:
         """Raises `ValueError` that lists all problems."""
@@ -46,7 +49,13 @@ class WalOptions:
             problems.append(f"reserve_bytes {self.reserve_bytes} is more than segment_bytes {self.segment_bytes}")
         if not 0 < self.flush_bytes_max < 2**32:
             problems.append(f"flush_bytes_max is {self.flush_bytes_max}; 1 to {2**32 - 1} is possible")
-        for name in ("spare_segments", "retired_segments_max", "held_segments_max", "open_copy_bytes_max"):
+        for name in (
+            "spare_segments",
+            "retired_segments_max",
+            "held_segments_max",
+            "open_copy_bytes_max",
+            "recovered_bytes_max",
+        ):
             if getattr(self, name) < 0:
                 problems.append(f"{name} is {getattr(self, name)}; it can't be negative")
         if problems:

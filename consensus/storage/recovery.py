@@ -7,9 +7,10 @@ have held; any other bad batch is a torn tail, and the log ends before it. Must 
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field, replace
 
-from consensus.core.interface import Entry, GroupId
+from consensus.core.interface import Entry, EntryKind, GroupId
 from consensus.storage.batches import (
     BATCH_BODY,
     BadBatch,
@@ -333,14 +334,20 @@ def read_log(filesystem: FileSystem, directory: str, identity: Identity | None) 
         raise StorageFailed(f"reading the log in {directory}: {error}") from error
 
 
-def load_entries(filesystem: FileSystem, directory: str, places: list[tuple[int, Position]]) -> list[Entry]:
-    """Second pass: the payloads of live entries, each checked again, so that segments need not stay in memory."""
+def load_entries(
+    filesystem: FileSystem, directory: str, places: list[tuple[int, Position]], wanted: Container[int]
+) -> list[Entry]:
+    """Second pass: the payloads of live entries that are wanted, each checked again, so that segments need not stay in
+    memory. Commands that are not wanted are left in the log."""
     entries: list[Entry] = []
     files = {}
     try:
         for number in {place.segment for _, place in places}:
             files[number] = filesystem.open(segment_path(directory, number))
         for index, place in places:
+            if place.length and place.kind is EntryKind.NORMAL and index not in wanted:
+                entries.append(Entry(place.term, index, place.kind, b"", place.crc, place.length))
+                continue
             payload = files[place.segment].pread(place.length, place.offset)
             if len(payload) != place.length or crc32c(payload) != place.crc:
                 raise StorageFailed(f"entry {index} in segment {place.segment} reads differently the second time")

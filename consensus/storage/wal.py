@@ -13,20 +13,23 @@ Must not know: threads, messages, what entries mean.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from consensus.core.errors import InvariantViolated
 from consensus.core.interface import Entry, EntryKind, GroupId, ReplicaId
-from consensus.storage.batches import Plan, encode_batch, plan_batch
+from consensus.storage.batches import Plan, encode_batch, payload_offsets, plan_batch
 from consensus.storage.checksum import crc32c
 from consensus.storage.errors import IdentityMismatch, StorageFailed, StorageFull
 from consensus.storage.interface import FileSystem, GroupAppend, Identity, RecoveredGroup, Recovery
 from consensus.storage.live import LiveLog
 from consensus.storage.options import WalOptions
+from consensus.storage.reading import EntryReader, Place
 from consensus.storage.records import HEADER_BYTES, Kind, Record
 from consensus.storage.recovery import Recovered, load_entries, read_log
-from consensus.storage.replay import GroupReplay
+from consensus.storage.replay import GroupReplay, Position
 from consensus.storage.rewriting import Rewriting
 from consensus.storage.segments import Prepared, SegmentPool
 from consensus.storage.tables import (
@@ -101,7 +104,7 @@ class _Active:
 
 
 class Wal:
-    """`LogStore`. Driven by one caller at a time, `prepare` excepted."""
+    """`LogStore`. Driven by one caller at a time, `prepare` and `load` excepted."""
 
     def __init__(
         self, filesystem: FileSystem, directory: str, identity: Identity, options: WalOptions, recovered: Recovered
@@ -115,6 +118,9 @@ class Wal:
         self._tombstones = set(recovered.tombstones)
         self._flags = HeadFlag.UNKNOWN_LOST if recovered.damage else NO_FLAGS
         self._groups: dict[GroupId, LiveLog] = {}
+        self._placing = threading.Lock()
+        """Held while the places of entries change, until what is there now is written."""
+        self._reader = EntryReader(filesystem, directory, self._places)
         self._segments = list(recovered.segments)
         self._capacities = dict(recovered.capacities)
         self._written = recovered.next_batch - 1
@@ -219,10 +225,25 @@ class Wal:
         """Entries of the group below that index are not needed; those that no durable snapshot record covers stay."""
         self._usable()
         if group in self._groups:
-            self._groups[group].release(below_index)
+            with self._placing:
+                self._groups[group].release(below_index)
             self._retire_due = True
             if self._written == self._durable:
                 self._retire()
+
+    def load(self, group: GroupId, entries: Sequence[Entry]) -> tuple[Entry, ...] | None:
+        """See `LogStore.load`."""
+        return self._reader.load(group, entries)
+
+    def _places(self, group: GroupId, entries: Sequence[Entry]) -> list[Place] | None:
+        """From any thread."""
+        with self._placing:
+            log = self._groups.get(group)
+            if log is None:
+                return None
+            places = [log.place(entry.index, entry.term) for entry in entries]
+        found = [place for place in places if place is not None]
+        return found if len(found) == len(places) else None
 
     @property
     def unprepared(self) -> bool:
@@ -328,10 +349,14 @@ class Wal:
 
     def _append(self, plan: Plan) -> None:
         """Write one batch to the end of the active segment."""
+        with self._placing:
+            self._append_placing(plan)
+
+    def _append_placing(self, plan: Plan) -> None:
         active = self._usable()
         prepared = active.prepared
         try:
-            noted = self._note_all(plan, prepared.number)
+            noted = self._note_all(plan, prepared.number, active.end)
             if noted is not None:
                 plan = plan_batch(noted)
             buffers = encode_batch(
@@ -348,20 +373,27 @@ class Wal:
         self._written += 1
         self._covered = self._durable
 
-    def _note_all(self, plan: Plan, segment: int) -> list[Record] | None:
+    def _note_all(self, plan: Plan, segment: int, offset: int) -> list[Record] | None:
         """Keep track of what the records mean for their groups. Returns them anew when one of them was told more."""
         noted: list[Record] | None = None
+        places = payload_offsets(plan.records, offset)
         position = 0
         for row in plan.rows:
+            count = row.last - row.first + 1
+            offsets = list(islice(places, count))
             if row.kind is Kind.ENTRY:
-                self._group(row.group).append(row.first, row.last, row.term, segment, row.length)
-            elif row.kind not in (Kind.HEAD, Kind.COPY):
+                self._group(row.group).append(row.first, row.last, row.term, segment, row.length, offsets)
+            elif row.kind is Kind.COPY:
+                group = self._group(row.group)
+                for record, at in zip(plan.records[position : position + count], offsets, strict=True):
+                    group.move(record.index, segment, HEADER_BYTES + len(record.payload), at)
+            elif row.kind is not Kind.HEAD:
                 record = plan.records[position]
                 after = self._note(record)
                 if after is not record:
                     noted = list(plan.records) if noted is None else noted
                     noted[position] = after
-            position += row.last - row.first + 1
+            position += count
         return noted
 
     def _group(self, number: GroupId) -> LiveLog:
@@ -462,9 +494,6 @@ class Wal:
             for plan in split(copies, self._options.flush_bytes_max):
                 self._write([plan], urgent=False)
                 self._last_real = self._written
-                for record in plan.records:
-                    size = HEADER_BYTES + len(record.payload)
-                    self._groups[record.group].move(record.index, self._usable().prepared.number, size)
         except StorageFull:
             return
 
@@ -489,8 +518,9 @@ class Wal:
 
     def _begin(self, recovered: Recovered) -> dict[GroupId, list[Entry]]:
         """Recovered is not durable: write what may live only in the page cache into a segment of this life (RULES W3).
-        Returns the groups' entries. A log that is small altogether is copied whole, which frees its old segments; so is
-        what is left in damaged ones. The marks of groups that lost something are in the same batch (RULES W7)."""
+        A log that is small altogether is copied whole, which frees its old segments; so is what is left in damaged
+        ones. The marks of groups that lost something are in the same batch (RULES W7). Returns the groups' entries, the
+        newest of them with their payload."""
         places = {number: group.prefix() for number, group in recovered.groups.items()}
         live_bytes = sum(place.length for group in places.values() for _, place in group)
         everything = live_bytes <= self._options.open_copy_bytes_max
@@ -498,11 +528,17 @@ class Wal:
         copies: list[Record] = []
         copied: set[tuple[GroupId, int]] = set()
         for number, found in places.items():
-            entries[number] = load_entries(self._filesystem, self._directory, found)
-            for entry, (index, place) in zip(entries[number], found, strict=True):
-                if everything or place.segment in recovered.damaged or not recovered.durable(place):
-                    copies.append(entry_record(Kind.COPY, number, entry))
-                    copied.add((number, index))
+            again = {
+                index
+                for index, place in found
+                if everything or place.segment in recovered.damaged or not recovered.durable(place)
+            }
+            newest = _newest(found, self._options.recovered_bytes_max)
+            wanted = again.union(index for index, _ in found if index >= newest)
+            loaded = load_entries(self._filesystem, self._directory, found, wanted)
+            copies += [entry_record(Kind.COPY, number, entry) for entry in loaded if entry.index in again]
+            copied |= {(number, index) for index in again}
+            entries[number] = [entry if entry.index >= newest else entry.left_out() for entry in loaded]
         for number, group in recovered.groups.items():
             self._groups[number] = _live(group, copied, self._pool.next_number)
         needed = plan_head(self._head_record(), copies).length
@@ -548,11 +584,22 @@ def plan_head(head: Record, copies: Sequence[Record] = ()) -> Plan:
     return plan_batch([head, *copies, head])
 
 
+def _newest(found: Sequence[tuple[int, Position]], bytes_max: int) -> int:
+    """The index from which on the payloads, up to the last, take at most so many bytes."""
+    held = 0
+    for index, place in reversed(found):
+        held += place.length
+        if held > bytes_max:
+            return index + 1
+    return 0
+
+
 def _live(group: GroupReplay, copied: set[tuple[GroupId, int]], copy_segment: int) -> LiveLog:
     """A recovered group as it goes on: what could be read, and no hole."""
     live = LiveLog(group.group, group.hard_state, group.snapshot, marks=group.marks, create=group.create)
     live.durable_snapshot_index = group.snapshot.index if group.snapshot is not None else 0
     for index, place in group.prefix():
+        # Where a copy will lie is noted when it is written.
         segment = copy_segment if (group.group, index) in copied else place.segment
-        live.extend(index, index, place.term, segment, HEADER_BYTES + place.length)
+        live.extend(index, index, place.term, segment, HEADER_BYTES + place.length, (place.offset,))
     return live

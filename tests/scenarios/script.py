@@ -322,6 +322,7 @@ class Script:
             self._out.append(f"snapshot up to {status.snapshot_index}")
         for index in range(status.first_index, status.last_index + 1):
             entry = core.entry(index)
+            entry = None if entry is None else self._machines[int(words[0])].disk.load(entry)
             self._out.append(show_entry(entry) if entry is not None else f"{index} missing")
 
     def _do_status(self, words: list[str]) -> None:
@@ -373,7 +374,7 @@ class Script:
     def _carry_out(self, machine: Machine, core: RaftCore, ready: Ready) -> None:
         if ready.persist_number:
             machine.writing.append(ready)
-        for message in ready.messages:
+        for message in filter(None, map(machine.disk.whole, ready.messages)):
             lost = {message.sender, message.to} & self._cut
             self._out.append(show_message(message) + (" (lost)" if lost else ""))
             if not lost:

@@ -42,6 +42,13 @@ class RaftConfig:
     """Unanswered append requests to one peer; at the bound the leader waits for answers."""
     inflight_bytes_max: int = 16 * MIB
     """Unanswered payload to one peer; at or above the bound the leader waits for answers. One message may cross it."""
+    inflight_stored_bytes_max: int = 8 * MIB
+    """The same for entries that were left to the log on disk: what is read back for one peer lies in memory beside all
+    else."""
+    unloaded_after_bytes: int = 32 * MIB
+    """Payload of applied entries that a leader keeps for members that answer and do not hold it yet: the newest so many
+    bytes of its log. What is older, or held by all of them, is left to the log on disk; so is what a follower applied.
+    0: all of it."""
     append_bytes_max: int = 4 * MIB
     """Payload of one append request. A single larger entry goes alone."""
     probe_bytes_max: int = 64 * 1024
@@ -69,7 +76,7 @@ class RaftConfig:
     def validate(self) -> list[str]:
         """All problems at once, one line each; empty when the configuration can be used."""
         zero_is_fine = {"announce_ms", "quiesce_after_ms", "place_delay_ms", "hint_delay_ms"}
-        zero_is_fine |= {"hint_retry_ms_min", "probe_bytes_max"}
+        zero_is_fine |= {"hint_retry_ms_min", "probe_bytes_max", "unloaded_after_bytes"}
         problems = []
         for field in fields(self):
             value = getattr(self, field.name)

@@ -324,6 +324,7 @@ class RaftCore:
             self._tick_leader(elapsed, beat)
         else:
             self._election.tick(elapsed)
+        self._unload()
 
     def _tick_leader(self, elapsed_ms: int, beat: bool | None) -> None:
         self._replication.tick(elapsed_ms, beat=beat)
@@ -426,6 +427,17 @@ class RaftCore:
 
     def applied(self, index: int) -> None:
         self._commit.set_applied(index)
+        self._unload()
+
+    def _unload(self) -> None:
+        """Leave to the log on disk what is applied, and what nobody is about to be sent."""
+        log, up_to = self._log, self._commit.applied
+        if up_to <= log.unloaded:
+            return
+        if self._state.role is Role.LEADER:
+            kept_above = log.before_newest(self._state.config.unloaded_after_bytes)
+            up_to = min(up_to, max(self._replication.held_by_all(), kept_above))
+        log.unload(up_to)
 
     def installed(self, meta: SnapshotMeta) -> None:
         self._commit.installed(meta)
@@ -537,6 +549,11 @@ class RaftCore:
     def uncommitted_bytes(self) -> int:
         """Payload held above the commit index."""
         return self._log.bytes_above(self._commit.index)
+
+    def applied_bytes(self) -> int:
+        """Payload of applied commands that is still in memory."""
+        log = self._log
+        return max(0, log.bytes_above(log.unloaded) - log.bytes_above(self._commit.applied))
 
     def marks(self) -> tuple[object, ...]:
         """Values that stay equal as long as nothing changes that safety depends on; for checks after every event, which

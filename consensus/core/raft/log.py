@@ -1,11 +1,12 @@
 """The log of one replica, and how much of it is durable.
 
-Owns: entries in memory above a base (what compaction left), the newest snapshot's meta, and two cursors: `issued`
-(handed out to be written) and `flushed` (durable). Invariants: entries are contiguous and their terms never fall; base
-<= snapshot index; flushed only ever speaks of entries that stand in the log now: a batch being written whose entries
-were overwritten meanwhile is cut at that point, so that it can't count even if the same entry comes back (HAZARDS 5);
-the membership is always that of what stands in the log now (HAZARDS 19, 20). Must not know: roles, peers, what is
-committed (callers say it), payload contents.
+Owns: entries above a base (what compaction left), the newest snapshot's meta, and three cursors: `issued` (handed out
+to be written), `flushed` (durable) and `unloaded` (payload left to the host's log on disk). Invariants: entries are
+contiguous and their terms never fall; base <= snapshot index; only what is durable is unloaded; flushed only ever
+speaks of entries that stand in the log now: a batch being written whose entries were overwritten meanwhile is cut at
+that point, so that it can't count even if the same entry comes back (HAZARDS 5); the membership is always that of what
+stands in the log now (HAZARDS 19, 20). Must not know: roles, peers, what is committed (callers say it), payload
+contents.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def payload_bytes(payload: Payload) -> int:
 
 
 def size_of(entry: Entry) -> int:
-    """Payload bytes of an entry."""
-    return payload_bytes(entry.payload)
+    """Payload bytes of an entry, here or left to the log on disk."""
+    return entry.stored_bytes or payload_bytes(entry.payload)
 
 
 def follow_on(entries: Sequence[Entry], *, previous_index: int, previous_term: int) -> bool:
@@ -68,6 +69,7 @@ class Log:
         "flushed",
         "issued",
         "snapshot",
+        "unloaded",
     )
 
     def __init__(self, entries: Sequence[Entry], snapshot: SnapshotMeta | None, membership: Membership) -> None:
@@ -96,6 +98,8 @@ class Log:
         self._follow_configurations(kept, above=self.snapshot_index)
         self._install: SnapshotMeta | None = None
         self.issued = self.flushed = self.last_index
+        self.unloaded = max((entry.index for entry in kept if entry.stored_bytes), default=self.base_index)
+        """Payload of commands up to here is not in memory."""
         self._writing: deque[_Batch] = deque()
 
     # --- reading ----------------------------------------------------------------------------------------------------
@@ -146,6 +150,10 @@ class Log:
     def bytes_above(self, index: int) -> int:
         """Payload bytes of all entries above `index`."""
         return self._ends[-1] - self._ends[min(max(0, index - self.base_index), len(self._entries))]
+
+    def before_newest(self, bytes_max: int) -> int:
+        """The index above which entries of at most so many payload bytes stand."""
+        return self.base_index + bisect_left(self._ends, self._ends[-1] - bytes_max)
 
     def start_of_term(self, term: int) -> int:
         """Index of the first entry kept whose term is at least `term`; one past the end when there is none."""
@@ -200,6 +208,7 @@ class Log:
         del self._ends[index - self.base_index :]
         self.issued = min(self.issued, index - 1)
         self.flushed = min(self.flushed, index - 1)
+        self.unloaded = min(self.unloaded, index - 1)
         self._clip_writing(index - 1)
         self._membership.truncated(index - 1)
 
@@ -216,7 +225,7 @@ class Log:
         self._entries, self._ends = [], [0]
         self.base_index, self.base_term = meta.index, meta.term
         self.snapshot = self._install = meta
-        self.issued = meta.index
+        self.issued = self.unloaded = meta.index
         self._membership.restored(meta.index, meta.configuration)
 
     def compact(self, meta: SnapshotMeta, *, keep_from: int) -> None:
@@ -241,6 +250,16 @@ class Log:
             raise InvariantViolated(
                 f"snapshot at {meta.index} names configuration {meta.configuration}, the log says {found}"
             )
+
+    # --- memory -----------------------------------------------------------------------------------------------------
+
+    def unload(self, up_to: int) -> None:
+        """Leave the payload of commands up to there, as far as they are durable, to the host's log. Configurations
+        stay: membership follows them."""
+        up_to, entries, base = min(up_to, self.flushed), self._entries, self.base_index
+        for position in range(max(0, self.unloaded - base), up_to - base):
+            entries[position] = entries[position].left_out()
+        self.unloaded = max(self.unloaded, up_to)
 
     # --- durability -------------------------------------------------------------------------------------------------
 

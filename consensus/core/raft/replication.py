@@ -121,6 +121,12 @@ class Replication:
         progress = self.progress.get(replica)
         return progress is not None and progress.silence_ms < self._state.config.election_timeout_ms
 
+    def held_by_all(self) -> int:
+        """Every member that answered within the last election timeout holds everything up to here durably."""
+        timeout_ms = self._state.config.election_timeout_ms
+        matches = [progress.match_index for progress in self.progress.values() if progress.silence_ms < timeout_ms]
+        return min(matches, default=self._state.log.last_index)
+
     # --- proposals --------------------------------------------------------------------------------------------------
 
     @property
@@ -349,9 +355,11 @@ class Replication:
             self._request(progress, progress.next_index - 1, entries)
             return
         last = log.last_index
-        while progress.next_index <= last and not progress.window_full(
-            messages_max=config.inflight_messages_max, bytes_max=config.inflight_bytes_max
-        ):
+        while progress.next_index <= last:
+            stored = progress.next_index <= log.unloaded
+            bytes_max = config.inflight_stored_bytes_max if stored else config.inflight_bytes_max
+            if progress.window_full(messages_max=config.inflight_messages_max, bytes_max=bytes_max):
+                break
             previous = progress.next_index - 1
             entries = log.slice(progress.next_index, bytes_max=config.append_bytes_max)
             last_sent = previous + len(entries)

@@ -26,7 +26,7 @@ def draw_case(seed: int, *, nodes: int | None = None) -> Case:
     """The swarm of settings of a seed, for training."""
     source = stream(seed, "training case")
     count, groups, replicas = source.choice(SIZES)
-    options = replace(draw_options(source), load_ms=source.choice((3000, 5000)))
+    options = replace(draw_options(source, seed), load_ms=source.choice((3000, 5000)))
     case = Case(
         seed=seed,
         nodes=nodes or count,

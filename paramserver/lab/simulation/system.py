@@ -278,7 +278,7 @@ def draw_system_case(seed: int, *, nodes: int | None = None) -> Case:
     """The swarm of settings of a seed, for the whole system. Groups follow from the nodes."""
     source = stream(seed, "system case")
     count = nodes or source.choice((1, 2, 3, 3, 3, 4))
-    options = replace(draw_options(source), load_ms=source.choice((3000, 5000)), heal_ms_max=30_000)
+    options = replace(draw_options(source, seed), load_ms=source.choice((3000, 5000)), heal_ms_max=30_000)
     profile = draw_profile(source)
     case = Case(seed=seed, nodes=count, groups=count, replicas=3, profile=profile, plan=(), options=options)
     groups = tuple(spec.group for spec in lay_out(case.node_ids))

@@ -94,10 +94,26 @@ class Disk:
         if ready.hard_state is not None:
             self.hard_state = ready.hard_state
         if ready.entries:
+            if any(one.stored_bytes for one in ready.entries):
+                raise AssertionError(f"asked to write what was left to the log: {ready.entries}")
             self.entries = [old for old in self.entries if old.index < ready.entries[0].index]
             self.entries.extend(ready.entries)
         if ready.clear_forgetful:
             self.forgetful = False
+
+    def load(self, one: Entry) -> Entry | None:
+        """With its payload, if it is there."""
+        if not one.stored_bytes:
+            return one
+        return next((found for found in self.entries if (found.index, found.term) == (one.index, one.term)), None)
+
+    def whole(self, message: AnyMessage) -> AnyMessage | None:
+        """With the payload that was left to the log; None when it is not there any more."""
+        if not isinstance(message, AppendRequest):
+            return message
+        entries = [self.load(one) for one in message.entries]
+        found = tuple(one for one in entries if one is not None)
+        return replace(message, entries=found) if len(found) == len(entries) else None
 
     def holds(self, one: Entry) -> bool:
         if self.snapshot is not None and self.snapshot.index >= one.index:
@@ -157,16 +173,21 @@ class Host:
         left: list[AnyMessage] = []
         while self.core.has_ready():
             ready = self.core.ready()
-            left.extend(ready.messages)
+            left.extend(whole for message in ready.messages if (whole := self.disk.whole(message)) is not None)
             if ready.persist_number:
                 self.writing.append(ready)
             for done in ready.committed:
-                self.applied.append(done)
+                self.applied.append(self.disk.load(done) or done)
                 self.core.applied(done.index)
             self.snapshots_asked.extend(ready.send_snapshot)
             self.reads.extend(ready.reads)
         self.sent.extend(left)
         return left
+
+    def entry(self, index: int) -> Entry | None:
+        """From the log, in memory or not."""
+        one = self.core.entry(index)
+        return None if one is None else self.disk.load(one)
 
     def persist_one(self) -> list[AnyMessage]:
         """The oldest batch becomes durable; returns the messages that left then."""

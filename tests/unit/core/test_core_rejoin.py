@@ -307,7 +307,7 @@ def test_an_acknowledged_entry_survives_the_loss_of_its_only_other_copy() -> Non
     cluster.down.clear()
     cluster.run(3000)
     for host in cluster.up():
-        kept = host.core.entry(index)
+        kept = host.entry(index)
         assert kept is not None
         assert kept.payload == b"kept"
         assert not host.core.status().forgetful

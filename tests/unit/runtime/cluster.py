@@ -123,6 +123,9 @@ class Writer:
         self.releases.append((group, below_index))
         self.wal.release(group, below_index)
 
+    def load(self, group: int, entries: Sequence[Entry]) -> tuple[Entry, ...] | None:
+        return self.wal.load(group, entries)
+
     def full(self) -> bool:
         return self.disk_full or self.turned_away or self.wal.full
 

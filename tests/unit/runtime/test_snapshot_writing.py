@@ -257,7 +257,7 @@ def configured(index: int, payload: bytes) -> Entry:
 def test_a_snapshot_carries_the_configuration_that_was_applied() -> None:
     """HAZARDS 20: the committed one, not what stands uncommitted behind it."""
     first, joint = Configuration((1, 2, 3)), Configuration((1, 2, 4), outgoing=(1, 2, 3), next_replica=5)
-    host = MachineHost(group=1, machine=Journal(), configuration=first, node=1, incarnation=1)
+    host = MachineHost(group=1, machine=Journal(), configuration=first, node=1, incarnation=1, load=tuple)
     host.apply((Entry(1, 1, EntryKind.NOOP, b"", 0),))
     for number, configuration in ((1, first), (2, joint)):
         capture = host.capture(number)
@@ -270,7 +270,7 @@ def test_a_snapshot_carries_the_configuration_that_was_applied() -> None:
 def test_a_state_to_which_nothing_was_applied_is_not_written() -> None:
     """Its record would stand for no entry of the log and so supersede all of them (simulation, seed 36)."""
     cluster, node = one()
-    host = MachineHost(group=1, machine=Journal(), configuration=Configuration((1,)), node=1, incarnation=1)
+    host = MachineHost(group=1, machine=Journal(), configuration=Configuration((1,)), node=1, incarnation=1, load=tuple)
     assert host.capture(1) is None
     cluster.leader()
     node.handle._machine._index = 0
@@ -281,13 +281,13 @@ def test_a_state_to_which_nothing_was_applied_is_not_written() -> None:
 
 
 def test_a_committed_entry_that_is_no_configuration_stops_the_group() -> None:
-    host = MachineHost(group=1, machine=Journal(), configuration=Configuration((1,)), node=1, incarnation=1)
+    host = MachineHost(group=1, machine=Journal(), configuration=Configuration((1,)), node=1, incarnation=1, load=tuple)
     with pytest.raises(InvariantViolated, match="no configuration"):
         host.apply((configured(1, b"x"),))
 
 
 def test_a_payload_that_changed_in_memory_ends_the_process() -> None:
-    host = MachineHost(group=1, machine=Journal(), configuration=Configuration((1,)), node=1, incarnation=1)
+    host = MachineHost(group=1, machine=Journal(), configuration=Configuration((1,)), node=1, incarnation=1, load=tuple)
     payload = b"some command"
     with pytest.raises(InvariantViolated, match="damaged"):
         host.apply((Entry(1, 1, EntryKind.NORMAL, payload, crc32c(payload) ^ 1),))

@@ -90,6 +90,7 @@ def test_the_extra_memory_stays_within_the_budget_under_load(optimizer: Optimize
         configuration=Configuration((1,)),
         node=1,
         incarnation=1,
+        load=tuple,
         budget_bytes=budget,
     )
     host.apply((Entry(1, 1, EntryKind.NOOP, b"", 0),))

@@ -140,7 +140,9 @@ def test_what_does_not_decode_stops_the_group_and_not_the_node(tmp_path: Path) -
     writer = store.create(GROUP, SnapshotMeta(index=5, term=1, configuration=configuration, snapshot_id="s5"))
     writer.write(stream(trained(sgd(0.1)))[:-3])
     meta = writer.commit()
-    host = MachineHost(group=GROUP, machine=ShardMachine(GROUP), configuration=configuration, node=1, incarnation=1)
+    host = MachineHost(
+        group=GROUP, machine=ShardMachine(GROUP), configuration=configuration, node=1, incarnation=1, load=tuple
+    )
     unreadable = host.restore(store, meta)
     assert unreadable is not None
     assert "snapshot" in unreadable.problem
