@@ -82,7 +82,7 @@ class NodeConfig:
     """No snapshot before the log since the last one is this long."""
     snapshot_log_bytes_max: int = RuntimeOptions().snapshot_log_bytes_max
     """A snapshot when the log since the last one is this long, or as long as the state where that is larger, though it
-    be less than four times the state: the log is kept in memory."""
+    be less than four times the state: so much disk the log of a group takes, and a start reads all of it."""
     window_blocks: int = LeaderOptions().window_blocks
     """Blocks of a model and group whose sums may be open at once; a rank that is further ahead is held back."""
     window_bytes: int = LeaderOptions().window_bytes

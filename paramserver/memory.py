@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from consensus.runtime.options import RuntimeOptions
 from consensus.transport.grpc import GrpcOptions
 from paramserver.config import FOLLOWER_BEHIND_BYTES, NodeConfig
 
@@ -19,6 +18,9 @@ CALL_BYTES = 64 << 10
 """A call that waits."""
 CONNECTION_BYTES = 256 << 10
 """A connection, its read and write buffers in gRPC; those of the kernel count nowhere here."""
+PLACES_BYTES = 16 * MIB
+"""What the entries of a group's log cost beside their payload: about 300 bytes each, so many of the tiniest commands
+as fit into a log of 8 MiB. Longer logs are those of larger states, with longer commands."""
 SLACK_PERCENT = 25
 """What the allocator holds beside the state: buffers between two versions, holes."""
 
@@ -45,7 +47,7 @@ def bound(
     return {
         "base": BASE_BYTES,
         "state": sum(states) * (100 + SLACK_PERCENT) // 100,
-        "log": log_bytes(runtime, states=states, groups=groups),
+        "log": groups * log_bytes(config, peers=peers),
         "uncommitted": groups * (config.uncommitted_bytes_max + FOLLOWER_BEHIND_BYTES + runtime.applying_bytes_max),
         "sums": config.window_bytes + shards * ranks * block_bytes,
         "streams": streams * (window + 4 * block_bytes),
@@ -59,9 +61,9 @@ def bound(
     }
 
 
-def log_bytes(runtime: RuntimeOptions, *, states: Sequence[int], groups: int) -> int:
-    """Entries stay in memory until a snapshot covers them, and a tail for those who lag. While snapshots are written,
-    one after the other, as much log comes as they are long, at most: the disk writes both."""
-    since = sum(map(runtime.snapshot_due_bytes, states))
-    kept = groups * runtime.keep_bytes_max + runtime.transfers_max * runtime.transfer_keep_bytes_max
-    return since + sum(states) + kept
+def log_bytes(config: NodeConfig, *, peers: int) -> int:
+    """Of one group. Payload of applied commands is left to the log on disk, but for the newest, for members that lag a
+    little, and what is read back for those who lag more. Uncommitted and unapplied entries are counted elsewhere."""
+    raft = config.runtime_options().raft
+    read_back = raft.inflight_stored_bytes_max + raft.append_bytes_max
+    return raft.unloaded_after_bytes + config.wal_options().recovered_bytes_max + PLACES_BYTES + peers * read_back

@@ -60,8 +60,8 @@ class RuntimeOptions:
     snapshot_log_bytes_min: int = 8 * MIB
     """But not before the log since the last one is this long."""
     snapshot_log_bytes_max: int = 256 * MIB
-    """And at the latest when it is this long, or as long as the state where that is larger: the log is kept in memory,
-    too, and a state is not written more often than its size of log comes."""
+    """And at the latest when it is this long, or as long as the state where that is larger: so much disk it takes, and
+    a start reads all of it; but a state is not written more often than its size of log comes."""
     snapshot_retry_ms: int = 10_000
     """A snapshot that could not be written for lack of space, or of progress, is tried again after this time."""
     snapshot_budget_bytes: int = 64 * MIB

@@ -1,5 +1,5 @@
 """Random histories against a model in a few lines: whatever is appended, superseded, covered by snapshots, released,
-torn by crashes and read again, the log says what the model says."""
+torn by crashes and read again, the log says what the model says; and what it was left, it gives back while it runs."""
 
 import random
 from dataclasses import dataclass, field
@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from consensus.core.interface import HardState, SnapshotMeta
+from consensus.core.raft.log import size_of
 from consensus.storage.interface import GroupAppend
 from consensus.storage.memory import MemoryFileSystem
 from consensus.storage.options import WalOptions
@@ -50,8 +51,9 @@ class LogMachine(RuleBasedStateMachine):
         copy=st.sampled_from([0, 4_000, 1 << 20]),
         spares=st.integers(0, 2),
         held=st.sampled_from([0, 2, 8]),
+        handed_over=st.sampled_from([0, 5_000, 4 << 20]),
     )
-    def start(self, segment: int, flush: int, copy: int, spares: int, held: int) -> None:
+    def start(self, segment: int, flush: int, copy: int, spares: int, held: int, handed_over: int) -> None:
         self.options = WalOptions(
             segment_bytes=segment << 10,
             reserve_bytes=16 << 10,
@@ -60,6 +62,7 @@ class LogMachine(RuleBasedStateMachine):
             spare_segments=spares,
             held_segments_max=held,
             retired_segments_max=1,
+            recovered_bytes_max=handed_over,
         )
         self.disk = MemoryFileSystem()
         self.now = Model()
@@ -73,11 +76,14 @@ class LogMachine(RuleBasedStateMachine):
         assert recovery.warnings == ()
         assert recovery.incarnation > self.incarnation
         self.incarnation = recovery.incarnation
+        self.gone: dict[int, set[tuple[int, int, int]]] = {}
         found = {}
         for number, group in recovery.groups.items():
             assert group.damage == ""
-            log = tuple((entry.index, entry.term, len(entry.payload)) for entry in group.entries)
-            assert group.entries == tuple(entries(index, index, term, size)[0] for index, term, size in log)
+            log = tuple((entry.index, entry.term, size_of(entry)) for entry in group.entries)
+            assert sum(len(entry.payload) for entry in group.entries) <= self.options.recovered_bytes_max
+            whole = self.wal.load(number, group.entries)
+            assert whole == tuple(entries(index, index, term, size)[0] for index, term, size in log)
             found[number] = Group(group.hard_state, group.snapshot, log)
         assert found in [model.groups for model in self.history]
         self.now = Model(found)
@@ -101,6 +107,7 @@ class LogMachine(RuleBasedStateMachine):
         self.wal.write(appends)
 
     def step(self, number: int, group: Group) -> Group:
+        self.gone.setdefault(number, set()).update(set(self.now.get(number).log) - set(group.log))
         self.now.groups[number] = group
         self.history.append(Model(dict(self.now.groups)))
         return group
@@ -176,6 +183,16 @@ class LogMachine(RuleBasedStateMachine):
         self.wal.close()
         self.history = self.history[-1:]
         self.open()
+
+    @invariant()
+    def what_stands_in_it_can_be_read_back_and_nothing_else(self) -> None:
+        for number, group in self.now.groups.items():
+            some = (*group.log[:2], *group.log[2:][-3:])
+            log = tuple(entries(index, index, term, size)[0] for index, term, size in some)
+            assert self.wal.load(number, [entry.left_out() for entry in log]) == log
+            for index, term, size in sorted(self.gone.get(number, ()))[-3:]:
+                if size and index > group.base and (index, term, size) not in group.log:
+                    assert self.wal.load(number, [entries(index, index, term, size)[0].left_out()]) is None
 
     @invariant()
     def the_log_does_not_grow_for_nothing(self) -> None:

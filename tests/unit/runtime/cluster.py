@@ -206,6 +206,8 @@ class Cluster:
         groups: int = 1,
     ) -> None:
         self.machine = machine
+        self.wal_options: dict[str, int] = {}
+        """Others than the usual, of nodes that are started from now on."""
         self.groups = groups
         self.clock = Clock()
         self.network = MemoryNetwork()
@@ -225,7 +227,10 @@ class Cluster:
         disk = self.disks[node]
         identity = Identity(cluster=CLUSTER, node=node, node_uuid=bytes([node]) * 16)
         wal, recovery = Wal.open(
-            disk, "wal", identity, WalOptions(segment_bytes=SEGMENT_BYTES, reserve_bytes=SEGMENT_BYTES)
+            disk,
+            "wal",
+            identity,
+            WalOptions(segment_bytes=SEGMENT_BYTES, reserve_bytes=SEGMENT_BYTES, **self.wal_options),
         )
         writer, lanes, store = Writer(wal), Lanes(), SnapshotFiles(disk, "snapshots")
         seed = self.random.randrange(1 << 30)

@@ -67,7 +67,7 @@ def test_what_the_document_says_of_the_defaults() -> None:
     assert float(said) - 0.1 < beside / 1e9 < float(said)
 
 
-def test_a_large_state_keeps_no_more_log_in_memory_than_itself() -> None:
+def test_a_large_state_has_a_log_no_longer_than_itself() -> None:
     due = CONFIG.runtime_options().snapshot_due_bytes
     assert due(0) == 8 * MIB
     assert due(10 * MIB) == 40 * MIB
