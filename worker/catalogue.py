@@ -145,6 +145,13 @@ class Catalogue:
         request = pb.ReleaseRankRequest(model=model.model, rank=rank, lease_epoch=lease_epoch)
         await self._command(Method.RELEASE_RANK, request)
 
+    async def set_learning_rate(self, model: Description, learning_rate: float, from_step: int | None) -> int:
+        request = pb.SetLearningRateRequest(
+            model=model.model, generation=model.generation, learning_rate=learning_rate, from_step=from_step
+        )
+        answer = await self._command(Method.SET_LEARNING_RATE, request)
+        return int(answer.from_step)
+
     async def renew(
         self, model: Description, *, rank: int = 0, lease_epoch: int = 0, initialization_epoch: int = 0
     ) -> tuple[int, View]:

@@ -52,6 +52,7 @@ _RESPONSES: dict[Method, Callable[[bytes], Any]] = {
     Method.CLAIM_RANK: pb.ClaimRankResponse.FromString,
     Method.RENEW_LEASE: pb.RenewLeaseResponse.FromString,
     Method.RELEASE_RANK: pb.ReleaseRankResponse.FromString,
+    Method.SET_LEARNING_RATE: pb.SetLearningRateResponse.FromString,
 }
 
 

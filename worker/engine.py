@@ -283,6 +283,15 @@ class Engine:
             self._seen = newest
             return _mark(tensors, got)
 
+    # --- the learning rate
+
+    @property
+    def catalogue_problem(self) -> str:
+        return self._catalogue.problem
+
+    async def set_learning_rate(self, learning_rate: float, from_step: int | None) -> int:
+        return await self._catalogue.set_learning_rate(self.model, learning_rate, from_step)
+
     # --- why it waits
 
     def why(self) -> str:

@@ -18,7 +18,7 @@ from paramserver.wire.codecs import LARGEST, Codec, first_beyond
 from paramserver.wire.errors import Refusal
 from paramserver.wire.frames import PushKind
 from paramserver.wire.layout import Flat
-from paramserver.wire.spec import ModelSpec, NonFinite
+from paramserver.wire.spec import ModelSpec, NonFinite, rate_problems
 from worker import errors
 from worker.consistency import ANY, Consistency
 from worker.engine import Engine
@@ -230,6 +230,29 @@ class Model:
         budget = Budget(self._timeout(timeout), what)
         work = within(budget, self._engine.absent_ranks(), lambda: "")
         return Future(self._client._loop.submit(work), budget, what, lambda: "")
+
+    # --- the learning rate
+
+    def set_learning_rate(self, value: float, from_step: int | None = None, *, timeout: float | None = None) -> int:
+        """Change the learning rate: every update of `from_step` and the steps behind it, in every block, uses `value`
+        (rounded to float32), until the next change's step. Any handle may ask, once for all ranks; changes may lie
+        ahead, and a second one of the same step takes the place of the first. None: the next step that can be.
+
+        Returns the step from which it holds, when all servers know it: a later one than was asked for where training
+        went past that meanwhile. While the groups agree no block goes past that step, so one that is near costs a
+        moment's wait, one that is far ahead nothing.
+
+        Raises InvalidArgument (NaN, negative, beyond float32), FailedPrecondition (a step that is past; it names the
+        earliest there can be), NotFound, DeadlineExceeded: it may have been changed then, or be about to."""
+        self._check()
+        problems = rate_problems("value", value)
+        if problems:
+            raise InvalidArgument(str(problems[0]))
+        if from_step is not None and not 0 <= from_step < 2**62:
+            raise InvalidArgument(f"from_step {from_step}", "expected 0 to 2^62 - 1")
+        work = self._engine.set_learning_rate(value, from_step)
+        what = f"learning rate of {self.name!r}"
+        return self._client._run(work, self._timeout(timeout), what, lambda: self._engine.catalogue_problem)
 
     # --- the end
 

@@ -26,6 +26,7 @@ class Method(StrEnum):
     CLAIM_RANK = "Catalogue/ClaimRank"
     RENEW_LEASE = "Catalogue/RenewLease"
     RELEASE_RANK = "Catalogue/ReleaseRank"
+    SET_LEARNING_RATE = "Catalogue/SetLearningRate"
 
 
 class PushMethod(StrEnum):

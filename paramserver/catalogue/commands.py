@@ -24,7 +24,7 @@ from paramserver.catalogue.placement import (
     Stage,
 )
 from paramserver.catalogue.sharding import Rule
-from paramserver.catalogue.state import Node, SessionId
+from paramserver.catalogue.state import Node, RateStage, SessionId
 from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.errors import Refusal
 from paramserver.wire.protos import spec_from_proto, spec_to_proto
@@ -107,9 +107,34 @@ class ExpireLease:
     initialization: bool = False
 
 
-ClientCommand: TypeAlias = CreateModel | ClaimInitialization | ModelOpened | ClaimRank | ReleaseRank | Reshape
+@dataclass(frozen=True, slots=True)
+class ChangeRate:
+    """A wish: the learning rate from `step` on, or from a later one if training goes past it meanwhile (RULES S11)."""
+
+    model: int
+    generation: int
+    learning_rate: float
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class RateAdvanced:
+    """The driver's report on the change under way: it is raised to `step`, or all groups hold there, or have it."""
+
+    model: int
+    generation: int
+    number: int
+    step: int
+    stage: RateStage
+
+
+ClientCommand: TypeAlias = (
+    CreateModel | ClaimInitialization | ModelOpened | ClaimRank | ReleaseRank | Reshape | ChangeRate
+)
 """Deduplicated by (session, sequence)."""
-Command: TypeAlias = ClientCommand | OpenSession | RegisterNode | ShardCreated | ExpireLease | PlacementCommand
+Command: TypeAlias = (
+    ClientCommand | OpenSession | RegisterNode | ShardCreated | ExpireLease | RateAdvanced | PlacementCommand
+)
 """Without a session: idempotent by itself."""
 
 
@@ -150,6 +175,14 @@ def encode(envelope: Envelope) -> bytes:
         case ExpireLease(model, rank, lease_epoch, initialization):
             message.expire_lease.CopyFrom(
                 pb.ExpireLease(model=model, rank=rank, lease_epoch=lease_epoch, initialization=initialization)
+            )
+        case ChangeRate(model, generation, rate, step):
+            message.change_rate.CopyFrom(
+                pb.ChangeRate(model=model, generation=generation, learning_rate=rate, step=step)
+            )
+        case RateAdvanced(model, generation, number, step, stage):
+            message.rate_advanced.CopyFrom(
+                pb.RateAdvanced(model=model, generation=generation, number=number, step=step, stage=int(stage))
             )
         case Reshape() as reshape:
             message.reshape.CopyFrom(protos.from_reshape(reshape))
@@ -205,6 +238,12 @@ def _command(message: pb.CatalogueCommand) -> Command:
         case "expire_lease":
             lease = message.expire_lease
             return ExpireLease(lease.model, lease.rank, lease.lease_epoch, lease.initialization)
+        case "change_rate":
+            change = message.change_rate
+            return ChangeRate(change.model, change.generation, change.learning_rate, change.step)
+        case "rate_advanced":
+            moved = message.rate_advanced
+            return RateAdvanced(moved.model, moved.generation, moved.number, moved.step, RateStage(moved.stage))
         case "reshape":
             return protos.to_reshape(message.reshape)
         case "move_advanced":

@@ -13,15 +13,20 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from consensus.core.interface import GroupId
-from paramserver.catalogue.state import Model, ModelId, Shard
+from paramserver.catalogue.commands import RateAdvanced
+from paramserver.catalogue.state import Model, ModelId, RateChange, RateStage, Shard
 from paramserver.wire.errors import Reason, Refusal
 from paramserver.wire.protos import View
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+PASSED = "PASSED"
+"""A data group's reason: it is past that step already."""
 DRIVES_MAX = 16
 """Commands to data groups on their way at once; the others wait."""
 BACK_OFF_MS = (20, 50, 100, 250, 500, 1000)
@@ -53,7 +58,28 @@ class SetView:
     view: View
 
 
-ShardCommand: TypeAlias = CreateShard | OpenShard | SetView
+@dataclass(frozen=True, slots=True)
+class HoldShard:
+    """No update of `step` or a later one until change `number` is there. `check_only`: how far is the model? Nothing
+    changes."""
+
+    model: ModelId
+    generation: int
+    number: int
+    step: int
+    check_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SetRate:
+    """The learning rate from that step on; the hold of that number ends."""
+
+    model: ModelId
+    generation: int
+    change: RateChange
+
+
+ShardCommand: TypeAlias = CreateShard | OpenShard | SetView | HoldShard | SetRate
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +92,8 @@ class ShardReply:
     message: str = ""
     lowest_version: int = 0
     view: int = 0
+    highest_version: int = 0
+    """Of the model's blocks in that group; where a hold came too late, the first step at which it could be."""
 
 
 Execute: TypeAlias = Callable[[GroupId, ShardCommand], Awaitable[ShardReply]]
@@ -81,6 +109,10 @@ class Confirmed:
     opened: bool = False
     view: int = 0
     lowest_version: int = 0
+    held: tuple[int, int] = (0, 0)
+    """(number, step) of the hold for a change of the learning rate."""
+    rate: int = 0
+    """The last change that it has."""
     trouble: str = ""
     """Why the last attempt failed."""
 
@@ -93,10 +125,13 @@ class Drives:
         models: Callable[[], Mapping[ModelId, Model]],
         execute: Execute,
         report_created: Callable[[Model, GroupId], Awaitable[None]],
+        rate_advanced: Callable[[RateAdvanced], Awaitable[None]] | None = None,
     ) -> None:
+        """`rate_advanced` commits in group 0 how far a change of the learning rate is now."""
         self._models = models
         self._execute = execute
         self._report_created = report_created
+        self._rate_advanced = rate_advanced
         self._confirmed: dict[tuple[ModelId, GroupId], Confirmed] = {}
         self._tasks: dict[tuple[ModelId, GroupId], asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(DRIVES_MAX)
@@ -118,6 +153,7 @@ class Drives:
     def poke_all(self) -> None:
         for model in self._models():
             self.poke(model)
+        self._signal()
 
     def end(self) -> None:
         """Leadership is lost: whoever waits is told."""
@@ -137,6 +173,18 @@ class Drives:
                 raise Refusal(Reason.NOT_READY, "group 0's leader changed; send it again")
             if all(done(one) for one in confirmed):
                 return confirmed
+            self.poke(model)
+            progress = self._progress
+            await progress.wait()
+
+    async def until(self, model: ModelId, done: Callable[[Model], T | None]) -> T:
+        """What `done` says of the model as group 0 has it, once it is not None. Raises `Refusal` as `everywhere`."""
+        while True:
+            if self._ended:
+                raise Refusal(Reason.NOT_READY, "group 0's leader changed; send it again")
+            found = done(self._models()[model])
+            if found is not None:
+                return found
             self.poke(model)
             progress = self._progress
             await progress.wait()
@@ -185,12 +233,20 @@ class Drives:
             return OpenShard(model.model, model.generation, model.initialization.epoch)
         if confirmed.view < model.view.number:
             return SetView(model.model, model.generation, model.view)
+        change = model.rate_under_way
+        if change is not None and change.stage is RateStage.SETTLED and confirmed.rate < change.number:
+            return SetRate(model.model, model.generation, change)
+        if change is not None and change.stage is RateStage.HOLDING and confirmed.held != (change.number, change.step):
+            return HoldShard(model.model, model.generation, change.number, change.step)
         return None
 
     async def _attempt(self, group: GroupId, command: ShardCommand, confirmed: Confirmed) -> str:
         """Empty, or why it failed."""
         try:
             reply = await self._run(group, command)
+            if isinstance(command, HoldShard) and reply.reason == PASSED:
+                await self._raise(command, reply.highest_version)
+                return ""
             if not reply.ok:
                 return f"{reply.reason}: {reply.message}"
             match command:
@@ -202,12 +258,41 @@ class Drives:
                 case SetView(view=view):
                     confirmed.view = max(view.number, reply.view)
                     confirmed.lowest_version = reply.lowest_version
+                case HoldShard(model_id, _, number, step):
+                    settled = RateAdvanced(model_id, command.generation, number, step, RateStage.SETTLED)
+                    await self._when_all(settled, group, lambda one: one.held == (number, step))
+                    confirmed.held = (number, step)
+                case SetRate(model_id, _, change):
+                    done = RateAdvanced(model_id, command.generation, change.number, change.step, RateStage.DONE)
+                    await self._when_all(done, group, lambda one: one.rate >= change.number)
+                    confirmed.rate = change.number
         except Refusal as refusal:
             return f"{refusal.reason}: {refusal.message}"
         except Exception as error:  # a defect must not stop the drive, nor spin it
             log.exception("a drive of group %d failed", group)
             return f"{type(error).__name__}"
         return ""
+
+    async def _raise(self, command: HoldShard, first: int) -> None:
+        """The group is past that step: another one, with as much time to get there once more as it took now."""
+        later = first + (first - command.step) + 1
+        await self._advance(RateAdvanced(command.model, command.generation, command.number, later, RateStage.HOLDING))
+
+    async def _when_all(self, reached: RateAdvanced, group: GroupId, done: Callable[[Confirmed], bool]) -> None:
+        """Report what is reached if `group` is the last one that was missing. Before that is noted: what fails here is
+        asked for again."""
+        others = (one for one in self._models()[reached.model].groups if one != group)
+        if all(done(self._of(reached.model, other)) for other in others):
+            await self._advance(reached)
+
+    async def _advance(self, reached: RateAdvanced) -> None:
+        """In group 0, unless it knows already, or knows better."""
+        now = self._models()[reached.model].rate_under_way
+        if self._rate_advanced is None or now is None or now.number != reached.number or now.stage > reached.stage:
+            return
+        raised = reached.stage is RateStage.HOLDING and now.step < reached.step
+        if raised or (now.step == reached.step and now.stage < reached.stage):
+            await self._rate_advanced(reached)
 
     async def _run(self, group: GroupId, command: ShardCommand) -> ShardReply:
         async with self._slots:

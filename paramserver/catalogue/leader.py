@@ -18,6 +18,7 @@ from consensus.core.interface import GroupId, NodeId, ReplicaId
 from consensus.runtime.interface import Applied, Committed, Outcome, Refused
 from paramserver.catalogue import commands
 from paramserver.catalogue.administration import Administration, DrainNode, TransferTo, Wish
+from paramserver.catalogue.changes import Changes
 from paramserver.catalogue.commands import (
     ClaimInitialization,
     ClaimRank,
@@ -27,6 +28,7 @@ from paramserver.catalogue.commands import (
     Envelope,
     ModelOpened,
     OpenSession,
+    RateAdvanced,
     RegisterNode,
     ReleaseRank,
     ShardCreated,
@@ -38,7 +40,7 @@ from paramserver.catalogue.moving import Mover
 from paramserver.catalogue.pictures import Hands, Survey
 from paramserver.catalogue.placement import Reshape
 from paramserver.catalogue.planning import Plan
-from paramserver.catalogue.sessions import Answer, Session
+from paramserver.catalogue.sessions import Answer, Caller, Session
 from paramserver.catalogue.state import Model, ModelId, Node, SessionId
 from paramserver.wire.errors import Reason, Refusal, disk_full, invalid, refuse_problems
 from paramserver.wire.protos import View
@@ -50,15 +52,6 @@ CATALOGUE = 0
 LEASE_CHECK_MS = 200
 """How late a lease may end."""
 SEQUENCE_MAX = 2**62
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks, with the proof. `secret_digest`: sha-256 of the secret it sent."""
-
-    session: SessionId
-    sequence: int
-    secret_digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +126,19 @@ class CatalogueLeader:
         self._confirm = confirm
         self._leases = LeaseClock(lease_ms)
         self._tenure: Tenure | None = None
+        self.changes = Changes(
+            drives=lambda: self._leading().drives,
+            describe=lambda model: self.describe(model=model),
+            answered=lambda caller: self._authenticate(caller).answered(caller.sequence) is not None,
+            commit=self._commit_for,
+        )
+        """What is asked of a model while it trains."""
 
     # --- GroupListener
 
     def leading(self, term: int) -> None:
         self.deposed(term)
-        drives = Drives(lambda: self._machine.models, self._execute, self._report_created)
+        drives = Drives(lambda: self._machine.models, self._execute, self._report_created, self._report_rate)
         self._leases.leading(self._machine.models, self._now_ms())
         tasks = [
             asyncio.create_task(self._expire_leases(), name="leases of group 0"),
@@ -453,6 +453,11 @@ class CatalogueLeader:
 
     async def _report_created(self, model: Model, group: GroupId) -> None:
         await self._commit(Envelope(ShardCreated(model.model, model.generation, group)))
+
+    async def _report_rate(self, reached: RateAdvanced) -> None:
+        await self._commit(Envelope(reached))
+        stage = reached.stage.name.lower()
+        log.info("learning rate %d of model %d: %s at step %d", reached.number, reached.model, stage, reached.step)
 
     async def _expire_leases(self) -> None:
         while True:

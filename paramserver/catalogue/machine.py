@@ -14,10 +14,11 @@ from dataclasses import replace
 from typing import TypeVar
 
 from consensus.core.interface import Entry, GroupId, NodeId, Payload
-from paramserver.catalogue import sharding, snapshots
+from paramserver.catalogue import rates, sharding, snapshots
 from paramserver.catalogue.bootstrap import CATALOGUE_GROUP
 from paramserver.catalogue.commands import (
     BadCommand,
+    ChangeRate,
     ClaimInitialization,
     ClaimRank,
     ClientCommand,
@@ -27,6 +28,7 @@ from paramserver.catalogue.commands import (
     ExpireLease,
     ModelOpened,
     OpenSession,
+    RateAdvanced,
     RegisterNode,
     ReleaseRank,
     ShardCreated,
@@ -177,6 +179,8 @@ class CatalogueMachine:
                 return self._shard_created(command)
             case ExpireLease():
                 return self._expire(command)
+            case RateAdvanced():
+                return self._rate(command)
             case _ if session == 0:
                 return refusal(Reason.UNKNOWN_SESSION, "this command needs a session")
             case _:
@@ -194,6 +198,8 @@ class CatalogueMachine:
                 return self._claim_rank(command, session)
             case ReleaseRank():
                 return self._release(command, session)
+            case ChangeRate():
+                return self._rate(command)
             case Reshape():
                 self.placement, answer = reshape(self.placement, command, self.groups)
                 return answer
@@ -339,6 +345,20 @@ class CatalogueMachine:
             return refusal(Reason.STALE_LEASE, f"the lease of rank {command.rank} moved on")
         self._end_lease(model, command.rank)
         return Answer(ok=True)
+
+    # --- learning rates
+
+    def _rate(self, command: ChangeRate | RateAdvanced) -> Answer:
+        model = self._find(command.model, command.generation)
+        if isinstance(model, Answer):
+            return model
+        if isinstance(command, ChangeRate):
+            changed, answer = rates.change(model, command)
+        else:
+            changed, answer = rates.advance(model, command)
+        if answer.ok:
+            self._put(changed)
+        return answer
 
     # --- small parts
 

@@ -33,6 +33,15 @@ class Answer:
     holder: SessionId = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, with the proof. `secret_digest`: sha-256 of the secret it sent."""
+
+    session: SessionId
+    sequence: int
+    secret_digest: bytes
+
+
 def refusal(reason: str, message: str, *, holder: SessionId = 0, value: int = 0) -> Answer:
     return Answer(ok=False, reason=reason, message=message, holder=holder, value=value)
 

@@ -74,6 +74,27 @@ class InitializationLease:
     session: SessionId = 0
 
 
+class RateStage(IntEnum):
+    """How far a change of the learning rate is (RULES S11)."""
+
+    HOLDING = 1
+    """Data groups are told to apply no update of its step; the step may still be raised."""
+    SETTLED = 2
+    """All of them hold: the step is final, and the rate is told."""
+    DONE = 3
+    """All of them have it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RateChange:
+    """`learning_rate`, a float32, from `step` on. Numbers rise by one, of a model and generation."""
+
+    number: int
+    step: int
+    learning_rate: float
+    stage: RateStage = RateStage.HOLDING
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """`created`: groups known to have their shard; the model is complete when they all do (RULES M2).
@@ -89,6 +110,16 @@ class Model:
     created: frozenset[GroupId] = frozenset()
     open: bool = False
     initialization: InitializationLease = InitializationLease()
+    rates: tuple[RateChange, ...] = ()
+    """The latest changes, in the order in which they were asked for; only the last may be under way."""
+
+    @property
+    def rate_under_way(self) -> RateChange | None:
+        last = self.rates[-1] if self.rates else None
+        return last if last is not None and last.stage is not RateStage.DONE else None
+
+    def rate_number(self, number: int) -> RateChange | None:
+        return next((one for one in self.rates if one.number == number), None)
 
     @property
     def groups(self) -> tuple[GroupId, ...]:

@@ -8,8 +8,9 @@ import hashlib
 import grpc
 
 from paramserver.catalogue import protos
-from paramserver.catalogue.leader import Caller, CatalogueLeader
+from paramserver.catalogue.leader import CatalogueLeader
 from paramserver.catalogue.machine import CatalogueMachine
+from paramserver.catalogue.sessions import Caller
 from paramserver.catalogue.state import Node
 from paramserver.rpc.calls import Calls, Context
 from paramserver.rpc.groups import Groups
@@ -57,6 +58,7 @@ class CatalogueService:
             "OpenModel": calls.unary(pb.OpenModelRequest, self._open_model),
             "ClaimRank": calls.unary(pb.ClaimRankRequest, self._claim_rank),
             "RenewLease": calls.unary(pb.RenewLeaseRequest, self._renew_lease),
+            "SetLearningRate": calls.unary(pb.SetLearningRateRequest, self._set_learning_rate),
             "ReleaseRank": calls.unary(pb.ReleaseRankRequest, self._release_rank),
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
@@ -149,6 +151,16 @@ class CatalogueService:
         caller = _caller(request.session, request.sequence, request.secret)
         await self._leader.release(caller, request.model, request.rank, request.lease_epoch)
         return pb.ReleaseRankResponse()
+
+    async def _set_learning_rate(
+        self, request: pb.SetLearningRateRequest, context: Context
+    ) -> pb.SetLearningRateResponse:
+        caller = _caller(request.session, request.sequence, request.secret)
+        wanted = request.from_step if request.HasField("from_step") else None
+        step = await self._leader.changes.set_learning_rate(
+            caller, request.model, request.generation, request.learning_rate, wanted
+        )
+        return pb.SetLearningRateResponse(from_step=step)
 
 
 def _caller(session: int, sequence: int, secret: bytes) -> Caller:

@@ -1,7 +1,8 @@
 """Commits small commands in data groups, wherever their leaders are: the way from group 0's leader into them.
 
-Invariants: only the small, idempotent commands (create, open, set view) go this way, never values; an attempt has a
-deadline; what comes back was committed and applied by the group's leader. Must not know: why a command is sent.
+Invariants: only the small, idempotent commands (create, open, set view, hold, set rate) go this way, never values; an
+attempt has a deadline; what comes back was committed and applied by the group's leader. Must not know: why a command is
+sent.
 """
 
 from __future__ import annotations
@@ -58,6 +59,22 @@ def encode(command: drive.ShardCommand) -> bytes:
             )
         case drive.SetView(model_id, generation, view):
             return commands.encode_set_view(commands.SetView(model=model_id, generation=generation, view=view))
+        case drive.HoldShard(model_id, generation, number, step, check_only):
+            return commands.encode_hold(
+                commands.HoldShard(
+                    model=model_id, generation=generation, number=number, step=step, check_only=check_only
+                )
+            )
+        case drive.SetRate(model_id, generation, change):
+            return commands.encode_set_rate(
+                commands.SetRate(
+                    model=model_id,
+                    generation=generation,
+                    number=change.number,
+                    step=change.step,
+                    learning_rate=change.learning_rate,
+                )
+            )
 
 
 Order: TypeAlias = Callable[[pb.OrderRequest, Context], Awaitable[pb.OrderResponse]]
@@ -210,6 +227,7 @@ def _reply(raw: bytes) -> drive.ShardReply:
         message=result.message,
         lowest_version=result.lowest_version,
         view=result.view,
+        highest_version=result.highest_version,
     )
 
 

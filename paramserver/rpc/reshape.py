@@ -19,9 +19,10 @@ from paramserver.catalogue.administration import (
     TransferTo,
     Wish,
 )
-from paramserver.catalogue.leader import Caller, CatalogueLeader
+from paramserver.catalogue.leader import CatalogueLeader
 from paramserver.catalogue.machine import CatalogueMachine
 from paramserver.catalogue.pictures import GroupPicture
+from paramserver.catalogue.sessions import Caller
 from paramserver.config import split_address
 from paramserver.rpc.calls import Context
 from paramserver.v1 import paramserver_pb2 as pb

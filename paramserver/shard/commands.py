@@ -28,7 +28,7 @@ from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire import codecs
 from paramserver.wire.codecs import Codec, Encoded, Values
 from paramserver.wire.errors import Refusal
-from paramserver.wire.frames import PushKind
+from paramserver.wire.frames import STEP_MAX, PushKind
 from paramserver.wire.layout import FLOAT, Flat
 from paramserver.wire.protos import View, shared_spec_proto, spec_from_proto, view_from_proto, view_to_proto
 from paramserver.wire.spec import BLOCK_BYTES_MAX, ModelSpec
@@ -101,7 +101,30 @@ class SetView:
     view: View
 
 
-Command: TypeAlias = UpdateBlock | InitialBlock | CreateShard | OpenShard | SetView
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HoldShard:
+    """No update of `step` or a later one until the change of that `number` (RULES S9). `check_only`: answer what the
+    versions are and whether a change could be taken, change nothing."""
+
+    model: int
+    generation: int
+    number: int
+    step: int
+    check_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetRate:
+    """The learning rate from `step` on (RULES S11); ends the hold of that number."""
+
+    model: int
+    generation: int
+    number: int
+    step: int
+    learning_rate: float
+
+
+Command: TypeAlias = UpdateBlock | InitialBlock | CreateShard | OpenShard | SetView | HoldShard | SetRate
 Buffer: TypeAlias = npt.NDArray[np.uint8]
 
 
@@ -209,6 +232,28 @@ def encode_set_view(command: SetView) -> bytes:
     return _other(pb.ShardCommand(set_view=pb.SetView(model=command.model, generation=command.generation, view=view)))
 
 
+def encode_hold(command: HoldShard) -> bytes:
+    message = pb.HoldShard(
+        model=command.model,
+        generation=command.generation,
+        number=command.number,
+        step=command.step,
+        check_only=command.check_only,
+    )
+    return _other(pb.ShardCommand(hold=message))
+
+
+def encode_set_rate(command: SetRate) -> bytes:
+    message = pb.SetRate(
+        model=command.model,
+        generation=command.generation,
+        number=command.number,
+        step=command.step,
+        learning_rate=command.learning_rate,
+    )
+    return _other(pb.ShardCommand(set_rate=message))
+
+
 def encode(command: Command) -> bytes | memoryview:
     match command:
         case UpdateBlock():
@@ -221,6 +266,10 @@ def encode(command: Command) -> bytes | memoryview:
             return encode_open(command)
         case SetView():
             return encode_set_view(command)
+        case HoldShard():
+            return encode_hold(command)
+        case SetRate():
+            return encode_set_rate(command)
 
 
 def _other(message: Any) -> bytes:
@@ -280,8 +329,8 @@ def _decode_valued(kind: int, payload: bytes | memoryview) -> UpdateBlock | Init
     if what not in (PushKind.GRADIENT, PushKind.SKIP, PushKind.EMPTY):
         raise CommandError(f"an update is a gradient, a skip or empty, not {what}")
     given = bool(flags & _RATE_GIVEN)
-    if given and not (math.isfinite(rate) and rate >= 0):
-        raise CommandError(f"learning rate {rate}")
+    if given:
+        _rate(rate)
     return UpdateBlock(
         model=model,
         generation=generation,
@@ -305,7 +354,7 @@ def _values(payload: bytes | memoryview, elements: int, codec: int) -> Values | 
     return codecs.received(codec, memoryview(payload)[HEADER_BYTES:], elements) if elements else None
 
 
-def _decode_other(data: bytes) -> CreateShard | OpenShard | SetView:
+def _decode_other(data: bytes) -> CreateShard | OpenShard | SetView | HoldShard | SetRate:
     message = pb.ShardCommand()
     try:
         message.ParseFromString(data)
@@ -323,10 +372,40 @@ def _decode_other(data: bytes) -> CreateShard | OpenShard | SetView:
             case "set_view":
                 change = message.set_view
                 return SetView(model=change.model, generation=change.generation, view=view_from_proto(change.view))
+            case "hold":
+                hold = message.hold
+                return HoldShard(
+                    model=hold.model,
+                    generation=hold.generation,
+                    number=hold.number,
+                    step=_step(hold.step),
+                    check_only=hold.check_only,
+                )
+            case "set_rate":
+                rate = message.set_rate
+                return SetRate(
+                    model=rate.model,
+                    generation=rate.generation,
+                    number=rate.number,
+                    step=_step(rate.step),
+                    learning_rate=_rate(rate.learning_rate),
+                )
             case _:
                 raise CommandError("a ShardCommand of an unknown kind")
     except (DecodeError, Refusal) as error:
         raise CommandError(str(error)) from None
+
+
+def _step(step: int) -> int:
+    if step >= STEP_MAX:
+        raise CommandError(f"step {step}")
+    return step
+
+
+def _rate(rate: float) -> float:
+    if not (math.isfinite(rate) and rate >= 0):
+        raise CommandError(f"learning rate {rate}")
+    return rate
 
 
 def create_from_proto(message: Any) -> CreateShard:

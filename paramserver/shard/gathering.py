@@ -11,13 +11,13 @@ drops and revives it), threads, bytes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from consensus.runtime.interface import Outcome, Refused
 from paramserver.shard.effects import Effects
 from paramserver.shard.forms import Form, Forms
-from paramserver.shard.results import Duplicate, NotTaken, Updated
+from paramserver.shard.results import Duplicate, NotTaken, Updated, Why
 from paramserver.shard.state import Shard, ShardInfo
 from paramserver.shard.streams import PushStream, StreamState
 from paramserver.shard.sums import Complete, OpenSum, Rejected
@@ -80,6 +80,8 @@ class Round:
     contributors: int = 0
     proposed: bool = False
     alive: bool = True
+    complete: Complete | None = None
+    """The command, from when it is whole: while a hold stands it is refused, and proposed again when that ended."""
     held_bytes: int = 0
     """Room that its contributions take in the node's window."""
     waiting: dict[PushStream, bool] = field(default_factory=dict)
@@ -101,6 +103,8 @@ class Gathering:
         self._rounds: list[Round | None] = [None] * self._blocks
         self._lowest = 0
         self._retry: list[tuple[Round, Complete]] = []
+        self._held: list[Round] = []
+        """Refused because a hold stands (RULES S9)."""
         self.streams: dict[int, PushStream] = {}
         """The newest stream of each rank."""
         self.resync()
@@ -121,6 +125,7 @@ class Gathering:
                     self._around.count("sums_dropped")
                 self._kill(round_)
         self._retry.clear()
+        self._held.clear()
         self._lowest = min(version * self._blocks + index for index, version in enumerate(self._versions))
         self._advance()
 
@@ -207,7 +212,7 @@ class Gathering:
                 round_.waiting[stream] = wants
             elif (skipped := self._first_skipped(stream, step, index)) is not None:
                 raise self._out_of_order(frame, skipped)
-            elif not self._in_window(step, index) or not self._around.takes or not self._has_room(step, index):
+            elif not self._takes(step, index) or not self._has_room(step, index):
                 return False
             else:
                 self._take(stream, frame, index, wants)
@@ -231,6 +236,10 @@ class Gathering:
         elif len(frame.payload):
             raise invalid("payload", f"none with {frame.kind.name}", f"{len(frame.payload)} bytes")
         return index
+
+    def _takes(self, step: int, index: int) -> bool:
+        """Its turn has come: it lies in the window, no hold stands, and leadership is not being handed over."""
+        return self._in_window(step, index) and self._around.takes and not self.info.steps.holds(step)
 
     def _in_window(self, step: int, index: int) -> bool:
         return step * self._blocks + index < self._lowest + self._window
@@ -289,7 +298,7 @@ class Gathering:
         """The sum lane took a contribution."""
         if round_.alive and outcome is not None:
             if isinstance(outcome, Complete):
-                round_.proposed = True
+                round_.proposed, round_.complete = True, outcome
                 self._give_room(round_, round_.held_bytes)
                 self._propose(round_, outcome)
                 self._advance()
@@ -386,6 +395,10 @@ class Gathering:
         round_ = self._rounds[index]
         if round_ is None or not round_.proposed or (round_.step, round_.view) != (result.step, result.view):
             return
+        if result.why is Why.HELD:
+            self._around.count("updates_held")
+            self._held.append(round_)
+            return
         self._around.count("updates_refused")
         number = self._shard.info.view.number
         if number != round_.view:
@@ -398,6 +411,15 @@ class Gathering:
         """The shard was opened or has another view: everything starts anew under it (RULES S8)."""
         self.resync()
         self.end_all(view_changed(self.info.view.number))
+
+    def steps_changed(self) -> None:
+        """A hold stands, or ended: what was refused for it is tried again, what waited is judged again."""
+        self.info = replace(self.info, steps=self._shard.info.steps)
+        held, self._held = self._held, []
+        for round_ in held:
+            if round_.alive and round_.complete is not None:
+                self._propose(round_, round_.complete)
+        self.try_all_held()
 
     def end_all(self, refusal: Refusal) -> None:
         """Drop what is open and end every stream."""

@@ -458,6 +458,8 @@ class ShardLeader:
         if gathering is None:
             shard = self._machine.shards[answer.model]
             self._gatherings[answer.model] = Gathering(shard, self, window=self.options.window_blocks)
+        elif answer.steps:
+            gathering.steps_changed()
         else:
             gathering.changed()
         if self._leading:

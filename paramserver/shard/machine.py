@@ -10,6 +10,7 @@ streams, clocks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from enum import Enum
 
 import numpy as np
@@ -19,8 +20,10 @@ from consensus.core.interface import Entry, GroupId, Payload
 from paramserver.shard import snapshots
 from paramserver.shard.commands import (
     CreateShard,
+    HoldShard,
     InitialBlock,
     OpenShard,
+    SetRate,
     SetView,
     UpdateBlock,
     decode,
@@ -30,6 +33,7 @@ from paramserver.shard.errors import CommandError
 from paramserver.shard.loans import Loans
 from paramserver.shard.results import Answer, Duplicate, NotTaken, Result, Stored, Updated, Why
 from paramserver.shard.state import Shard, new_shard
+from paramserver.shard.steps import Hold, RateFrom
 from paramserver.wire.frames import PushKind
 from paramserver.wire.spec import NonFinite
 
@@ -68,6 +72,10 @@ class ShardMachine:
                     return self._open(command)
                 case SetView():
                     return self._set_view(command)
+                case HoldShard():
+                    return self._hold(command)
+                case SetRate():
+                    return self._set_rate(command)
 
     def snapshot(self) -> Iterator[Payload]:
         """Borrows what it shows: what is immutable by reference; slots too, and the next update writes new ones beside
@@ -128,6 +136,8 @@ class ShardMachine:
             return _not_taken(command, Why.CONTRIBUTORS, version)
         if command.elements != found.elements(index) or command.codec is not info.create.spec.log_codec:
             return _not_taken(command, Why.MALFORMED, version)
+        if info.steps.holds(command.step):
+            return _not_taken(command, Why.HELD, version)
         if command.kind is PushKind.GRADIENT:
             now = found.update(index, command)
         else:
@@ -231,6 +241,45 @@ class ShardMachine:
         found.set_view(view)
         return self._answer(found, ok=True, changed=True)
 
+    # --- steps ------------------------------------------------------------------------------------------------------
+
+    def _hold(self, command: HoldShard) -> Answer:
+        found = self._find(command.model, command.generation)
+        if isinstance(found, Why):
+            return Answer(model=command.model, ok=False, why=found, message="hold")
+        steps = found.info.steps
+        if command.check_only:
+            return self._answer(found, ok=not steps.full, why=Why.TOO_MANY if steps.full else None)
+        if command.number <= steps.rate_number:
+            return self._answer(found, ok=True)  # said again: the change is here already
+        same = steps.hold if steps.hold is not None and steps.hold.number == command.number else None
+        # A hold is never taken back to an earlier step: what it was raised for may have happened elsewhere.
+        earliest = max(found.highest_version, same.step if same is not None else 0)
+        if command.step < earliest:
+            answer = self._answer(found, ok=False, why=Why.PASSED, message=f"step {earliest} is the first that can be")
+            return replace(answer, highest_version=earliest)
+        hold = Hold(command.number, command.step)
+        if steps.hold == hold:
+            return self._answer(found, ok=True)
+        if steps.hold is not None and steps.hold.number > command.number:
+            return self._answer(found, ok=False, why=Why.NUMBER, message=f"hold {steps.hold.number} stands")
+        found.set_steps(replace(steps, hold=hold))
+        return self._answer(found, ok=True, changed=True, steps=True)
+
+    def _set_rate(self, command: SetRate) -> Answer:
+        found = self._find(command.model, command.generation)
+        if isinstance(found, Why):
+            return Answer(model=command.model, ok=False, why=found, message="set rate")
+        steps = found.info.steps
+        if command.number <= steps.rate_number:
+            return self._answer(found, ok=True)
+        if steps.hold != Hold(command.number, command.step):
+            message = f"no hold {command.number} stands at step {command.step}"
+            return self._answer(found, ok=False, why=Why.NUMBER, message=message)
+        change = RateFrom(command.step, command.learning_rate)
+        found.set_steps(steps.with_rate(command.number, change, found.lowest_version))
+        return self._answer(found, ok=True, changed=True, steps=True)
+
     def _find(self, model: int, generation: int) -> Shard | Why:
         shard = self.shards.get(model)
         if shard is None:
@@ -238,7 +287,14 @@ class ShardMachine:
         return shard if shard.info.create.generation == generation else Why.GENERATION
 
     def _answer(
-        self, shard: Shard, *, ok: bool, changed: bool = False, why: Why | None = None, message: str = ""
+        self,
+        shard: Shard,
+        *,
+        ok: bool,
+        changed: bool = False,
+        why: Why | None = None,
+        message: str = "",
+        steps: bool = False,
     ) -> Answer:
         return Answer(
             model=shard.info.create.model,
@@ -247,7 +303,9 @@ class ShardMachine:
             why=why,
             message=message,
             lowest_version=shard.lowest_version,
+            highest_version=shard.highest_version,
             view=shard.info.view.number,
+            steps=steps,
         )
 
 

@@ -32,6 +32,13 @@ class Why(StrEnum):
     CONTRIBUTORS = "CONTRIBUTORS"
     AHEAD = "AHEAD"
     """An update for a version that the block has not reached: an alarm, for no correct leader proposes it."""
+    HELD = "HELD"
+    """A hold stands at this step; the same command is taken once it ended."""
+    PASSED = "PASSED"
+    """Too late for that step; the highest version says what it is now."""
+    NUMBER = "NUMBER"
+    """A change that no hold was made for."""
+    TOO_MANY = "TOO_MANY"
     SPEC = "SPEC"
     MALFORMED = "MALFORMED"
 
@@ -93,7 +100,8 @@ class Stored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """Of create, open, set view. `changed`: the state is another now (a repetition changes nothing and is ok)."""
+    """Of create, open, set view, hold, set rate. `changed`: the state is another now (a repetition changes nothing and
+    is ok); where only what is bound to `steps` is, sums and streams go on."""
 
     model: int
     ok: bool
@@ -101,7 +109,9 @@ class Answer:
     why: Why | None = None
     message: str = ""
     lowest_version: int = 0
+    highest_version: int = 0
     view: int = 0
+    steps: bool = False
 
 
 Result: TypeAlias = Updated | Duplicate | NotTaken | Stored | Answer
@@ -116,6 +126,7 @@ def encode_result(result: Result) -> bytes:
             message=result.message,
             lowest_version=result.lowest_version,
             view=result.view,
+            highest_version=result.highest_version,
         ).SerializeToString()
     if isinstance(result, NotTaken):
         return pb.ShardResult(ok=False, reason=result.why.value, message=result.message).SerializeToString()

@@ -1,10 +1,10 @@
 """A data group's whole state as a stream of chunks, and back.
 
-Format 1, little-endian: magic, u32 shards; for each shard u32 length and a `CreateShard`, u32 length and a `View`, u8
-open, u64 epoch of opening; for each of its blocks a fixed head, its digests (u64 version, 16 bytes), its scalars
-(f64), weights, the version before unless it is the same buffer, slots; magic again at the end. Chunks may be cut
-anywhere on the way. Invariants: loading gives the same digests as were dumped, or raises; nothing of the old state is
-touched. Must not know: files, checksums of files, networks.
+Format 2, little-endian: magic, u32 shards; for each shard u32 length and a `CreateShard`, u32 length and a `View`, u32
+length and a `ShardSteps` (not in format 1, which is read too), u8 open, u64 epoch of opening; for each of its blocks a
+fixed head, its digests (u64 version, 16 bytes), its scalars (f64), weights, the version before unless it is the same
+buffer, slots; magic again at the end. Chunks may be cut anywhere on the way. Invariants: loading gives the same digests
+as were dumped, or raises; nothing of the old state is touched. Must not know: files, checksums of files, networks.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from paramserver.shard.commands import create_from_proto
 from paramserver.shard.errors import SnapshotDamaged
 from paramserver.shard.loans import Loans
 from paramserver.shard.state import DIGESTS_KEPT, Private, Published, Shard, new_shard
+from paramserver.shard.steps import Hold, RateFrom, Steps
 from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.checksum import DIGEST_BYTES, crc32c
 from paramserver.wire.errors import Refusal
 from paramserver.wire.layout import FLOAT, Flat
 from paramserver.wire.protos import spec_to_proto, view_from_proto, view_to_proto
 
-MAGIC = b"PSSHARD\x01"
+MAGIC = b"PSSHARD\x02"
+MAGIC_1 = b"PSSHARD\x01"
+"""Before there was anything bound to steps."""
 SHARDS_MAX = 1 << 20
 """A group; bounds what a damaged count makes us do."""
 PART_BYTES_MAX = 64 << 20
@@ -63,7 +66,9 @@ def dump(shards: Sequence[Shard], loans: Loans) -> Iterator[Chunk]:
             ).SerializeToString()
             view = view_to_proto(info.view).SerializeToString()
             opened = _OPEN.pack(info.is_open, info.open_epoch or 0)
-            yield b"".join((_COUNT.pack(len(message)), message, _COUNT.pack(len(view)), view, opened))
+            steps = _steps_to_proto(info.steps).SerializeToString()
+            parts = (message, view, steps)
+            yield b"".join((*(piece for part in parts for piece in (_COUNT.pack(len(part)), part)), opened))
             blocks.reverse()
             while blocks:
                 seen, own, loan = blocks.pop()
@@ -105,20 +110,23 @@ def load(chunks: Iterator[memoryview]) -> list[Shard]:
     """The shards. Raises `SnapshotDamaged` for anything that `dump` cannot have written."""
     reader = _Reader(chunks)
     try:
-        if reader.take(len(MAGIC)) != MAGIC:
+        magic = reader.take(len(MAGIC))
+        if magic not in (MAGIC, MAGIC_1):
             raise SnapshotDamaged("not a snapshot of a data group, or of a newer format")
-        shards = [_load_shard(reader) for _ in range(reader.count(SHARDS_MAX))]
-        if reader.take(len(MAGIC)) != MAGIC or not reader.at_end():
+        shards = [_load_shard(reader, has_steps=magic == MAGIC) for _ in range(reader.count(SHARDS_MAX))]
+        if reader.take(len(MAGIC)) != magic or not reader.at_end():
             raise SnapshotDamaged("the snapshot does not end where it should")
     except (DecodeError, Refusal, struct.error, ValueError) as error:
         raise SnapshotDamaged(f"the snapshot does not decode: {error}") from None
     return shards
 
 
-def _load_shard(reader: _Reader) -> Shard:
-    create_message, view_message = pb.CreateShard(), pb.View()
+def _load_shard(reader: _Reader, *, has_steps: bool) -> Shard:
+    create_message, view_message, steps_message = pb.CreateShard(), pb.View(), pb.ShardSteps()
     create_message.ParseFromString(reader.take(reader.count(PART_BYTES_MAX)))
     view_message.ParseFromString(reader.take(reader.count(PART_BYTES_MAX)))
+    if has_steps:
+        steps_message.ParseFromString(reader.take(reader.count(PART_BYTES_MAX)))
     create = create_from_proto(create_message)
     if create.spec.validate() or create.blocks < 1:
         raise SnapshotDamaged(f"model {create.model}: the spec is not valid")
@@ -126,10 +134,30 @@ def _load_shard(reader: _Reader) -> Shard:
     if create.first_block + create.blocks > shard.info.layout.blocks:
         raise SnapshotDamaged(f"model {create.model}: blocks outside the model")
     is_open, epoch = _OPEN.unpack(reader.take(_OPEN.size))
-    shard.info = replace(shard.info, view=view_from_proto(view_message), open_epoch=epoch if is_open else None)
+    shard.info = replace(
+        shard.info,
+        view=view_from_proto(view_message),
+        open_epoch=epoch if is_open else None,
+        steps=_steps_from_proto(steps_message),
+    )
     for index in range(create.blocks):
         _load_block(reader, shard, index)
     return shard
+
+
+def _steps_to_proto(steps: Steps) -> pb.ShardSteps:
+    return pb.ShardSteps(
+        hold_number=steps.hold.number if steps.hold is not None else 0,
+        hold_step=steps.hold.step if steps.hold is not None else 0,
+        rate_number=steps.rate_number,
+        rates=[pb.RateFrom(step=one.step, learning_rate=one.learning_rate) for one in steps.rates],
+    )
+
+
+def _steps_from_proto(message: pb.ShardSteps) -> Steps:
+    hold = Hold(message.hold_number, message.hold_step) if message.hold_number else None
+    rates = tuple(RateFrom(one.step, one.learning_rate) for one in message.rates)
+    return Steps(hold, message.rate_number, rates)
 
 
 def _load_block(reader: _Reader, shard: Shard, index: int) -> None:

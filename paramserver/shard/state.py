@@ -20,6 +20,7 @@ from paramserver.optim.interface import Optimizer, Update
 from paramserver.shard.commands import CreateShard, Target, UpdateBlock
 from paramserver.shard.forms import Forms
 from paramserver.shard.loans import Loan, Loans
+from paramserver.shard.steps import NO_STEPS, Steps
 from paramserver.wire.checksum import crc32c, digest
 from paramserver.wire.codecs import Codec
 from paramserver.wire.layout import FLOAT, Flat, Layout
@@ -38,6 +39,7 @@ class ShardInfo:
     layout: Layout
     view: View
     open_epoch: int | None = None
+    steps: Steps = NO_STEPS
 
     @property
     def is_open(self) -> bool:
@@ -116,6 +118,10 @@ class Shard:
         return min(block.version for block in self.published)
 
     @property
+    def highest_version(self) -> int:
+        return max(block.version for block in self.published)
+
+    @property
     def slots(self) -> int:
         """fp32 arrays a block has beside its weights."""
         return self._optimizer.slots
@@ -144,6 +150,9 @@ class Shard:
     def set_view(self, view: View) -> None:
         self.info = replace(self.info, view=view)
 
+    def set_steps(self, steps: Steps) -> None:
+        self.info = replace(self.info, steps=steps)
+
     def update(self, index: int, command: UpdateBlock) -> Published:
         """Version + 1 by the optimizer; returns what is published now."""
         block, private = self.published[index], self.private[index]
@@ -152,6 +161,7 @@ class Shard:
         out = self._fresh(block)
         slots_out = self._slots_out(index, private)
         mean = self.info.create.spec.reduction is Reduction.MEAN
+        own = command.learning_rate
         scalars = self._optimizer.update(
             Update(
                 weights=block.weights,
@@ -161,7 +171,7 @@ class Shard:
                 scalars=private.scalars,
                 out=out,
                 slots_out=slots_out,
-                learning_rate=command.learning_rate,
+                learning_rate=self.info.steps.rate_at(command.step) if own is None else own,
             )
         )
         if slots_out is not private.slots:

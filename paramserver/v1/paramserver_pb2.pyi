@@ -968,6 +968,59 @@ class ReleaseRankResponse(google.protobuf.message.Message):
 global___ReleaseRankResponse = ReleaseRankResponse
 
 @typing.final
+class SetLearningRateRequest(google.protobuf.message.Message):
+    """From one step on, the same in every block (RULES S11). A double, so that what a float32 cannot hold is refused and not rounded."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: builtins.int
+    SEQUENCE_FIELD_NUMBER: builtins.int
+    SECRET_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    LEARNING_RATE_FIELD_NUMBER: builtins.int
+    FROM_STEP_FIELD_NUMBER: builtins.int
+    session: builtins.int
+    sequence: builtins.int
+    secret: builtins.bytes
+    model: builtins.int
+    generation: builtins.int
+    learning_rate: builtins.float
+    from_step: builtins.int
+    """none: the next step that can be"""
+    def __init__(
+        self,
+        *,
+        session: builtins.int = ...,
+        sequence: builtins.int = ...,
+        secret: builtins.bytes = ...,
+        model: builtins.int = ...,
+        generation: builtins.int = ...,
+        learning_rate: builtins.float = ...,
+        from_step: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_from_step", b"_from_step", "from_step", b"from_step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_from_step", b"_from_step", "from_step", b"from_step", "generation", b"generation", "learning_rate", b"learning_rate", "model", b"model", "secret", b"secret", "sequence", b"sequence", "session", b"session"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_from_step", b"_from_step"]) -> typing.Literal["from_step"] | None: ...
+
+global___SetLearningRateRequest = SetLearningRateRequest
+
+@typing.final
+class SetLearningRateResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FROM_STEP_FIELD_NUMBER: builtins.int
+    from_step: builtins.int
+    def __init__(
+        self,
+        *,
+        from_step: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["from_step", b"from_step"]) -> None: ...
+
+global___SetLearningRateResponse = SetLearningRateResponse
+
+@typing.final
 class PushHello(google.protobuf.message.Message):
     """---- the hot path
     first frame of a PushPull or Initialize stream
@@ -2280,28 +2333,94 @@ class SetView(google.protobuf.message.Message):
 global___SetView = SetView
 
 @typing.final
+class HoldShard(google.protobuf.message.Message):
+    """No update of that step or a later one is applied until `number` is settled (RULES S9, S11). check_only: answer, change nothing."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    NUMBER_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    CHECK_ONLY_FIELD_NUMBER: builtins.int
+    model: builtins.int
+    generation: builtins.int
+    number: builtins.int
+    step: builtins.int
+    check_only: builtins.bool
+    def __init__(
+        self,
+        *,
+        model: builtins.int = ...,
+        generation: builtins.int = ...,
+        number: builtins.int = ...,
+        step: builtins.int = ...,
+        check_only: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["check_only", b"check_only", "generation", b"generation", "model", b"model", "number", b"number", "step", b"step"]) -> None: ...
+
+global___HoldShard = HoldShard
+
+@typing.final
+class SetRate(google.protobuf.message.Message):
+    """From that step on; ends the hold of that number, which must stand at that step."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    NUMBER_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    LEARNING_RATE_FIELD_NUMBER: builtins.int
+    model: builtins.int
+    generation: builtins.int
+    number: builtins.int
+    step: builtins.int
+    learning_rate: builtins.float
+    def __init__(
+        self,
+        *,
+        model: builtins.int = ...,
+        generation: builtins.int = ...,
+        number: builtins.int = ...,
+        step: builtins.int = ...,
+        learning_rate: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["generation", b"generation", "learning_rate", b"learning_rate", "model", b"model", "number", b"number", "step", b"step"]) -> None: ...
+
+global___SetRate = SetRate
+
+@typing.final
 class ShardCommand(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CREATE_FIELD_NUMBER: builtins.int
     OPEN_FIELD_NUMBER: builtins.int
     SET_VIEW_FIELD_NUMBER: builtins.int
+    HOLD_FIELD_NUMBER: builtins.int
+    SET_RATE_FIELD_NUMBER: builtins.int
     @property
     def create(self) -> global___CreateShard: ...
     @property
     def open(self) -> global___OpenShard: ...
     @property
     def set_view(self) -> global___SetView: ...
+    @property
+    def hold(self) -> global___HoldShard: ...
+    @property
+    def set_rate(self) -> global___SetRate: ...
     def __init__(
         self,
         *,
         create: global___CreateShard | None = ...,
         open: global___OpenShard | None = ...,
         set_view: global___SetView | None = ...,
+        hold: global___HoldShard | None = ...,
+        set_rate: global___SetRate | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["create", b"create", "kind", b"kind", "open", b"open", "set_view", b"set_view"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["create", b"create", "kind", b"kind", "open", b"open", "set_view", b"set_view"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["create", "open", "set_view"] | None: ...
+    def HasField(self, field_name: typing.Literal["create", b"create", "hold", b"hold", "kind", b"kind", "open", b"open", "set_rate", b"set_rate", "set_view", b"set_view"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["create", b"create", "hold", b"hold", "kind", b"kind", "open", b"open", "set_rate", b"set_rate", "set_view", b"set_view"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["create", "open", "set_view", "hold", "set_rate"] | None: ...
 
 global___ShardCommand = ShardCommand
 
@@ -2314,11 +2433,13 @@ class ShardResult(google.protobuf.message.Message):
     MESSAGE_FIELD_NUMBER: builtins.int
     LOWEST_VERSION_FIELD_NUMBER: builtins.int
     VIEW_FIELD_NUMBER: builtins.int
+    HIGHEST_VERSION_FIELD_NUMBER: builtins.int
     ok: builtins.bool
     reason: builtins.str
     message: builtins.str
     lowest_version: builtins.int
     view: builtins.int
+    highest_version: builtins.int
     def __init__(
         self,
         *,
@@ -2327,10 +2448,60 @@ class ShardResult(google.protobuf.message.Message):
         message: builtins.str = ...,
         lowest_version: builtins.int = ...,
         view: builtins.int = ...,
+        highest_version: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["lowest_version", b"lowest_version", "message", b"message", "ok", b"ok", "reason", b"reason", "view", b"view"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["highest_version", b"highest_version", "lowest_version", b"lowest_version", "message", b"message", "ok", b"ok", "reason", b"reason", "view", b"view"]) -> None: ...
 
 global___ShardResult = ShardResult
+
+@typing.final
+class RateFrom(google.protobuf.message.Message):
+    """Of a data group's snapshot, behind a shard's view: what is bound to steps."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: builtins.int
+    LEARNING_RATE_FIELD_NUMBER: builtins.int
+    step: builtins.int
+    learning_rate: builtins.float
+    def __init__(
+        self,
+        *,
+        step: builtins.int = ...,
+        learning_rate: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["learning_rate", b"learning_rate", "step", b"step"]) -> None: ...
+
+global___RateFrom = RateFrom
+
+@typing.final
+class ShardSteps(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HOLD_NUMBER_FIELD_NUMBER: builtins.int
+    HOLD_STEP_FIELD_NUMBER: builtins.int
+    RATE_NUMBER_FIELD_NUMBER: builtins.int
+    RATES_FIELD_NUMBER: builtins.int
+    hold_number: builtins.int
+    """0: none"""
+    hold_step: builtins.int
+    rate_number: builtins.int
+    """of the last change"""
+    @property
+    def rates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RateFrom]:
+        """ascending"""
+
+    def __init__(
+        self,
+        *,
+        hold_number: builtins.int = ...,
+        hold_step: builtins.int = ...,
+        rate_number: builtins.int = ...,
+        rates: collections.abc.Iterable[global___RateFrom] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["hold_number", b"hold_number", "hold_step", b"hold_step", "rate_number", b"rate_number", "rates", b"rates"]) -> None: ...
+
+global___ShardSteps = ShardSteps
 
 @typing.final
 class RegisterNode(google.protobuf.message.Message):
@@ -2559,6 +2730,57 @@ class ModelOpened(google.protobuf.message.Message):
 global___ModelOpened = ModelOpened
 
 @typing.final
+class ChangeRate(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    LEARNING_RATE_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    model: builtins.int
+    generation: builtins.int
+    learning_rate: builtins.float
+    step: builtins.int
+    def __init__(
+        self,
+        *,
+        model: builtins.int = ...,
+        generation: builtins.int = ...,
+        learning_rate: builtins.float = ...,
+        step: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["generation", b"generation", "learning_rate", b"learning_rate", "model", b"model", "step", b"step"]) -> None: ...
+
+global___ChangeRate = ChangeRate
+
+@typing.final
+class RateAdvanced(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    NUMBER_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    STAGE_FIELD_NUMBER: builtins.int
+    model: builtins.int
+    generation: builtins.int
+    number: builtins.int
+    step: builtins.int
+    stage: builtins.int
+    def __init__(
+        self,
+        *,
+        model: builtins.int = ...,
+        generation: builtins.int = ...,
+        number: builtins.int = ...,
+        step: builtins.int = ...,
+        stage: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["generation", b"generation", "model", b"model", "number", b"number", "stage", b"stage", "step", b"step"]) -> None: ...
+
+global___RateAdvanced = RateAdvanced
+
+@typing.final
 class CatalogueCommand(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -2579,6 +2801,8 @@ class CatalogueCommand(google.protobuf.message.Message):
     MOVE_ENDED_FIELD_NUMBER: builtins.int
     LEFTOVER_DELETED_FIELD_NUMBER: builtins.int
     NODE_REMOVED_FIELD_NUMBER: builtins.int
+    CHANGE_RATE_FIELD_NUMBER: builtins.int
+    RATE_ADVANCED_FIELD_NUMBER: builtins.int
     PLACEMENT_RULE_FIELD_NUMBER: builtins.int
     session: builtins.int
     sequence: builtins.int
@@ -2613,6 +2837,10 @@ class CatalogueCommand(google.protobuf.message.Message):
     def leftover_deleted(self) -> global___LeftoverDeleted: ...
     @property
     def node_removed(self) -> global___NodeRemoved: ...
+    @property
+    def change_rate(self) -> global___ChangeRate: ...
+    @property
+    def rate_advanced(self) -> global___RateAdvanced: ...
     def __init__(
         self,
         *,
@@ -2633,11 +2861,13 @@ class CatalogueCommand(google.protobuf.message.Message):
         move_ended: global___MoveEnded | None = ...,
         leftover_deleted: global___LeftoverDeleted | None = ...,
         node_removed: global___NodeRemoved | None = ...,
+        change_rate: global___ChangeRate | None = ...,
+        rate_advanced: global___RateAdvanced | None = ...,
         placement_rule: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["claim_initialization", b"claim_initialization", "claim_rank", b"claim_rank", "create_model", b"create_model", "expire_lease", b"expire_lease", "kind", b"kind", "leftover_deleted", b"leftover_deleted", "model_opened", b"model_opened", "move_advanced", b"move_advanced", "move_ended", b"move_ended", "node_removed", b"node_removed", "open_session", b"open_session", "register_node", b"register_node", "release_rank", b"release_rank", "reshape", b"reshape", "shard_created", b"shard_created"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["claim_initialization", b"claim_initialization", "claim_rank", b"claim_rank", "create_model", b"create_model", "expire_lease", b"expire_lease", "kind", b"kind", "leftover_deleted", b"leftover_deleted", "model_opened", b"model_opened", "move_advanced", b"move_advanced", "move_ended", b"move_ended", "node_removed", b"node_removed", "open_session", b"open_session", "placement_rule", b"placement_rule", "register_node", b"register_node", "release_rank", b"release_rank", "reshape", b"reshape", "secret_digest", b"secret_digest", "sequence", b"sequence", "session", b"session", "shard_created", b"shard_created"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register_node", "open_session", "create_model", "shard_created", "claim_initialization", "model_opened", "claim_rank", "release_rank", "expire_lease", "reshape", "move_advanced", "move_ended", "leftover_deleted", "node_removed"] | None: ...
+    def HasField(self, field_name: typing.Literal["change_rate", b"change_rate", "claim_initialization", b"claim_initialization", "claim_rank", b"claim_rank", "create_model", b"create_model", "expire_lease", b"expire_lease", "kind", b"kind", "leftover_deleted", b"leftover_deleted", "model_opened", b"model_opened", "move_advanced", b"move_advanced", "move_ended", b"move_ended", "node_removed", b"node_removed", "open_session", b"open_session", "rate_advanced", b"rate_advanced", "register_node", b"register_node", "release_rank", b"release_rank", "reshape", b"reshape", "shard_created", b"shard_created"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["change_rate", b"change_rate", "claim_initialization", b"claim_initialization", "claim_rank", b"claim_rank", "create_model", b"create_model", "expire_lease", b"expire_lease", "kind", b"kind", "leftover_deleted", b"leftover_deleted", "model_opened", b"model_opened", "move_advanced", b"move_advanced", "move_ended", b"move_ended", "node_removed", b"node_removed", "open_session", b"open_session", "placement_rule", b"placement_rule", "rate_advanced", b"rate_advanced", "register_node", b"register_node", "release_rank", b"release_rank", "reshape", b"reshape", "secret_digest", b"secret_digest", "sequence", b"sequence", "session", b"session", "shard_created", b"shard_created"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register_node", "open_session", "create_model", "shard_created", "claim_initialization", "model_opened", "claim_rank", "release_rank", "expire_lease", "reshape", "move_advanced", "move_ended", "leftover_deleted", "node_removed", "change_rate", "rate_advanced"] | None: ...
 
 global___CatalogueCommand = CatalogueCommand
 
@@ -2849,12 +3079,37 @@ class SessionRecord(google.protobuf.message.Message):
 global___SessionRecord = SessionRecord
 
 @typing.final
+class RateRecord(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    LEARNING_RATE_FIELD_NUMBER: builtins.int
+    STAGE_FIELD_NUMBER: builtins.int
+    number: builtins.int
+    step: builtins.int
+    learning_rate: builtins.float
+    stage: builtins.int
+    def __init__(
+        self,
+        *,
+        number: builtins.int = ...,
+        step: builtins.int = ...,
+        learning_rate: builtins.float = ...,
+        stage: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["learning_rate", b"learning_rate", "number", b"number", "stage", b"stage", "step", b"step"]) -> None: ...
+
+global___RateRecord = RateRecord
+
+@typing.final
 class ModelRecord(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     DESCRIPTION_FIELD_NUMBER: builtins.int
     CREATED_FIELD_NUMBER: builtins.int
     INITIALIZATION_SESSION_FIELD_NUMBER: builtins.int
+    RATES_FIELD_NUMBER: builtins.int
     initialization_session: builtins.int
     """0: nobody holds the lease"""
     @property
@@ -2863,15 +3118,20 @@ class ModelRecord(google.protobuf.message.Message):
     def created(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """groups that have their shard"""
 
+    @property
+    def rates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RateRecord]:
+        """the latest changes of the learning rate, the last of which may be under way"""
+
     def __init__(
         self,
         *,
         description: global___ModelDescription | None = ...,
         created: collections.abc.Iterable[builtins.int] | None = ...,
         initialization_session: builtins.int = ...,
+        rates: collections.abc.Iterable[global___RateRecord] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["description", b"description"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["created", b"created", "description", b"description", "initialization_session", b"initialization_session"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["created", b"created", "description", b"description", "initialization_session", b"initialization_session", "rates", b"rates"]) -> None: ...
 
 global___ModelRecord = ModelRecord
 

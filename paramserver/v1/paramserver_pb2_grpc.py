@@ -60,6 +60,11 @@ class CatalogueStub(object):
                 request_serializer=paramserver_dot_v1_dot_paramserver__pb2.ReleaseRankRequest.SerializeToString,
                 response_deserializer=paramserver_dot_v1_dot_paramserver__pb2.ReleaseRankResponse.FromString,
                 )
+        self.SetLearningRate = channel.unary_unary(
+                '/paramserver.v1.Catalogue/SetLearningRate',
+                request_serializer=paramserver_dot_v1_dot_paramserver__pb2.SetLearningRateRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_paramserver__pb2.SetLearningRateResponse.FromString,
+                )
 
 
 class CatalogueServicer(object):
@@ -122,6 +127,13 @@ class CatalogueServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetLearningRate(self, request, context):
+        """in force in every data group when it returns
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CatalogueServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -169,6 +181,11 @@ def add_CatalogueServicer_to_server(servicer, server):
                     servicer.ReleaseRank,
                     request_deserializer=paramserver_dot_v1_dot_paramserver__pb2.ReleaseRankRequest.FromString,
                     response_serializer=paramserver_dot_v1_dot_paramserver__pb2.ReleaseRankResponse.SerializeToString,
+            ),
+            'SetLearningRate': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetLearningRate,
+                    request_deserializer=paramserver_dot_v1_dot_paramserver__pb2.SetLearningRateRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_paramserver__pb2.SetLearningRateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -331,6 +348,23 @@ class Catalogue(object):
         return grpc.experimental.unary_unary(request, target, '/paramserver.v1.Catalogue/ReleaseRank',
             paramserver_dot_v1_dot_paramserver__pb2.ReleaseRankRequest.SerializeToString,
             paramserver_dot_v1_dot_paramserver__pb2.ReleaseRankResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def SetLearningRate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/paramserver.v1.Catalogue/SetLearningRate',
+            paramserver_dot_v1_dot_paramserver__pb2.SetLearningRateRequest.SerializeToString,
+            paramserver_dot_v1_dot_paramserver__pb2.SetLearningRateResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

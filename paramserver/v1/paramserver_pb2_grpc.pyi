@@ -71,6 +71,12 @@ class CatalogueStub:
         paramserver.v1.paramserver_pb2.ReleaseRankResponse,
     ]
 
+    SetLearningRate: grpc.UnaryUnaryMultiCallable[
+        paramserver.v1.paramserver_pb2.SetLearningRateRequest,
+        paramserver.v1.paramserver_pb2.SetLearningRateResponse,
+    ]
+    """in force in every data group when it returns"""
+
 class CatalogueAsyncStub:
     """---- group 0: what must be agreed on besides weights. Served by group 0's leader; others answer NOT_LEADER with a hint."""
 
@@ -120,6 +126,12 @@ class CatalogueAsyncStub:
         paramserver.v1.paramserver_pb2.ReleaseRankRequest,
         paramserver.v1.paramserver_pb2.ReleaseRankResponse,
     ]
+
+    SetLearningRate: grpc.aio.UnaryUnaryMultiCallable[
+        paramserver.v1.paramserver_pb2.SetLearningRateRequest,
+        paramserver.v1.paramserver_pb2.SetLearningRateResponse,
+    ]
+    """in force in every data group when it returns"""
 
 class CatalogueServicer(metaclass=abc.ABCMeta):
     """---- group 0: what must be agreed on besides weights. Served by group 0's leader; others answer NOT_LEADER with a hint."""
@@ -188,6 +200,14 @@ class CatalogueServicer(metaclass=abc.ABCMeta):
         request: paramserver.v1.paramserver_pb2.ReleaseRankRequest,
         context: _ServicerContext,
     ) -> typing.Union[paramserver.v1.paramserver_pb2.ReleaseRankResponse, collections.abc.Awaitable[paramserver.v1.paramserver_pb2.ReleaseRankResponse]]: ...
+
+    @abc.abstractmethod
+    def SetLearningRate(
+        self,
+        request: paramserver.v1.paramserver_pb2.SetLearningRateRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[paramserver.v1.paramserver_pb2.SetLearningRateResponse, collections.abc.Awaitable[paramserver.v1.paramserver_pb2.SetLearningRateResponse]]:
+        """in force in every data group when it returns"""
 
 def add_CatalogueServicer_to_server(servicer: CatalogueServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
 

@@ -128,6 +128,12 @@ class _Hyperparameters:
                 yield Problem(f"optimizer.{field.name}", "a finite number >= 0", repr(value))
 
 
+def rate_problems(field: str, value: float) -> list[Problem]:
+    """Of a learning rate that somebody asks for."""
+    sound = math.isfinite(value) and value >= 0.0 and math.isfinite(float32(value))
+    return [] if sound else [Problem(field, "a finite float32 >= 0", repr(value))]
+
+
 @dataclass(frozen=True, slots=True)
 class Sgd(_Hyperparameters):
     """weights -= learning_rate * (gradient + weight_decay * weights)"""

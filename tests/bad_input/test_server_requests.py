@@ -29,6 +29,7 @@ UNARY = {
         "ClaimRank",
         "RenewLease",
         "ReleaseRank",
+        "SetLearningRate",
     ],
     "Admin": ["Status"],
     "Internal": ["Execute"],

@@ -76,7 +76,7 @@ def shard_digest(machine: StateMachine) -> bytes:
         part
         for model, shard in sorted(machine.shards.items())
         for part in (
-            repr((model, shard.info.create, shard.info.view, shard.info.open_epoch)).encode(),
+            repr((model, shard.info.create, shard.info.view, shard.info.open_epoch, shard.info.steps)).encode(),
             *(known for block in shard.published for _, known in block.digests),
         )
     )

@@ -39,6 +39,7 @@ RESPONSES: dict[str, Callable[[bytes], Any]] = {
     Method.CLAIM_RANK: pb.ClaimRankResponse.FromString,
     Method.RENEW_LEASE: pb.RenewLeaseResponse.FromString,
     Method.RELEASE_RANK: pb.ReleaseRankResponse.FromString,
+    Method.SET_LEARNING_RATE: pb.SetLearningRateResponse.FromString,
 }
 
 

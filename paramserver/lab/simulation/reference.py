@@ -7,7 +7,7 @@ but the layout of blocks. Must not know: groups, faults, time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -69,6 +69,8 @@ class Training:
         self.codecs = codecs or Codecs((Codec.FP32,) * spec.ranks, (Codec.FP32,) * spec.ranks)
         self.layout = Layout(spec)
         self.initial = self._noise(seed, 0, 0)
+        self.rate_at: Callable[[int], float | None] = lambda _step: None
+        """The learning rate of a step where it was changed; asked once a step, when its result is."""
         self._seed = seed
         self._weights: list[Array] = [self.initial]
         self._blocks = [
@@ -80,6 +82,11 @@ class Training:
         while len(self._weights) <= version:
             self._step(len(self._weights) - 1)
         return self._weights[version]
+
+    @property
+    def computed(self) -> int:
+        """The newest version that anybody asked for."""
+        return len(self._weights) - 1
 
     def seen(self, rank: int, version: int) -> Array:
         """All weights of that version as they come to a rank."""
@@ -102,6 +109,7 @@ class Training:
         return (weights - target) + np.float32(0.1) * noise
 
     def _step(self, step: int) -> None:
+        rate = self.rate_at(step)
         before = self._weights[step]
         after = before.copy()
         ranks = range(self.spec.ranks)
@@ -116,7 +124,7 @@ class Training:
             total = tree_sum([gradients[rank][place] if kinds[rank] is PushKind.GRADIENT else None for rank in ranks])
             if total is not None:
                 logged = rounded(self.spec.log_codec, total)
-                after[place] = state.update(before[place], logged / np.float32(self.spec.ranks))
+                after[place] = state.update(before[place], logged / np.float32(self.spec.ranks), rate)
         self._weights.append(after)
 
 
@@ -129,14 +137,16 @@ class Block:
         self._second = np.zeros_like(weights)
         self._power1 = self._power2 = 1.0
 
-    def update(self, weights: Array, gradient: Array) -> Array:
+    def update(self, weights: Array, gradient: Array, changed: float | None = None) -> Array:
+        """`changed`: another learning rate than the optimizer's own."""
+        rate = self._optimizer.learning_rate if changed is None else changed
         match self._optimizer:
-            case Sgd(rate, _):
+            case Sgd():
                 return weights - gradient * np.float32(rate)
-            case Momentum(rate, momentum, _, _):
+            case Momentum(_, momentum, _, _):
                 self._first = self._first * np.float32(momentum) + gradient
                 return weights - self._first * np.float32(rate)
-            case Adam(rate, beta1, beta2, epsilon, _):
+            case Adam(_, beta1, beta2, epsilon, _):
                 self._power1 *= beta1
                 self._power2 *= beta2
                 self._first = self._first + (gradient - self._first) * np.float32(1.0 - beta1)

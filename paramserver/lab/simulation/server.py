@@ -22,7 +22,7 @@ from consensus.simulation.schedule import MS, stream
 from paramserver.catalogue.bootstrap import CATALOGUE_GROUP
 from paramserver.catalogue.leader import CatalogueLeader
 from paramserver.catalogue.machine import CatalogueMachine
-from paramserver.catalogue.state import Node
+from paramserver.catalogue.state import Model, Node
 from paramserver.hosting import Hosting
 from paramserver.lab.simulation.calls import Caller, Service, address_of, node_of
 from paramserver.lab.simulation.line import Line
@@ -61,6 +61,20 @@ class World(Protocol):
     def line(self, line: Line) -> None: ...
 
     def alarm(self, line: str) -> None: ...
+
+    def decided(self, model: Model) -> None: ...
+
+
+class Watched(CatalogueMachine):
+    """Group 0's state machine; the world is told of each model as it is after a command, on every replica."""
+
+    def __init__(self, data_groups: tuple[GroupId, ...], world: World) -> None:
+        super().__init__(data_groups)
+        self._world = world
+
+    def _put(self, model: Model) -> None:
+        super()._put(model)
+        self._world.decided(model)
 
 
 class InLoop:
@@ -241,7 +255,7 @@ class SimulatedServer:
             keep=world.line,
         )
         data_groups = tuple(group for group in layout if group != CATALOGUE_GROUP)
-        self.catalogue = CatalogueMachine(data_groups)
+        self.catalogue = Watched(data_groups, world)
         self._catalogue_leader = CatalogueLeader(
             self.catalogue,
             propose=self._propose_to_catalogue,

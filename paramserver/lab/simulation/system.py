@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -27,8 +27,10 @@ from consensus.simulation.wire import through_codec
 from paramserver.catalogue.bootstrap import CATALOGUE_GROUP
 from paramserver.catalogue.machine import CatalogueMachine
 from paramserver.catalogue.placement import Move
+from paramserver.catalogue.state import Model, RateChange, RateStage
 from paramserver.lab.simulation.application import draw_codecs, draw_spec, shard_digest
 from paramserver.lab.simulation.calls import Service
+from paramserver.lab.simulation.changer import SimulatedChanger
 from paramserver.lab.simulation.line import Line
 from paramserver.lab.simulation.operator import SimulatedOperator
 from paramserver.lab.simulation.rank import draw_deaths
@@ -43,7 +45,14 @@ from paramserver.wire.frames import PushKind
 
 STEPS_AFTER = 4
 LINES_KEPT = 512
-COUNTED = ("pushes_repeated", "pushes_duplicate", "sums_dropped", "streams_parked", "updates_refused")
+COUNTED = (
+    "pushes_repeated",
+    "pushes_duplicate",
+    "sums_dropped",
+    "streams_parked",
+    "updates_refused",
+    "updates_held",
+)
 
 
 class WholeSteps(Training):
@@ -56,8 +65,8 @@ class WholeSteps(Training):
 class SystemLoad:
     """`consensus.simulation.cluster.Application`."""
 
-    def __init__(self, *, seed: int, load_ms: int, reshaped: bool = False) -> None:
-        """`reshaped`: an operator moves replicas meanwhile."""
+    def __init__(self, *, seed: int, load_ms: int, reshaped: bool = False, changing: bool = False) -> None:
+        """`reshaped`: an operator moves replicas meanwhile; `changing`: somebody changes the learning rate."""
         source = stream(seed, "training")
         self.training = WholeSteps(seed, *draw_codecs(seed, draw_spec(source)))
         self.lease_ms = source.choice((2500, 5000))
@@ -71,6 +80,11 @@ class SystemLoad:
         self._workers: list[SimulatedWorker] = []
         self._reshaped = reshaped
         self._operator: SimulatedOperator | None = None
+        self._changing = changing
+        self._changer: SimulatedChanger | None = None
+        self._settled: dict[int, RateChange] = {}
+        """Changes of the learning rate whose step is final, by number."""
+        self.training.rate_at = self._rate_at
         self._lines: list[Line] = []
         self._healed = False
         self._steps_seen = 0
@@ -102,6 +116,9 @@ class SystemLoad:
         if self._reshaped:
             self._operator = SimulatedOperator(self, list(cluster.nodes), [spec.group for spec in cluster.groups])
             self._operator.start()
+        if self._changing:
+            self._changer = SimulatedChanger(self)
+            cluster.scheduler.after(100 * MS, self._changer.start)
         for at_ms, rank, away_ms in self._deaths:
             cluster.scheduler.at(at_ms * MS, partial(self._kill, self._workers[rank], away_ms))
 
@@ -129,9 +146,12 @@ class SystemLoad:
             worker.go_on_to(goal)
         if self._operator is not None:
             self._operator.settle()
+        if self._changer is not None:
+            self._changer.settle()
 
     def done(self) -> bool:
-        return all(worker.done for worker in self._workers) and not self._underway()
+        changed = self._changer is None or self._changer.done
+        return all(worker.done for worker in self._workers) and changed and not self._underway()
 
     def waits_for(self) -> str:
         waiting = [
@@ -139,6 +159,8 @@ class SystemLoad:
             for worker in self._workers
             if not worker.done
         ]
+        if self._changer is not None and not self._changer.done:
+            waiting.append("changes of the learning rate")
         return ", ".join(waiting + self._underway())
 
     def _underway(self) -> list[str]:
@@ -205,7 +227,7 @@ class SystemLoad:
         if models != [self.training.spec.name]:
             raise Violated(f"node {node}: group 0 holds the models {models}")
         sessions = sum(machine.session(session) is not None for session in range(1, 10_000))
-        if sessions > len(self._workers) + self._reshaped:
+        if sessions > len(self._workers) + self._reshaped + self._changing:
             raise Violated(f"node {node}: group 0 holds {sessions} sessions of {len(self._workers)} workers")
 
     def _check_shard(self, node: NodeId, machine: ShardMachine, steps: int) -> None:
@@ -227,6 +249,8 @@ class SystemLoad:
             worker.close()
         if self._operator is not None:
             self._operator.close()
+        if self._changer is not None:
+            self._changer.close()
         for server in self._all_servers:
             server.loop.close()
 
@@ -241,6 +265,27 @@ class SystemLoad:
         if len(self._lines) > LINES_KEPT:
             self._lines = [known for known in self._lines if not known.broken]
         self._lines.append(line)
+
+    @property
+    def settled(self) -> Mapping[int, RateChange]:
+        return self._settled
+
+    def decided(self, model: Model) -> None:
+        for change in model.rates:
+            if change.stage is RateStage.HOLDING:
+                continue
+            known = self._settled.get(change.number)
+            if known is None:
+                if change.step < self.training.computed:
+                    raise Violated(f"{change} was settled after the step was done somewhere")
+                self._settled[change.number] = change
+            elif (known.step, known.learning_rate) != (change.step, change.learning_rate):
+                raise Violated(f"one replica of group 0 settled {known}, another one {change}")
+
+    def _rate_at(self, step: int) -> float | None:
+        """By the changes that are settled: the last one of the latest step up to this one."""
+        begun = [change for change in self._settled.values() if change.step <= step]
+        return max(begun, key=lambda one: (one.step, one.number)).learning_rate if begun else None
 
     def alarm(self, line: str) -> None:
         raise Violated(f"alarm: {line}")
@@ -287,10 +332,11 @@ def draw_system_case(seed: int, *, nodes: int | None = None) -> Case:
     return replace(case, plan=plan)
 
 
-def run_system_case(case: Case, *, reshaped: bool = False) -> Report:
+def run_system_case(case: Case, *, reshaped: bool = False, changing: bool = False) -> Report:
     """The same case gives the same report, trace hash included. `reshaped`: one of the nodes begins with nothing, and
-    an operator moves replicas, drains and replaces nodes and hands leaderships over, through all the faults."""
-    load = SystemLoad(seed=case.seed, load_ms=case.options.load_ms, reshaped=reshaped)
+    an operator moves replicas, drains and replaces nodes and hands leaderships over, through all faults. `changing`:
+    somebody changes the learning rate, through all the faults."""
+    load = SystemLoad(seed=case.seed, load_ms=case.options.load_ms, reshaped=reshaped, changing=changing)
     cluster = Cluster(
         seed=case.seed,
         nodes=case.node_ids,
@@ -315,6 +361,11 @@ def draw_reshaped_case(seed: int, *, nodes: int | None = None) -> Case:
 def run_reshaped_seed(seed: int) -> Report:
     """Bootstrap and train under faults, while replicas move from node to node (FAULTS 22 and 30, in whole)."""
     return run_system_case(draw_reshaped_case(seed), reshaped=True)
+
+
+def run_changing_seed(seed: int) -> Report:
+    """Bootstrap and train under faults, while somebody changes the model."""
+    return run_system_case(draw_system_case(seed), changing=True)
 
 
 def run_system_seed(seed: int) -> Report:

@@ -1,0 +1,97 @@
+"""What clients ask of a model while it trains, at group 0's leader: another learning rate (RULES S11).
+
+Owns how far a wish has to come before it is answered. Invariants: a wish is checked before it is proposed, so that
+nothing is refused inside apply that could have been refused here; one sent again under the same sequence number is not
+judged a second time. Must not know: how commands travel, clocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from paramserver.catalogue.commands import ChangeRate, ClientCommand
+from paramserver.catalogue.drive import Drives, HoldShard
+from paramserver.catalogue.sessions import Answer, Caller
+from paramserver.catalogue.state import Model, ModelId, RateChange, RateStage
+from paramserver.wire.errors import Reason, Refusal, refuse_problems
+from paramserver.wire.frames import STEP_MAX
+from paramserver.wire.spec import float32, rate_problems
+
+
+class Changes:
+    """All raise `Refusal`. drives: of the present tenure, or a refusal that says who leads. answered: whether the
+    caller's sequence number was answered before; commit: in group 0, for the caller."""
+
+    def __init__(
+        self,
+        *,
+        drives: Callable[[], Drives],
+        describe: Callable[[ModelId], Model],
+        answered: Callable[[Caller], bool],
+        commit: Callable[[Caller, ClientCommand], Awaitable[Answer]],
+    ) -> None:
+        self._drives = drives
+        self._describe = describe
+        self._answered = answered
+        self._commit = commit
+
+    async def set_learning_rate(
+        self, caller: Caller, model: ModelId, generation: int, learning_rate: float, from_step: int | None
+    ) -> int:
+        """Have the rate change, in all blocks at one step: which step, once every data group of the model has the
+        change. It is later than `from_step` where training went past that meanwhile."""
+        drives = self._drives()
+        refuse_problems(rate_problems("learning_rate", learning_rate))
+        found = self._describe(model)
+        if generation != found.generation:
+            raise other_generation(found, generation)
+        if not self._answered(caller):
+            await drives.until(model, lambda now: True if now.rate_under_way is None else None)
+            from_step = await self._first_step(drives, found, from_step)
+        wish = ChangeRate(model, generation, float32(learning_rate), from_step or 0)
+        number = (await self._commit(caller, wish)).value
+
+        def made(now: Model) -> RateChange | None:
+            change = now.rate_number(number)
+            return change if change is not None and change.stage is RateStage.DONE else None
+
+        return (await drives.until(model, made)).step
+
+    async def _first_step(self, drives: Drives, model: Model, from_step: int | None) -> int:
+        """At which the change may be tried."""
+        question = HoldShard(model.model, model.generation, 0, 0, check_only=True)
+        replies = await drives.ask_all(model, question)
+        for group, reply in replies.items():
+            if not reply.ok:
+                raise Refusal(
+                    Reason.CONFLICT,
+                    f"group {group} takes no change of the learning rate now: {reply.message or reply.reason}",
+                    hint="if too many lie ahead, make them as training gets there",
+                )
+        earliest = max(reply.highest_version for reply in replies.values())
+        if from_step is None:
+            return earliest + 1
+        if not earliest <= from_step < STEP_MAX:
+            expected = f"{earliest} (the earliest there can be now) to {STEP_MAX - 1}"
+            raise Refusal(
+                Reason.CONFLICT,
+                f"from_step: expected {expected}, received {from_step}",
+                field="from_step",
+                expected=expected,
+                received=str(from_step),
+                hint="name a step that training has not reached; without one it is the next that can be",
+                version=earliest,
+            )
+        return from_step
+
+
+def other_generation(model: Model, generation: int) -> Refusal:
+    return Refusal(
+        Reason.CONFLICT,
+        f"model {model.spec.name!r} is of generation {model.generation}, not {generation}",
+        field="generation",
+        expected=str(model.generation),
+        received=str(generation),
+        epoch=model.generation,
+        hint="it was loaded from a checkpoint meanwhile: open it again",
+    )

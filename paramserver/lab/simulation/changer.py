@@ -1,0 +1,166 @@
+"""Somebody who changes a model while it trains, through all the faults: a client like any other, that may die anywhere.
+
+Owns the lives of one process, and what it asks for and when. What it checks: each answer names a step at which group 0
+settled just that change. Must not know: what servers do, what the change does to the weights (`reference.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Protocol
+
+from consensus.core.interface import NodeId
+from consensus.simulation.cluster import Cluster
+from consensus.simulation.errors import Violated
+from consensus.simulation.loop import VirtualLoop, virtual_loop
+from consensus.simulation.node import CLUSTER
+from consensus.simulation.profile import between
+from consensus.simulation.schedule import MS, stream
+from paramserver.catalogue.state import RateChange
+from paramserver.lab.simulation.calls import Caller, Service, SimulatedNetwork, address_of
+from paramserver.lab.simulation.line import Line
+from paramserver.lab.simulation.reference import Training
+from paramserver.wire.spec import float32
+from worker.catalogue import Catalogue, Description
+from worker.errors import FailedPrecondition, NotFound
+from worker.membership import Discovery
+from worker.routing import Routes
+from worker.session import Session
+
+PAUSE_MS = (20, 600)
+LIFE_MS = (300, 2500)
+AWAY_MS = (1, 300)
+LATE_PERCENT, AT_ONCE_PERCENT = 10, 40
+"""Wishes for a step that is past; wishes for the next that can be. The others name one that lies ahead."""
+RATES = (0.2, 0.05, 0.01, 0.003, 0.0)
+CHANGES_AFTER = 2
+"""After healing, to show that there is progress."""
+
+
+class World(Protocol):
+    cluster: Cluster
+
+    @property
+    def settled(self) -> Mapping[int, RateChange]: ...
+
+    @property
+    def training(self) -> Training: ...
+
+    def service(self, node: NodeId) -> Service | None: ...
+
+    def line(self, line: Line) -> None: ...
+
+    def steps_seen(self, at_us: int) -> int: ...
+
+
+class SimulatedChanger:
+    name = "changer"
+
+    def __init__(self, world: World) -> None:
+        self.life = 0
+        self.left: int | None = None
+        """Changes to make before it rests; None: on and on."""
+        self._world = world
+        self._random = stream(world.cluster.seed, self.name)
+        self._session = Session(
+            CLUSTER.hex(), self._random.randbytes(16), self._random.randbytes(32), starts=0, rank=None
+        )
+        self._closed = False
+        self._loops: list[VirtualLoop] = []
+
+    @property
+    def done(self) -> bool:
+        return self.left == 0
+
+    def start(self) -> None:
+        life, world = self.life, self._world
+        scheduler = world.cluster.scheduler
+        self._session = replace(self._session, starts=self._session.starts + 1)
+
+        def later(delay_us: int, action: object) -> None:
+            scheduler.after(delay_us, lambda: action() if self.life == life else None)  # type: ignore[operator]
+
+        loop = virtual_loop(later, lambda: scheduler.now_us)
+        self._loops.append(loop)
+        caller = Caller(world.cluster, self.name, self._random, later=later, service=world.service, keep=world.line)
+        with loop.running():
+            self._task = loop.create_task(self._run(SimulatedNetwork(caller)), name=self.name)
+        self._task.add_done_callback(self._ended)
+        if self.left is None:
+            later(between(self._random, LIFE_MS) * MS, self._die)
+
+    def settle(self) -> None:
+        """No more deaths, and an end in sight."""
+        if self.left is None:
+            self.left = CHANGES_AFTER
+
+    def close(self) -> None:
+        self._closed = True
+        for loop in self._loops:
+            loop.close()
+
+    def _die(self) -> None:
+        if self.left is not None:
+            return
+        self.life += 1
+        self._world.cluster.counts["changer killed"] += 1
+        self._world.cluster.trace.add(self.name, "is killed")
+        self._world.cluster.scheduler.after(between(self._random, AWAY_MS) * MS, self.start)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if not self._closed and error is not None:
+            raise Violated(f"{self.name} ended by itself: {error!r}") from error
+
+    # --- one life -----------------------------------------------------------------------------------------------------
+
+    async def _run(self, network: SimulatedNetwork) -> None:
+        world = self._world
+        routes = Routes()
+        cluster = await Discovery(network, [address_of(node) for node in world.cluster.nodes]).run(routes)
+        catalogue = Catalogue(network, cluster, routes, self._session, self.name)
+        model = await self._model(catalogue)
+        while self.left != 0:
+            await self._pause()
+            await self._change(catalogue, model)
+            if self.left:
+                self.left -= 1
+
+    async def _model(self, catalogue: Catalogue) -> Description:
+        while True:
+            try:
+                return await catalogue.describe(self._world.training.spec.name)
+            except NotFound:
+                await self._pause()
+
+    async def _pause(self) -> None:
+        await asyncio.sleep(between(self._random, PAUSE_MS) * MS / 1_000_000)
+
+    async def _change(self, catalogue: Catalogue, model: Description) -> None:
+        world, now = self._world, self._world.steps_seen(self._world.cluster.scheduler.now_us)
+        rate, kind = self._random.choice(RATES), self._random.randrange(100)
+        wanted: int | None = now + self._random.randrange(1, 8)
+        if kind < LATE_PERCENT:
+            wanted = max(now - 1, 0)
+        elif kind < LATE_PERCENT + AT_ONCE_PERCENT:
+            wanted = None
+        world.cluster.trace.add(self.name, f"wants rate {rate} from step {wanted}")
+        try:
+            step = await catalogue.set_learning_rate(model, rate, wanted)
+        except FailedPrecondition as refused:
+            if wanted is None or wanted > now:
+                # Training may have gone past it while the question was under way.
+                world.cluster.counts["rate refused, meanwhile past"] += 1
+            world.cluster.trace.add(self.name, f"was refused: {refused.cause}")
+            world.cluster.counts["rate refused"] += 1
+            return
+        world.cluster.trace.add(self.name, f"has rate {rate} from step {step}")
+        world.cluster.counts["rate changed"] += 1
+        if step != wanted and wanted is not None:
+            world.cluster.counts["rate raised"] += 1
+        if not any((one.step, one.learning_rate) == (step, float32(rate)) for one in world.settled.values()):
+            raise Violated(f"{self.name} was told that rate {rate} holds from step {step}, which nobody settled")
+        if wanted is not None and step < wanted:
+            raise Violated(f"{self.name} wanted a change from step {wanted}, it came at {step}")
