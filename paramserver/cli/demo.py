@@ -32,6 +32,7 @@ EPILOG = (
     "exit code 1: accuracy too low, an update lost or applied twice, bits that differ, or a run that proves nothing\n"
 )
 FLAGS = (
+    Flag("--model", "the network: mlp or cnn", flags.choice("mlp", "cnn"), "mlp", "NAME"),
     Flag("--steps", "steps of training", flags.integer(5, 1_000_000), 600, "N"),
     Flag("--margin", "steps that must lie before and after each fault", flags.integer(1, 100_000), 100, "N"),
     Flag("--seed", "of weights and batches", flags.integer(0, 2**31 - 1), 1, "N"),
@@ -78,6 +79,7 @@ def options_of(values: flags.Values, problems: list[str]) -> DemoOptions:
         accuracy_min=values["accuracy_min"],
         timeout_s=values["timeout"],
         folder=folder,
+        model=values["model"],
         codec=values["codec"] or "fp32",
     )
     problems += options.validate()

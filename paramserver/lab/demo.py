@@ -32,8 +32,8 @@ MODEL_NAME = "digits"
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """`margin`: steps that must lie before and after each fault. `timeout_s`: of one of the two runs. `codec`: of
-    gradients, of weights that come back, and of sums in the log.
+    """`model`: the network of `paramserver worker --model`. `margin`: steps that must lie before and after each fault.
+    `timeout_s`: of one of the two runs. `codec`: of gradients, of weights that come back, and of sums in the log.
     `folder`: where logs, records and data folders stay (None: temporary, removed when all is well)."""
 
     steps: int = 600
@@ -42,6 +42,7 @@ class DemoOptions:
     accuracy_min: float = 0.95
     timeout_s: float = 120.0
     folder: Path | None = None
+    model: str = "mlp"
     codec: str = "fp32"
     worker_flags: tuple[str, ...] = ()
     server_flags: tuple[str, ...] = ()
@@ -60,7 +61,7 @@ class DemoOptions:
     @property
     def flags_of_workers(self) -> tuple[str, ...]:
         codecs = tuple(f"{flag}={self.codec}" for flag in ("--codec", "--weights-codec", "--log-codec"))
-        return (*codecs, *self.worker_flags)
+        return (f"--model={self.model}", *codecs, *self.worker_flags)
 
     @property
     def plan(self) -> Plan:

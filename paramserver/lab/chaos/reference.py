@@ -5,7 +5,7 @@ training that simulations are held against for sums and updates, which shares no
 (`digests`), because the bits of a matrix product depend on how many threads share it, and that is settled before NumPy
 is imported: one, as in `paramserver worker`.
 
-Standard input: {"seed", "ranks", "versions": [...]}; standard output: {version: [digest of each block]}.
+Standard input: {"seed", "ranks", "network", "versions": [...]}; standard output: {version: [digest of each block]}.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_
 S_PER_STEP_MAX = 0.05
 
 
-def digests(seed: int, ranks: int, versions: Iterable[int]) -> Mapping[int, tuple[str, ...]]:
-    """Version -> xxh3-128 of each block's weights."""
+def digests(seed: int, ranks: int, versions: Iterable[int], network: str = "mlp") -> Mapping[int, tuple[str, ...]]:
+    """Version -> xxh3-128 of each block's weights. `network`: as in `paramserver worker --model`."""
     wanted = sorted(set(versions))
     if not wanted:
         return {}
     done = subprocess.run(
         [sys.executable, "-m", "paramserver.lab.chaos.reference"],
-        input=json.dumps({"seed": seed, "ranks": ranks, "versions": wanted}),
+        input=json.dumps({"seed": seed, "ranks": ranks, "network": network, "versions": wanted}),
         capture_output=True,
         text=True,
         env={**os.environ, **ONE_THREAD},
@@ -41,7 +41,7 @@ def digests(seed: int, ranks: int, versions: Iterable[int]) -> Mapping[int, tupl
     return {int(version): tuple(found) for version, found in json.loads(done.stdout).items()}
 
 
-def compute(seed: int, ranks: int, versions: set[int]) -> dict[int, list[str]]:
+def compute(seed: int, ranks: int, versions: set[int], name: str) -> dict[int, list[str]]:
     from dataclasses import replace
 
     import numpy as np
@@ -49,9 +49,11 @@ def compute(seed: int, ranks: int, versions: set[int]) -> dict[int, list[str]]:
     from paramserver.lab.simulation.reference import Block, tree_sum
     from paramserver.wire.checksum import digest
     from paramserver.wire.layout import Layout
-    from worker.reference.config import TrainConfig
+    from worker.reference.config import TrainConfig, parse_optimizer
 
-    config = TrainConfig(servers="127.0.0.1:1", ranks=ranks, seed=seed)
+    config = TrainConfig(
+        servers="127.0.0.1:1", ranks=ranks, seed=seed, network=name, optimizer=parse_optimizer("adam", name)
+    )
     spec, network, data = config.spec(), config.build(), config.load()
     batches = [replace(config, rank=rank).batches(data) for rank in range(ranks)]
     layout = Layout(spec)
@@ -79,7 +81,7 @@ def compute(seed: int, ranks: int, versions: set[int]) -> dict[int, list[str]]:
 
 def main() -> None:
     asked = json.load(sys.stdin)
-    json.dump(compute(asked["seed"], asked["ranks"], set(asked["versions"])), sys.stdout)
+    json.dump(compute(asked["seed"], asked["ranks"], set(asked["versions"]), asked["network"]), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -181,7 +181,8 @@ def test_each_codec_has_its_flag_and_the_demos_sets_them_all() -> None:
     assert (config.codec, config.weights_codec, config.log_codec) == (Codec.BF16, Codec.FP16, Codec.FP32)
     assert config.spec().log_codec is Codec.FP32
     options = DemoOptions(codec="fp16", worker_flags=("--batch=8",))
-    assert options.flags_of_workers == ("--codec=fp16", "--weights-codec=fp16", "--log-codec=fp16", "--batch=8")
+    codecs = ("--codec=fp16", "--weights-codec=fp16", "--log-codec=fp16")
+    assert options.flags_of_workers == ("--model=mlp", *codecs, "--batch=8")
 
 
 def test_one_blas_thread_before_numpy_unless_the_environment_says_otherwise() -> None:
