@@ -26,7 +26,7 @@ SEED = Flag("--seed", "draws targets, times and durations; the same seed, the sa
             flags.integer(0, 2**31 - 1), 1, "N")  # fmt: skip
 PLAN = Flag("--plan", "a plan in JSON or TOML, in place of a suite (docs/faults.md)", flags.text_value, None, "FILE")
 KINDS = Flag("--kinds", "only these kinds of faults, with commas", flags.text_value, None, "NAME,...")
-OUT = Flag("--out", "write chaos.json and chaos.md here; logs and data folders lie here while it runs",
+OUT = Flag("--out", "write chaos.json, chaos.md and chaos.html here; logs and data folders lie here while it runs",
            flags.text_value, None, "FOLDER")  # fmt: skip
 KEEP = Flag("--keep", "keep logs and data folders when all is well, too")
 JSON = Flag("--json", "the last line of standard output is one JSON object; progress goes to standard error")
@@ -72,6 +72,7 @@ def _plan(values: flags.Values, problems: list[str]) -> Plan | None:
 
 
 def _chaos(values: flags.Values, mode: str) -> int:
+    from paramserver.lab.chaos.report.write import write
     from paramserver.lab.chaos.result import to_json
     from paramserver.lab.chaos.run import ChaosOptions, run_chaos
     from paramserver.lab.chaos.table import markdown
@@ -103,6 +104,8 @@ def _chaos(values: flags.Values, mode: str) -> int:
     if out is not None:
         (out / "chaos.json").write_text(json.dumps(to_json(result)) + "\n")
         (out / "chaos.md").write_text(markdown(result))
+        if missing := write(result, out / "chaos.html"):
+            tell(missing)
     print(markdown(result), file=stream, flush=True)
     _close(result)
     if values["json"]:

@@ -47,6 +47,7 @@ COMMANDS = (
     Command("group cancel", "give a move up", "paramserver.cli.groups:CANCEL"),
     Command("chaos run", "inject faults into a cluster under load, and judge it", "paramserver.cli.chaos:RUN"),
     Command("chaos soak", "the same for long, and watch servers for growth", "paramserver.cli.chaos:SOAK"),
+    Command("chaos report", "a chaos run as one HTML page with pictures", "paramserver.cli.chaos_report"),
     Command("sim run", "simulate clusters under faults, one a seed, and check them", "paramserver.cli.sim_run"),
     Command("sim replay", "one seed of the simulator again, exactly", "paramserver.cli.sim_replay"),
     Command("wal verify", "whether a node's log is whole, without its server", "paramserver.cli.wal_verify"),
