@@ -69,6 +69,10 @@ bench: install ## Every benchmark of this project alone, figures as JSON
 bench-push-pull: install install-peers ## Push and pull beside peers: every suite, tables and plots of docs/benchmarks (about 40 minutes)
 	@tools/bench_push_pull.sh $(ARGS)
 
+.PHONY: bench-faults
+bench-faults: install install-peers ## The drill of docs/faults.md for us and for peers: kills and pauses, tables (about 15 minutes)
+	@tools/bench_faults.sh $(ARGS)
+
 .PHONY: bench-check
 bench-check: install ## Whether a ratio of the stored results fell by more than a fifth below benchmarks/baseline.json
 	@$(BIN)/python -m benchmarks.check $(wildcard docs/benchmarks/*.json)

@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--faults", default=",".join(FAULTS))
     parser.add_argument("--repetitions", type=int, default=REPETITIONS)
     parser.add_argument("--seed", type=int, default=1, help="of the first repetition: when in a run the fault comes")
-    parser.add_argument("--jobs", type=int, default=2, help="episodes at a time")
+    parser.add_argument("--jobs", type=int, default=3, help="episodes at a time")
     parser.add_argument("--quick", action="store_true", help="one repetition")
     parser.add_argument("--out", metavar="FILE", help="write the JSON here too")
     options = parser.parse_args()

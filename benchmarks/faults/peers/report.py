@@ -26,7 +26,10 @@ SHORT = ("<!-- benchmarks.faults.peers.short: begin -->", "<!-- benchmarks.fault
 NO_RESULT = "No result is stored yet; `make bench-faults` makes one."
 OURS = "paramserver"
 OUR_KINDS = {"kill_leader": KILL_SERVER, "pause_leader": PAUSE_SERVER, "kill_worker": KILL_WORKER}
-OUR_LABEL = "three servers; the drill is `paramserver chaos run`, with pauses of its own length"
+OUR_LABEL = (
+    "three servers, two loads of two ranks each; the drill is a run of `paramserver chaos run` (fsync of a majority; "
+    "synchronous steps)"
+)
 SAID = {
     KILL_SERVER: "server, leader or primary killed (-9)",
     PAUSE_SERVER: "the same stopped for {pause_s:g} s (SIGSTOP)",
