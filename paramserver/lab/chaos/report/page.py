@@ -100,13 +100,13 @@ def verdict(result: ChaosResult) -> str:
 
 
 def how(result: ChaosResult) -> str:
-    rows = [
+    rows: list[list[object]] = [
         ["command", code(result.command)],
         ["the same plan again", code(result.replay)],
         ["begun", f"{result.begun}, {result.seconds:g} s in all"],
         ["durability", result.durability],
-        *([f"load: {name}", said(load)] for name, load in result.loads.items()),
     ]
+    rows += [[f"load: {name}", said(load)] for name, load in result.loads.items()]
     return table((), rows, "facts")
 
 
@@ -244,7 +244,7 @@ def growth(result: ChaosResult) -> list[str]:
 
 
 def environment(result: ChaosResult) -> str:
-    rows = [
+    rows: list[list[object]] = [
         ["machine", said(result.machine)],
         ["versions", said(result.versions)],
         ["format of the result", result.format],

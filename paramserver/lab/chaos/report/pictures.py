@@ -30,7 +30,7 @@ LOAD_COLOURS = ("#1b7f5c", "#8c5bb5", "#3b4552", "#c06014")
 READS_COLOUR = "#9aa5b1"
 STALL_MS_MIN = 1.0
 """What is shorter is drawn there: the axis is logarithmic."""
-SETTINGS = {
+SETTINGS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "paramserver",
     "font.family": "sans-serif",
@@ -88,7 +88,7 @@ def timeline(result: ChaosResult) -> Picture:
 
 
 def span_s(result: ChaosResult) -> tuple[float, float]:
-    times = [at for one in result.timeline.workers for at in (*one.steps_ms[:1], *one.steps_ms[-1:])]
+    times: list[float] = [at for one in result.timeline.workers for at in (*one.steps_ms[:1], *one.steps_ms[-1:])]
     times += [limit for one in result.faults for limit in (one.start_ms, one.healed_ms)]
     return (math.floor(min(times) / 1000), math.ceil(max(times) / 1000)) if times else (0, 1)
 
