@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import threading
+from pathlib import Path
 
 import numpy as np
 
@@ -26,26 +27,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--servers", required=True)
     parser.add_argument("--clients", type=int, required=True)
-    parser.add_argument("--name", required=True, help="of its models: nobody else may have them")
+    parser.add_argument("--sessions", type=Path, required=True, help="folder: who comes again takes up its models")
     options = parser.parse_args()
     os.nice(NICE)
     up = threading.Semaphore(0)
     halves = max(1, options.clients // 2)
     for number in range(halves):
-        name = f"{options.name}-{number}"
-        threading.Thread(target=push, args=(options.servers, name, up), daemon=True).start()
+        place = options.sessions / f"flood-{number}.session"
+        threading.Thread(target=push, args=(options.servers, f"flood-{number}", place, up), daemon=True).start()
     for _ in range(halves):
         up.acquire()
     for _ in range(halves):
-        threading.Thread(target=pull, args=(options.servers, f"{options.name}-0", up), daemon=True).start()
+        threading.Thread(target=pull, args=(options.servers, "flood-0", up), daemon=True).start()
     for _ in range(halves):
         up.acquire()
     print("ready", flush=True)
     threading.Event().wait()
 
 
-def push(servers: str, name: str, up: threading.Semaphore) -> None:
-    client = paramserver.connect(servers, timeout=CONNECT_S)
+def push(servers: str, name: str, session: Path, up: threading.Semaphore) -> None:
+    client = paramserver.connect(servers, timeout=CONNECT_S, session_file=session)
     model = client.model(
         name, {"weights": (ELEMENTS,)}, optimizer=paramserver.sgd(1e-3), rank=0, block_bytes=BLOCK_BYTES,
         initial=lambda: {"weights": np.zeros(ELEMENTS, np.float32)},

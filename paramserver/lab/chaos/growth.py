@@ -16,7 +16,7 @@ from paramserver.lab.cluster import Cluster
 from paramserver.lab.usage import descriptors, resident_bytes
 
 SAMPLE_S = 1.0
-SLOPE_MINUTES_MIN = 2.0
+SLOPE_MINUTES_MIN = 4.0
 """A life that was shorter says nothing of growth: it begins with everything that is loaded once."""
 
 

@@ -32,6 +32,7 @@ from paramserver.lab.chaos.result import (
 from paramserver.lab.chaos.verdict import Conditions, Struck
 
 DURABILITY = "fsync"
+GENTLE_ROUNDS = 3
 Tell = Callable[[str], None]
 
 
@@ -139,13 +140,14 @@ def _run(options: ChaosOptions, folder: Path, tell: Tell) -> ChaosResult:
 
 
 def _endless(plan: Plan, seed: int, end_s: float) -> Iterator[Planned]:
-    """Rounds of the whole plan, each drawn anew from the seed, until the time is up. First those that leave servers
-    alive, so that their memory can be watched for a while."""
+    """Rounds of the plan, each drawn anew from the seed, until the time is up. Faults that end servers come together,
+    in one round of a few, so that between them memory can be watched."""
     number = 0
     while True:
         (stage,) = drawn(plan, seed + number * 1_000_003)
-        ordered = sorted(stage.faults, key=lambda one: one.kind.ends_servers)
-        for planned in ordered:
+        gentle = [one for one in stage.faults if not one.kind.ends_servers]
+        harsh = [one for one in stage.faults if one.kind.ends_servers]
+        for planned in gentle if number % GENTLE_ROUNDS else [*gentle, *harsh]:
             if time.monotonic() >= end_s:
                 return
             yield Planned(planned.kind, planned.repetition + number, planned.draw, planned.hold_s, planned.rest_s)

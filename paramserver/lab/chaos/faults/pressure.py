@@ -13,10 +13,10 @@ CLIENTS = 20
 
 
 @fault("overload", rows=(26, 29), hold_s=(1.5, 3.0), recovers_s=60.0)
-def overload(scene: Scene, draw: Draw) -> Injection:
-    name = f"flood-{draw.seed:08x}"
+def overload(scene: Scene, _draw: Draw) -> Injection:
     line = [sys.executable, "-m", "paramserver.lab.chaos.flood", "--servers", scene.cluster.endpoints]
-    flood = scene.cluster.start_child(name, [*line, "--clients", str(CLIENTS), "--name", name])
+    line += ["--clients", str(CLIENTS), "--sessions", str(scene.cluster.folder)]
+    flood = scene.cluster.start_child("flood", line)
     scene.begins()
     flood.await_line("ready", READY_S)
     yield f"{CLIENTS} clients more"

@@ -7,7 +7,7 @@ from paramserver.lab.chaos.load import COUNTING, DIGITS
 from paramserver.lab.chaos.scene import Scene
 
 
-@fault("kill_leader", rows=(1, 4), hold_s=(0.3, 0.7), ends_servers=True)
+@fault("kill_leader", rows=(1,), hold_s=(0.3, 0.7), ends_servers=True)
 def kill_leader(scene: Scene, draw: Draw) -> Injection:
     group, node = scene.leader(draw)
     scene.begins()
@@ -56,7 +56,7 @@ def kill_catalogue_leader(scene: Scene, _draw: Draw) -> Injection:
     scene.cluster.start_server(node)
 
 
-@fault("pause_leader", rows=(17, 19), hold_s=(1.2, 2.0))
+@fault("pause_leader", rows=(17,), hold_s=(1.2, 2.0))
 def pause_leader(scene: Scene, draw: Draw) -> Injection:
     group, node = scene.leader(draw)
     scene.begins()
