@@ -55,6 +55,9 @@ class NodeConfig:
     good: the cluster's id derives from it too."""
     listen: str = ""
     """host:port to bind; this node's address in `members` when empty."""
+    peer_listen: str = ""
+    """host:port to bind for what nodes say to each other; `listen`'s host and any free port when empty: peers are told
+    the port when they first meet."""
     dial: Mapping[str, str] = field(default_factory=dict)
     """Address of another node as everybody knows it -> where this node dials instead (a proxy, a tunnel). Only how this
     node reaches others: what the cluster's id derives from, and what workers are told, stay as they are."""
@@ -115,6 +118,11 @@ class NodeConfig:
     @property
     def bind(self) -> str:
         return self.listen or self.address
+
+    @property
+    def peer_bind(self) -> str:
+        """Port 0: any."""
+        return self.peer_listen or f"{self.bind.rpartition(':')[0]}:0"
 
     def validate(self) -> list[str]:
         """All problems at once, a line each."""
@@ -211,6 +219,8 @@ class NodeConfig:
         named += [("dial", address) for pair in sorted(self.dial.items()) for address in pair]
         if self.listen:
             named.append(("listen", self.listen))
+        if self.peer_listen:
+            named.append(("peer_listen", self.peer_listen))
         if self.join:
             named.append(("join", self.join))
         for what, address in named:
@@ -231,9 +241,12 @@ class NodeConfig:
                 f"fault_injection is {len(os.fsencode(self.fault_injection))} bytes long; "
                 f"the path of a socket has at most {SOCKET_PATH_BYTES_MAX}"
             )
-        if host is not None and not is_loopback(host[0]) and not self.allow_remote:
+        for bind in (self.bind, self.peer_listen):
+            host = split_address(bind)
+            if host is None or is_loopback(host[0]) or self.allow_remote:
+                continue
             problems.append(
-                f"{self.bind} is not loopback, and nothing is encrypted or authenticated yet; "
+                f"{bind} is not loopback, and nothing is encrypted or authenticated yet; "
                 "--allow-remote binds it all the same"
             )
         return problems

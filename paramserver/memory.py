@@ -54,7 +54,7 @@ def bound(
         "replies": config.replies_bytes_max,
         "pulls": 3 * config.pulls_bytes_max,
         "calls": calls * CALL_BYTES + connections * CONNECTION_BYTES,
-        "peers": peers * (transport.control_queue_bytes + 2 * (window + transport.frame_bytes_max + chunk)),
+        "peers": peers * (transport.control_queue_bytes + 2 * (transport.frame_bytes_max + chunk)),
         "snapshots": runtime.snapshot_budget_bytes
         + runtime.transfers_max * runtime.transfer_window_chunks * MIB
         + groups * runtime.receive_window_chunks * chunk,

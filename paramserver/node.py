@@ -237,6 +237,7 @@ class Node:
             options=transport_options,
             kernel_answers=known_answers(),
             dial=config.dial,
+            peer_listen=config.peer_bind,
         )
         options = config.runtime_options()
         self._runtime = NodeRuntime(
@@ -608,7 +609,10 @@ class Node:
         self._counters.include("peers_dropped_", lambda: self._transport.dropped)
         self._counters.include("messages_dropped_", lambda: self._runtime.dropped)
         self._counters.include("wal_", lambda: {"syncs": self._writer.syncs})
-        self._transport.register(self._server)
+        try:
+            self._transport.register(self._server)
+        except OSError as error:
+            raise _cannot_bind(self._config.peer_bind, error.strerror or str(error)) from None
         self._server.add_generic_rpc_handlers(
             (
                 CatalogueService(

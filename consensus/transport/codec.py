@@ -76,10 +76,22 @@ def encode(origin: Origin, envelopes: Sequence[Envelope]) -> bytes:
     header = pb.Header(
         cluster=origin.cluster, from_node=origin.node, node_uuid=origin.node_uuid, incarnation=origin.incarnation
     )
+    payloads = _fill(header, envelopes)
+    return join_frame(header.SerializeToString(), payloads)
+
+
+def encode_parts(envelopes: Sequence[Envelope]) -> tuple[bytes, list[Payload]]:
+    """Header and payloads of a frame whose connection says whose it is."""
+    header = pb.Header()
+    payloads = _fill(header, envelopes)
+    return header.SerializeToString(), payloads
+
+
+def _fill(header: pb.Header, envelopes: Sequence[Envelope]) -> list[Payload]:
     payloads: list[Payload] = []
     for envelope in envelopes:
         encode_envelope(header.envelopes.add(), envelope, payloads)
-    return join_frame(header.SerializeToString(), payloads)
+    return payloads
 
 
 # --- in -------------------------------------------------------------------------------------------------------------
@@ -88,18 +100,32 @@ def encode(origin: Origin, envelopes: Sequence[Envelope]) -> bytes:
 def decode(data: bytes) -> Received:
     """A frame. Raises `BadFrame`, which names the field and what was expected."""
     raw, payload = split_frame(data)
-    try:
-        header = pb.Header.FromString(raw)
-    except (DecodeError, ValueError) as error:
-        raise BadFrame("header: not a Header") from error
+    header = _header(raw)
     if len(header.cluster) != 16 or len(header.node_uuid) != 16:
         raise BadFrame(f"cluster, node_uuid: {len(header.cluster)}, {len(header.node_uuid)} bytes, expected 16 each")
+    origin = Origin(header.cluster, header.from_node, header.node_uuid, number("incarnation", header.incarnation))
+    return _read(origin, header, payload)
+
+
+def decode_parts(origin: Origin, header: bytes, payload: memoryview) -> Received:
+    """A frame of `encode_parts`, of that sender. Raises `BadFrame`."""
+    return _read(origin, _header(header), payload)
+
+
+def _header(raw: bytes) -> pb.Header:
+    try:
+        header: pb.Header = pb.Header.FromString(raw)
+    except (DecodeError, ValueError) as error:
+        raise BadFrame("header: not a Header") from error
+    return header
+
+
+def _read(origin: Origin, header: pb.Header, payload: memoryview) -> Received:
     if len(header.envelopes) > ENVELOPES_MAX:
         raise BadFrame(f"envelopes: {len(header.envelopes)}, expected at most {ENVELOPES_MAX}")
     entries = sum(len(envelope.append_request.entries) for envelope in header.envelopes)
     if entries > ENTRIES_MAX:
         raise BadFrame(f"entries: {entries}, expected at most {ENTRIES_MAX}")
-    origin = Origin(header.cluster, header.from_node, header.node_uuid, number("incarnation", header.incarnation))
     cursor = Cursor(payload)
     envelopes = tuple(decode_envelope(envelope, origin.incarnation, cursor) for envelope in header.envelopes)
     cursor.done()

@@ -14,16 +14,6 @@ class PeerStub(object):
         Args:
             channel: A grpc.Channel.
         """
-        self.Control = channel.stream_stream(
-                '/consensus.v1.Peer/Control',
-                request_serializer=consensus_dot_v1_dot_consensus__pb2.Frame.SerializeToString,
-                response_deserializer=consensus_dot_v1_dot_consensus__pb2.Frame.FromString,
-                )
-        self.Bulk = channel.stream_stream(
-                '/consensus.v1.Peer/Bulk',
-                request_serializer=consensus_dot_v1_dot_consensus__pb2.Frame.SerializeToString,
-                response_deserializer=consensus_dot_v1_dot_consensus__pb2.Frame.FromString,
-                )
         self.Introduce = channel.unary_unary(
                 '/consensus.v1.Peer/Introduce',
                 request_serializer=consensus_dot_v1_dot_consensus__pb2.IntroduceRequest.SerializeToString,
@@ -34,22 +24,8 @@ class PeerStub(object):
 class PeerServicer(object):
     """Missing associated documentation comment in .proto file."""
 
-    def Control(self, request_iterator, context):
-        """Votes, heartbeats, append answers. Never behind payload (RULES C3).
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Bulk(self, request_iterator, context):
-        """Entries and snapshot chunks.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def Introduce(self, request, context):
-        """First contact of two nodes: identity (RULES I2).
+        """First contact of two nodes: identity (RULES I2), and where the answering one takes frames.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -58,16 +34,6 @@ class PeerServicer(object):
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Control': grpc.stream_stream_rpc_method_handler(
-                    servicer.Control,
-                    request_deserializer=consensus_dot_v1_dot_consensus__pb2.Frame.FromString,
-                    response_serializer=consensus_dot_v1_dot_consensus__pb2.Frame.SerializeToString,
-            ),
-            'Bulk': grpc.stream_stream_rpc_method_handler(
-                    servicer.Bulk,
-                    request_deserializer=consensus_dot_v1_dot_consensus__pb2.Frame.FromString,
-                    response_serializer=consensus_dot_v1_dot_consensus__pb2.Frame.SerializeToString,
-            ),
             'Introduce': grpc.unary_unary_rpc_method_handler(
                     servicer.Introduce,
                     request_deserializer=consensus_dot_v1_dot_consensus__pb2.IntroduceRequest.FromString,
@@ -82,40 +48,6 @@ def add_PeerServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Peer(object):
     """Missing associated documentation comment in .proto file."""
-
-    @staticmethod
-    def Control(request_iterator,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.stream_stream(request_iterator, target, '/consensus.v1.Peer/Control',
-            consensus_dot_v1_dot_consensus__pb2.Frame.SerializeToString,
-            consensus_dot_v1_dot_consensus__pb2.Frame.FromString,
-            options, channel_credentials,
-            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
-
-    @staticmethod
-    def Bulk(request_iterator,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.stream_stream(request_iterator, target, '/consensus.v1.Peer/Bulk',
-            consensus_dot_v1_dot_consensus__pb2.Frame.SerializeToString,
-            consensus_dot_v1_dot_consensus__pb2.Frame.FromString,
-            options, channel_credentials,
-            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
     @staticmethod
     def Introduce(request,

@@ -50,6 +50,12 @@ FLAGS = (
     Flag("--token", "sets clusters with the same members apart", flags.text_value, metavar="TEXT"),
     Flag("--listen", "address to bind, if not the one in --members", flags.endpoint, metavar="HOST:PORT"),
     Flag(
+        "--peer-listen",
+        "address to bind for what nodes say to each other [any free port beside --listen]",
+        flags.endpoint,
+        metavar="HOST:PORT",
+    ),
+    Flag(
         "--dial",
         "addresses of other nodes at which this one dials another instead, a proxy or a tunnel",
         flags.detours,

@@ -117,6 +117,8 @@ class Cluster:
         self._faults = faults
         self._spare: dict[int, str] = {}
         """Where nodes will be that come later, and where those were that left."""
+        self._peer_addresses: dict[int, str] = {}
+        """Where nodes listen for each other, with links, which must know it."""
         self._links: Links | None = None
         if links:
             ports = ReservedPorts(SPARE_NODES)
@@ -124,7 +126,18 @@ class Cluster:
             for node, port in enumerate(ports.numbers, start=nodes + 1):
                 self._spare[node] = f"{ports.host}:{port}"
             known = {**self.addresses, **self._spare}
-            self._links = Links(known, sockets=self._sockets, start=self.start_child, seed=seed)
+            among = ReservedPorts(len(known))
+            self._more_ports.append(among)
+            self._peer_addresses = {
+                node: f"{among.host}:{port}" for node, port in zip(known, among.numbers, strict=True)
+            }
+            self._links = Links(
+                known,
+                peer_addresses=self._peer_addresses,
+                sockets=self._sockets,
+                start=self.start_child,
+                seed=seed,
+            )
         self.servers: dict[int, Child] = {
             node: self._server(node, self._server_command(node)) for node in self.addresses
         }
@@ -347,6 +360,7 @@ class Cluster:
         if self._faults:
             command += ["--fault-injection", self._sockets.path(f"faults-{node}")]
         if self._links is not None:
+            command += ["--peer-listen", self._peer_addresses[node]]
             command += ["--dial", ",".join(f"{known}={instead}" for known, instead in self._links.dial(node).items())]
         return [*command, *self.options.flags]
 

@@ -37,6 +37,8 @@ def test_a_sound_configuration() -> None:
         ({"members": {n: f"127.0.0.1:{7000 + n}" for n in range(1, 66)}}, ["65 nodes", "64"]),
         ({"listen": "nonsense"}, ["listen", "host:port"]),
         ({"listen": "0.0.0.0:7001"}, ["not loopback", "--allow-remote"]),
+        ({"peer_listen": "127.0.0.1"}, ["peer_listen is '127.0.0.1'", "host:port"]),
+        ({"peer_listen": "0.0.0.0:7101"}, ["0.0.0.0:7101 is not loopback", "--allow-remote"]),
         ({"dial": {"127.0.0.1:7002": "nowhere"}}, ["dial is 'nowhere'", "host:port"]),
         ({"data_dir": ""}, ["data_dir"]),
         ({"heartbeat_ms": 300}, ["heartbeat_ms (300)", "election_timeout_ms (300)"]),

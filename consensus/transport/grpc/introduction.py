@@ -14,12 +14,14 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from consensus.core.interface import NodeId
+from consensus.transport.codec import Origin
 from consensus.transport.messages import NUMBER_MAX
 from consensus.v1 import consensus_pb2 as pb
 
-PROTOCOL = 1
+PROTOCOL = 2
 UUID_BYTES = 16
 LIFE_BYTES_MAX = 16
+PORT_MAX = 65535
 KERNEL_ANSWERS_MAX = 4096
 """Bytes of a known-answer test's result."""
 
@@ -87,6 +89,10 @@ class Introductions:
         self._members = dict(members)
         self._kernel_answers = kernel_answers
         self._saving = asyncio.Lock()
+        self.peer_port = 0
+        """Where this node takes frames of other nodes; told to each."""
+        self.peer_ports: dict[NodeId, int] = {}
+        """What each peer told of itself."""
         self.confirmed: set[NodeId] = set()
         """Members that hold this folder's uuid durably."""
         self.refusals: dict[NodeId, str] = {}
@@ -101,8 +107,29 @@ class Introductions:
         """Members that have not confirmed yet in this life."""
         return sorted(set(self._members) - {self._folder.node} - self.confirmed)
 
+    @property
+    def uuid(self) -> bytes:
+        """Of this node's folder."""
+        return self._folder.uuid
+
     def known(self, node: NodeId) -> bytes | None:
         return self._folder.peers.get(node)
+
+    def stranger(self, sender: Origin) -> str:
+        """Why this sender's frames are not taken (RULES I1, I2), or an empty string."""
+        if sender.cluster != self._folder.cluster:
+            return f"cluster: {sender.cluster.hex()}, expected {self._folder.cluster.hex()}"
+        if sender.node == self._folder.node:
+            return f"from_node: {sender.node}, which is this node"
+        known = self.known(sender.node)
+        if known is None:
+            return f"from_node: {sender.node}, which has not introduced itself"
+        if known != sender.node_uuid:
+            return self.another_folder(sender.node, known=known, shown=sender.node_uuid)
+        met = self.met(sender.node)
+        if sender.incarnation < met:
+            return self.outdated_folder(sender.node, met=met, shown=sender.incarnation)
+        return ""
 
     def another_folder(self, node: NodeId, *, known: bytes, shown: bytes) -> str:
         """Why, and the command that repairs it."""
@@ -189,6 +216,7 @@ class Introductions:
             other_folder=other,
             life=self._life,
             outdated=bool(outdated),
+            peer_port=self.peer_port,
         )
 
     def _refusal(self, request: pb.IntroduceRequest) -> str:
@@ -262,6 +290,8 @@ class Introductions:
             refusal = f"node {node} answers with a uuid of {len(response.node_uuid)} bytes, expected {UUID_BYTES}"
         elif len(response.life) > LIFE_BYTES_MAX or response.incarnation >= NUMBER_MAX:
             refusal = f"node {node} answers with a life that can't be"
+        elif response.accepted and not 1 <= response.peer_port <= PORT_MAX:
+            refusal = f"node {node} answers with peer_port {response.peer_port}, expected 1 to {PORT_MAX}"
         else:
             refusal = await self._remember(node, response.node_uuid)
             refusal = refusal or self._meet(node, response.node_uuid, response.incarnation, response.life)
@@ -269,6 +299,7 @@ class Introductions:
             self.refusals[node] = refusal
         else:
             self.refusals.pop(node, None)
+            self.peer_ports[node] = response.peer_port
             self.confirmed.add(node)
         if response.outdated:
             self.outdated.set()

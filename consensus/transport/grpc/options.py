@@ -25,11 +25,12 @@ class GrpcOptions:
     reconnect_ms_max: int = 500
     """Pause before a broken connection is tried again, growing from min to max."""
     introduce_ms: int = 2000
-    """Deadline of one introduction."""
+    """Deadline of one introduction, and of opening a connection."""
     keepalive_ms: int = 10_000
     keepalive_timeout_ms: int = 5_000
-    """A silent peer is asked after the first for a sign of life, and given up after the second: a link that falls
-    silent without a reset is noticed after their sum."""
+    """gRPC asks a silent peer for a sign of life after the first, and gives it up after the second. On connections of
+    frames each end gives one, and looks for one, every `keepalive_timeout_ms`. A link that falls silent without a
+    reset is noticed after their sum, in both."""
     control_queue_envelopes: int = 8192
     control_queue_bytes: int = 8 * MIB
     """Waiting to be sent to one peer (a note counts, and 128 bytes an envelope); beyond, the newest are lost."""
@@ -40,6 +41,12 @@ class GrpcOptions:
     """Messages joined into one frame."""
     frame_bytes_max: int = 1 * MIB
     """Payload, and what describes it, joined into one frame; a message with more goes alone."""
+
+    @property
+    def quiet_looks_max(self) -> int:
+        """After so many looks in a row that found no sign of life a peer is given up. Looks are counted, not time: a
+        process that stood still itself has heard nothing either."""
+        return max(2, self.keepalive_ms // self.keepalive_timeout_ms)
 
     def validate(self) -> list[str]:
         """All problems at once, one line each."""

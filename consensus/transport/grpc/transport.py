@@ -1,8 +1,8 @@
-"""`Transport` between the nodes of a cluster, over grpc.aio.
+"""`Transport` between the nodes of a cluster: first contact over grpc.aio, frames over sockets beside it.
 
-Owns one link to each peer, the Peer service, and what both say about whether a peer is there. Invariants: a peer counts
-as connected while this node's control stream to it and one of its own to this node stand; each change is reported once;
-a new life of a peer is reported as a break first. Must not know: groups, what messages mean, who owns the server.
+Owns one link to each peer, the listener, and what both say about whether a peer is there. Invariants: a peer counts as
+connected while this node's control connection to it and one of its own to this node stand; each change is reported
+once; a new life of a peer is reported as a break first. Must not know: groups, what messages mean, who owns the server.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from consensus.transport.grpc.options import GrpcOptions
 from consensus.transport.grpc.peer import PeerLink
 from consensus.transport.grpc.service import PeerService
 from consensus.transport.interface import Channel, Envelope, Receiver
+from consensus.transport.sockets.receiving import FrameListener
 
 LIFE_BYTES = 8
 REPORT_S = 1.0
@@ -43,10 +44,12 @@ class GrpcTransport:
         options: GrpcOptions | None = None,
         kernel_answers: bytes = b"",
         dial: Mapping[str, str] | None = None,
+        peer_listen: str = "",
     ) -> None:
         """`dial`: addresses that are reached at another one from here (a proxy, a tunnel); who is where, and what
-        others are told, is not changed by it. Raises `ValueError` for options that can't be, or when this node is not
-        in `addresses`."""
+        others are told, is not changed by it. `peer_listen`: host:port for what nodes say to each other; the host of
+        this node's address and any free port unless given. Raises `ValueError` for options that can't be, or when this
+        node is not in `addresses`."""
         options = options or GrpcOptions()
         problems = options.validate()
         if folder.node not in addresses:
@@ -64,20 +67,22 @@ class GrpcTransport:
         )
         self._receiver: Receiver | None = None
         self._node = folder.node
+        self._peer_listen = peer_listen or f"{addresses[folder.node].rpartition(':')[0]}:0"
         self._origin = Origin(folder.cluster, folder.node, folder.uuid, incarnation)
         self._options = options
         self._started = False
         self._dial = dict(dial or {})
         self._links = {node: self._link(node, address) for node, address in addresses.items() if node != folder.node}
         self._streams: Counter[NodeId] = Counter()
-        """Control streams of each peer to this node."""
+        """Control connections of each peer to this node."""
         self._lives: dict[NodeId, int] = {}
         self._connected: set[NodeId] = set()
-        self.service = PeerService(
-            cluster=folder.cluster,
+        self.service = PeerService(introductions=self.introductions, dropped=self.dropped)
+        self._listener = FrameListener(
             node=folder.node,
             introductions=self.introductions,
             incoming=self,
+            options=options,
             dropped=self.dropped,
         )
 
@@ -85,7 +90,7 @@ class GrpcTransport:
 
     def bind(self, receiver: Receiver) -> None:
         self._receiver = receiver
-        self.service.receiver = receiver
+        self._listener.receiver = receiver
 
     def send(self, node: NodeId, channel: Channel, envelopes: Sequence[Envelope]) -> None:
         link = self._links.get(node)
@@ -97,8 +102,10 @@ class GrpcTransport:
     # --- life -------------------------------------------------------------------------------------------------------
 
     def register(self, server: grpc.aio.Server) -> None:
-        """Serve peers on the node's server, which must be made with `server_options`."""
+        """Take first contacts on the node's server, which must be made with `server_options`, and all else on a port
+        beside it. Raises `OSError` when that can't be bound."""
         server.add_generic_rpc_handlers((self.service.handlers(),))
+        self.introductions.peer_port = self._listener.listen(self._peer_listen)
 
     def start(self) -> None:
         """Dial the peers, for ever."""
@@ -144,6 +151,7 @@ class GrpcTransport:
             raise self._refused()
 
     async def close(self) -> None:
+        self._listener.close()
         await asyncio.gather(*(link.close() for link in self._links.values()))
 
     @property
@@ -178,7 +186,7 @@ class GrpcTransport:
         return PeerLink(
             node=node,
             address=address,
-            dial=self._dial.get(address, address),
+            dial=self._dial,
             origin=self._origin,
             introductions=self.introductions,
             options=self._options,
@@ -200,7 +208,7 @@ class GrpcTransport:
         return lambda _: self._judge(node)
 
     def incoming(self, node: NodeId, *, incarnation: int, opened: bool) -> None:
-        """A control stream of a peer's was opened, or ended."""
+        """A control connection of a peer's was opened, or ended."""
         if opened and incarnation > self._lives.get(node, 0):
             self._lives[node] = incarnation
             self._report(node, connected=False)

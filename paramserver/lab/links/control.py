@@ -82,11 +82,20 @@ class Link:
 
 
 class Links:
-    """Of a cluster whose nodes listen at `addresses`, those of nodes that may come later included. `start` starts the
-    process; `seed`: of the proxy's draws."""
+    """Of a cluster whose nodes listen at `addresses`, for each other at `peer_addresses` too; those of nodes that may
+    come later included. `start` starts the process; `seed`: of the proxy's draws."""
 
-    def __init__(self, addresses: Mapping[int, str], *, sockets: SocketFolder, start: Start, seed: int = 0) -> None:
+    def __init__(
+        self,
+        addresses: Mapping[int, str],
+        *,
+        sockets: SocketFolder,
+        start: Start,
+        seed: int = 0,
+        peer_addresses: Mapping[int, str] | None = None,
+    ) -> None:
         self._addresses = dict(addresses)
+        self._peer_addresses = dict(peer_addresses or {})
         self._start = start
         self._seed = seed
         self._sockets = sockets
@@ -94,6 +103,11 @@ class Links:
         self._ports = ReservedPorts(len(pairs))
         host = self._ports.host
         self._listens = {pair: f"{host}:{port}" for pair, port in zip(pairs, self._ports.numbers, strict=True)}
+        among = [pair for pair in pairs if pair[1] in self._peer_addresses]
+        self._peer_ports = ReservedPorts(len(among))
+        self._peer_listens = {
+            pair: f"{host}:{port}" for pair, port in zip(among, self._peer_ports.numbers, strict=True)
+        }
         self._conditions: dict[Pair, Condition] = {}
         self._client: LineClient | None = None
         self.process: Child | None = None
@@ -103,7 +117,10 @@ class Links:
     def dial(self, node: int) -> dict[str, str]:
         """For `--dial` of that node: known address -> where it is dialled."""
         return {
-            self._addresses[other]: self._listens[node, other] for other in sorted(self._addresses) if other != node
+            known[other]: listens[node, other]
+            for known, listens in ((self._addresses, self._listens), (self._peer_addresses, self._peer_listens))
+            for other in sorted(known)
+            if other != node
         }
 
     def start(self) -> None:
@@ -116,13 +133,15 @@ class Links:
         self.process = self._start("links", line)
         self.process.await_line("ready", READY_TIMEOUT_S)
         self._client = LineClient(path, "the proxy of the links")
-        for (one, other), listen in self._listens.items():
-            self.ask({"op": "add", "from": one, "to": other, "listen": listen, "target": self._addresses[other]})
+        for listens, known in ((self._listens, self._addresses), (self._peer_listens, self._peer_addresses)):
+            for (one, other), listen in listens.items():
+                self.ask({"op": "add", "from": one, "to": other, "listen": listen, "target": known[other]})
 
     def close(self) -> None:
         if self.process is not None:
             self.process.kill()
         self._ports.close()
+        self._peer_ports.close()
 
     # --- whom to treat
 

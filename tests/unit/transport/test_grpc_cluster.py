@@ -1,9 +1,7 @@
 """Three whole nodes on loopback with real logs: elect, replicate, lose a node, catch up; heartbeats beside payload."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,8 +9,8 @@ from consensus.core.interface import AppendRequest, Entry, EntryKind, NodeId
 from consensus.runtime import RuntimeOptions
 from consensus.runtime.interface import Committed
 from consensus.storage.checksum import crc32c
-from consensus.transport.grpc.service import PeerService
 from consensus.transport.interface import Channel, Envelope
+from consensus.transport.sockets.receiving import Connection
 from tests.unit.transport.full_nodes import FullCluster
 from tests.unit.transport.network import until
 
@@ -73,34 +71,31 @@ def test_a_node_that_fell_behind_catches_up_by_snapshot(tmp_path: Path) -> None:
 
 
 class Held:
-    """Bulk handlers of some nodes stop reading, from `hold` to `release`."""
+    """The bulk connections to some nodes are not read, from `hold` to `release`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._nodes: set[NodeId] = set()
-        self._read = asyncio.Event()
-        real = PeerService._bulk
-        held = self
+        self._waiting: list[Connection] = []
+        real = Connection._receive
 
-        async def bulk(self: PeerService, requests: AsyncIterator[bytes], context: Any) -> None:
-            async def gated() -> AsyncIterator[bytes]:
-                async for data in requests:
-                    await held.released(self._node)
-                    yield data
+        def receive(connection: Connection) -> None:
+            hello = connection._hello
+            if hello is not None and hello.channel is Channel.BULK and hello.to_node in self._nodes:
+                connection._read(False)
+                self._waiting.append(connection)
+            else:
+                real(connection)
 
-            await real(self, gated(), context)
-
-        monkeypatch.setattr(PeerService, "_bulk", bulk)
+        monkeypatch.setattr(Connection, "_receive", receive)
 
     def hold(self, *nodes: NodeId) -> None:
         self._nodes |= set(nodes)
 
     def release(self) -> None:
         self._nodes.clear()
-        self._read.set()
-
-    async def released(self, node: NodeId) -> None:
-        if node in self._nodes:
-            await self._read.wait()
+        for connection in self._waiting:
+            if not connection._closed:
+                connection._read(True)
 
 
 def test_a_held_bulk_connection_starts_no_election(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

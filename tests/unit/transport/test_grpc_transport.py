@@ -1,8 +1,7 @@
-"""The gRPC transport on loopback: delivery, order, closed connections, control apart from bulk, introductions."""
+"""The transport between nodes on loopback: delivery, order, closed connections, control apart from bulk,
+introductions."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
 
 import grpc
 import grpc.aio
@@ -10,12 +9,15 @@ import pytest
 from crc32c import crc32c
 
 from consensus.core.interface import AppendRequest, Entry, EntryKind, Heartbeat
-from consensus.transport.codec import Origin, encode
+from consensus.transport.codec import encode_parts
 from consensus.transport.errors import FolderOutdated, IntroductionRefused
-from consensus.transport.grpc.service import SERVICE, PeerService
+from consensus.transport.grpc.introduction import PROTOCOL
+from consensus.transport.grpc.service import SERVICE
 from consensus.transport.interface import Channel, Envelope
+from consensus.transport.sockets.receiving import Connection, FrameListener
+from consensus.transport.sockets.wire import Hello
 from consensus.v1 import consensus_pb2 as pb
-from tests.unit.transport.network import CLUSTER, FAST, End, Folder, addresses, ends, until
+from tests.unit.transport.network import CLUSTER, End, Folder, addresses, ends, until
 
 
 def beat(round_: int, to: int = 2) -> Envelope:
@@ -63,8 +65,8 @@ def test_messages_arrive_in_order_on_both_channels() -> None:
 def test_what_is_queued_at_once_shares_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     frames: list[int] = []
     monkeypatch.setattr(
-        "consensus.transport.grpc.peer.encode",
-        lambda origin, envelopes: frames.append(len(envelopes)) or encode(origin, envelopes),
+        "consensus.transport.sockets.sending.encode_parts",
+        lambda envelopes: frames.append(len(envelopes)) or encode_parts(envelopes),
     )
 
     async def main() -> None:
@@ -73,8 +75,7 @@ def test_what_is_queued_at_once_shares_frames(monkeypatch: pytest.MonkeyPatch) -
             for number in range(200):
                 one.transport.send(2, Channel.CONTROL, [beat(number)])
             await until(lambda: len(two.inbox.envelopes) == 200)
-            # Streams open with an empty frame.
-            assert [count for count in frames if count] == [200]
+            assert frames == [200]
 
     asyncio.run(main())
 
@@ -130,15 +131,17 @@ def test_a_new_life_of_a_peer_is_told_as_a_break() -> None:
     asyncio.run(main())
 
 
-async def hold(self: PeerService, requests: AsyncIterator[bytes], context: Any) -> None:
-    """A bulk handler that takes the stream and stops reading."""
-    await context.send_initial_metadata(())
-    await asyncio.Event().wait()
-
-
 def test_heartbeats_do_not_wait_behind_payload(monkeypatch: pytest.MonkeyPatch) -> None:
     """HAZARDS 30: the peer stops reading the bulk connection; what is control arrives all the same."""
-    monkeypatch.setattr(PeerService, "_bulk", hold)
+    real = Connection._receive
+
+    def receive(connection: Connection) -> None:
+        if connection._hello is not None and connection._hello.channel is Channel.BULK:
+            connection._read(False)
+        else:
+            real(connection)
+
+    monkeypatch.setattr(Connection, "_receive", receive)
 
     async def main() -> None:
         async with ends(2) as (one, two):
@@ -153,17 +156,17 @@ def test_heartbeats_do_not_wait_behind_payload(monkeypatch: pytest.MonkeyPatch) 
     asyncio.run(main())
 
 
-def test_a_broken_bulk_stream_comes_back_without_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
-    serve = PeerService._serve
+def test_a_broken_bulk_connection_comes_back_without_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = FrameListener.known
     broken: list[int] = []
 
-    async def once(self: PeerService, channel: Channel, requests: Any, context: Any) -> None:
-        if channel is Channel.BULK and not broken:
+    def once(self: FrameListener, hello: Hello, connection: Connection) -> None:
+        real(self, hello, connection)
+        if hello.channel is Channel.BULK and not broken:
             broken.append(1)
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "for the test")
-        await serve(self, channel, requests, context)
+            connection.close()
 
-    monkeypatch.setattr(PeerService, "_serve", once)
+    monkeypatch.setattr(FrameListener, "known", once)
 
     async def main() -> None:
         async with ends(2) as (one, two):
@@ -317,22 +320,6 @@ def test_restarts_are_no_older_lives_and_a_new_folder_begins_anew() -> None:
     asyncio.run(main())
 
 
-def test_frames_of_an_older_life_are_not_taken() -> None:
-    async def main() -> None:
-        async with ends(2) as (one, two):
-            await until(lambda: one.transport.connected == {2})
-            one.transport.introductions._lives[2] = (7, b"")
-            async with grpc.aio.insecure_channel(one.members[1]) as channel:
-                call = channel.stream_stream(f"/{SERVICE}/Control")()
-                await call.write(encode(Origin(CLUSTER, 2, bytes([2]) * 16, 6), [beat(1)]))
-                assert await call.code() is grpc.StatusCode.FAILED_PRECONDITION
-                assert "was met in incarnation 7" in await call.details()
-            assert one.inbox.rounds() == []
-            del two
-
-    asyncio.run(main())
-
-
 # --- members that come and go ---------------------------------------------------------------------------------------
 
 
@@ -391,44 +378,7 @@ def test_a_dismissed_node_is_not_dialled_and_is_refused() -> None:
     asyncio.run(main())
 
 
-# --- bad input on the Peer service (FAULTS, bad input 1 and 17) -----------------------------------------------------
-
-GOOD = Origin(CLUSTER, 2, bytes([2]) * 16, 1)
-
-
-@pytest.mark.parametrize(
-    ("data", "code", "words"),
-    [
-        (b"\xff" * 50, grpc.StatusCode.INVALID_ARGUMENT, "not a Frame"),
-        (encode(GOOD, [beat(1)])[:-3], grpc.StatusCode.INVALID_ARGUMENT, "Frame"),
-        (encode(Origin(b"x" * 16, 2, bytes([2]) * 16, 1), []), grpc.StatusCode.FAILED_PRECONDITION, "cluster"),
-        (encode(Origin(CLUSTER, 1, bytes([1]) * 16, 1), []), grpc.StatusCode.FAILED_PRECONDITION, "this node"),
-        (encode(Origin(CLUSTER, 9, bytes([9]) * 16, 1), []), grpc.StatusCode.FAILED_PRECONDITION, "introduced"),
-        (encode(Origin(CLUSTER, 2, bytes([7]) * 16, 1), []), grpc.StatusCode.FAILED_PRECONDITION, "wiped"),
-    ],
-    ids=["random", "truncated", "another cluster", "itself", "stranger", "another folder"],
-)
-@pytest.mark.parametrize("method", ["Control", "Bulk"])
-def test_bad_frames_end_their_stream_and_nothing_else(
-    method: str, data: bytes, code: grpc.StatusCode, words: str
-) -> None:
-    async def main() -> None:
-        async with ends(2) as (one, two):
-            async with grpc.aio.insecure_channel(one.members[1]) as channel:
-                call = channel.stream_stream(f"/{SERVICE}/{method}")()
-                await call.write(data)
-                assert await call.code() is code
-                details = await call.details()
-                assert words in details
-                assert "Traceback" not in details
-            counted = one.transport.dropped["bad_frame"] + one.transport.dropped["frame_of_stranger"]
-            assert counted == 1
-            assert one.inbox.envelopes == []
-            two.transport.send(1, Channel.CONTROL, [beat(1, to=1)])
-            await until(lambda: one.inbox.rounds() == [1])
-            assert one.inbox.connections == [(2, False)]
-
-    asyncio.run(main())
+# --- bad input on the Peer service (FAULTS, bad input 1 and 17); that on frames: test_transport_sockets ------------
 
 
 def test_bad_introductions_and_unknown_methods_get_their_status() -> None:
@@ -443,10 +393,10 @@ def test_bad_introductions_and_unknown_methods_get_their_status() -> None:
                 await channel.unary_unary(f"/{SERVICE}/Nothing")(b"")
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
             for request in (
-                pb.IntroduceRequest(cluster=CLUSTER, node=9, to_node=1, protocol=1, node_uuid=b"n" * 16),
-                pb.IntroduceRequest(cluster=CLUSTER, node=2, to_node=3, protocol=1, node_uuid=bytes([2]) * 16),
+                pb.IntroduceRequest(cluster=CLUSTER, node=9, to_node=1, protocol=PROTOCOL, node_uuid=b"n" * 16),
+                pb.IntroduceRequest(cluster=CLUSTER, node=2, to_node=3, protocol=PROTOCOL, node_uuid=bytes([2]) * 16),
                 pb.IntroduceRequest(cluster=CLUSTER, node=2, to_node=1, protocol=9, node_uuid=bytes([2]) * 16),
-                pb.IntroduceRequest(cluster=CLUSTER, node=2, to_node=1, protocol=1, node_uuid=b"short"),
+                pb.IntroduceRequest(cluster=CLUSTER, node=2, to_node=1, protocol=PROTOCOL, node_uuid=b"short"),
                 pb.IntroduceRequest(),
             ):
                 answer = pb.IntroduceResponse.FromString(
@@ -455,19 +405,6 @@ def test_bad_introductions_and_unknown_methods_get_their_status() -> None:
                 assert not answer.accepted
                 assert not answer.holds_uuid
                 assert "expected" in answer.refusal or "check" in answer.refusal
-
-    asyncio.run(main())
-
-
-def test_a_frame_over_the_limit_is_refused_before_memory_is_taken() -> None:
-    async def main() -> None:
-        async with (
-            ends(2) as (one, _),
-            grpc.aio.insecure_channel(one.members[1], options=[("grpc.max_send_message_length", -1)]) as channel,
-        ):
-            call = channel.stream_stream(f"/{SERVICE}/Bulk")()
-            await call.write(bytes(FAST.message_bytes_max + 1))
-            assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
     asyncio.run(main())
 
