@@ -57,9 +57,9 @@ class Plan:
     baseline_s: float = 3.0
     digits_ranks: int = 2
     digits_pace_ms: float = 0.0
-    counting_pace_ms: float = 40.0
-    reads_pace_ms: float = 50.0
-    node_reads_pace_ms: float = 150.0
+    counting_pace_ms: float = 100.0
+    reads_pace_ms: float = 100.0
+    node_reads_pace_ms: float = 250.0
     links: bool | None = None
     hang_s: float = 15.0
     """Without a step of every worker for so long, though a majority is well: a hang."""

@@ -9,6 +9,7 @@ import time
 from paramserver.lab import bitflips
 from paramserver.lab.chaos.kinds import Draw, Injection, fault
 from paramserver.lab.chaos.scene import REPAIR_S, Scene
+from paramserver.lab.cluster import WAITING
 from paramserver.lab.errors import LabError
 
 REFUSED_S = 20.0
@@ -17,7 +18,8 @@ SNAPSHOT_S = 30.0
 
 @fault("wipe_disk", rows=(23,), hold_s=(0.2, 0.5), recovers_s=60.0, ends_servers=True)
 def wipe_disk(scene: Scene, draw: Draw) -> Injection:
-    """The node comes back with its flags and an empty folder: it must take no part until its place was given to it."""
+    """The node comes back with its flags and an empty folder: it must take no part until its place was given to it. One
+    of the first members names the command for that; one that came later waits like any newcomer."""
     (node,) = scene.some_nodes(draw, 1)
     scene.begins()
     scene.cluster.kill(node)
@@ -25,10 +27,14 @@ def wipe_disk(scene: Scene, draw: Draw) -> Injection:
     scene.cluster.start_server(node, wait=False)
     yield f"node {node}"
     server = scene.cluster.servers[node]
-    repair = f"node replace {node} {node}="
-    scene.until(lambda: repair in server.output() or not server.running, "the command that repairs it", REFUSED_S)
-    if repair not in server.output():
-        raise LabError(f"{server.name} did not name the command that repairs it", server.last_words())
+    said = (f"node replace {node} {node}=", WAITING)
+    scene.until(
+        lambda: not server.running or any(one in server.output() for one in said),
+        f"{server.name} to name the command that repairs it",
+        REFUSED_S,
+    )
+    if not server.running:
+        raise LabError(f"{server.name} ended with {server.code}", server.last_words())
     if "ready node=" in server.output():
         raise LabError(f"{server.name} serves with an empty folder", server.last_words())
     scene.give_place(node)
