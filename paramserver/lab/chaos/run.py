@@ -228,7 +228,7 @@ def line_of(one: Struck, run: StageRun, number: int, total: int) -> str:
     """What is known at once; the rest when the run is judged."""
     stall = figures.stall_ms([worker.times for worker in run.seen.workers], one.start_s, one.end_s)
     if one.problem:
-        came = f"FAILED: {one.problem}"
+        came = f"FAILED: {one.problem.splitlines()[0]}"
     elif one.hang:
         came = "HANG"
     else:

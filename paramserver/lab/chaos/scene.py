@@ -16,7 +16,7 @@ from paramserver.lab import status
 from paramserver.lab.admin import Admin, AdminError, ClusterView
 from paramserver.lab.chaos.kinds import Draw
 from paramserver.lab.chaos.load import DIGITS, Load
-from paramserver.lab.cluster import CATALOGUE_GROUP, Cluster
+from paramserver.lab.cluster import CATALOGUE_GROUP, WAITING, Cluster
 from paramserver.lab.errors import DeadlinePassed, LabError
 from paramserver.lab.final import find_model
 from paramserver.lab.stopped import stopped
@@ -158,6 +158,9 @@ class Scene:
             server.resume()
             if self.seams:
                 self.cluster.faults(node).heal()
+        for node, server in list(self.cluster.servers.items()):
+            if WAITING in server.output() and "ready node=" not in server.output():
+                self.give_place(node)
         for one in self.load.ranks:
             if one.process.running:
                 one.process.resume()
@@ -194,11 +197,11 @@ class Scene:
                 return f"group {group} has no leader" + (f": {halt}" if halt is not None else "")
             there = next(one for one in nodes if one.node == led[group]).group(group)
             assert there is not None
-            voters = {member.node for member in there.members}
-            for one in nodes:
-                state = one.group(group)
-                if state is None or state.removed or one.node not in voters:
-                    continue
+            for member in there.members:
+                one = next((one for one in nodes if one.node == member.node), None)
+                state = one.group(group) if one is not None else None
+                if one is None or state is None or state.removed:
+                    return f"group {group} has a member on node {member.node}, which holds no replica of it"
                 for wrong, said in (
                     (state.problem, state.problem),
                     (state.forgetful, "forgetful"),
