@@ -62,9 +62,9 @@ def unpooled(xp: Any, upstream: Array, images: Array, largest: Array) -> Array:
     """The gradient by images, given that by pools and `largest` = pooled(images): all of it goes to the largest, to the
     first of equals."""
     result = xp.zeros(images.shape, dtype=images.dtype)
-    left = upstream
+    free = xp.ones(upstream.shape, dtype=bool)
     for place in _quarters(images):
-        hit = images[place] == largest
-        result[place] = left * hit
-        left = left * ~hit
+        hit = (images[place] == largest) & free
+        result[place] = upstream * hit
+        free &= ~hit
     return result

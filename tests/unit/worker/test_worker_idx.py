@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.unit.worker.idx_files import packed, write
 from worker.data import idx, sources
 from worker.errors import InvalidArgument
 
@@ -19,16 +20,9 @@ PIXELS = np.random.default_rng(1).integers(0, 256, (12, 9, 8), np.uint8)
 LABELS = np.arange(12, dtype=np.uint8) % 10
 
 
-def packed(values: np.ndarray) -> bytes:
-    return struct.pack(f">4B{values.ndim}I", 0, 0, 8, values.ndim, *values.shape) + values.tobytes()
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / TRAIN_IMAGES).write_bytes(packed(PIXELS))
-    (tmp_path / TRAIN_LABELS).write_bytes(packed(LABELS))
-    (tmp_path / HELD_OUT_IMAGES).write_bytes(packed(PIXELS[:4]))
-    (tmp_path / HELD_OUT_LABELS).write_bytes(packed(LABELS[:4]))
+    write(tmp_path, PIXELS, LABELS, held_out=4)
     return tmp_path
 
 

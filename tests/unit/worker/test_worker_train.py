@@ -7,10 +7,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from paramserver.wire.spec import Adam, Momentum, Sgd
 from tests.unit.worker.fake import FakeCluster, FakeNetwork
+from tests.unit.worker.idx_files import write
 from worker import errors
 from worker.client import connect
 from worker.data.augment import Augmentation
@@ -146,6 +148,23 @@ def test_a_cnn_in_mixed_precision_is_trained_the_same_way(cluster: FakeCluster, 
     assert first[0] == pytest.approx(first[1], rel=0.01)
     assert len(result.evaluation.classes) == 10
     assert not [thread.name for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+def test_a_folder_of_files_is_trained_on_without_its_bad_row(cluster: FakeCluster, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (30, 28, 28), np.uint8)
+    labels = np.arange(30, dtype=np.uint8) % 3
+    labels[7] = 9
+    write(tmp_path, pixels, labels, held_out=6)
+    events: list[Event] = []
+    of_files = {"network": "cnn", "data": str(tmp_path), "classes": 3, "batch": 4, "steps": 3}
+    assert config(tmp_path, **of_files).spec().parameters == 110_474 - 7 * 129
+    with pytest.raises(errors.InvalidArgument, match="1 row with a label outside 0 to 2: 7"):
+        train(config(tmp_path, **of_files))
+    result = train(config(tmp_path, bad_rows="skip", **of_files), events.append)
+    assert (result.step, len(result.evaluation.classes)) == (3, 3)
+    [loaded] = of(DataLoaded, events)
+    assert (loaded.training, loaded.held_out, loaded.image) == (29, 6, (28, 28))
+    assert loaded.bad_rows == ("train-labels-idx1-ubyte: 1 row with a label outside 0 to 2: 7",)
 
 
 def test_a_step_that_float16_cannot_hold_is_skipped(
