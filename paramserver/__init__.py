@@ -5,19 +5,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paramserver.wire.spec import Codec, NonFinite, Reduction, TensorSpec, adam, momentum, sgd
-    from worker import LINEARIZABLE, Client, Model, Tensors, bounded, connect, errors
+    from worker import LINEARIZABLE, Client, Future, Model, Pushed, Spec, Tensors, bounded, bsp, connect, errors
 
 _HOMES = {
     "Client": "worker",
     "Codec": "paramserver.wire.spec",
     "LINEARIZABLE": "worker",
+    "Future": "worker",
     "Model": "worker",
     "NonFinite": "paramserver.wire.spec",
+    "Pushed": "worker",
     "Reduction": "paramserver.wire.spec",
+    "Spec": "worker",
     "TensorSpec": "paramserver.wire.spec",
     "Tensors": "worker",
     "adam": "paramserver.wire.spec",
     "bounded": "worker",
+    "bsp": "worker",
     "connect": "worker",
     "errors": "worker",
     "momentum": "paramserver.wire.spec",
@@ -28,13 +32,17 @@ __all__ = [
     "LINEARIZABLE",
     "Client",
     "Codec",
+    "Future",
     "Model",
     "NonFinite",
+    "Pushed",
     "Reduction",
+    "Spec",
     "TensorSpec",
     "Tensors",
     "adam",
     "bounded",
+    "bsp",
     "connect",
     "errors",
     "momentum",

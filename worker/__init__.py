@@ -1,8 +1,8 @@
 """What training code runs; also reachable as paramserver.connect.
 
-`connect()` gives a `Client`, `Client.model()` a `Model` with `pull`, `push_pull` and `wait`; `errors` is the tree of
-what they raise. Names are looked up on first use: `import worker` costs nothing. A file of your own called worker.py
-shadows this package (`paramserver.connect` will then say that it found no `connect`): rename that file.
+`connect()` gives a `Client`, `Client.model()` a `Model` with `pull`, `push`, `push_pull` and `wait`; `errors` is the
+tree of what they raise. Names are looked up on first use: `import worker` costs nothing. A file of your own called
+worker.py shadows this package (`paramserver.connect` will then say that it found no `connect`): rename that file.
 """
 
 from importlib import import_module
@@ -12,19 +12,37 @@ if TYPE_CHECKING:
     from worker import errors
     from worker.client import Client, connect
     from worker.consistency import LINEARIZABLE, bounded
+    from worker.futures import Future
     from worker.model import Model
-    from worker.tensors import Tensors
+    from worker.spec import Spec, bsp
+    from worker.tensors import Pushed, Tensors
 
 _HOMES = {
     "connect": "worker.client",
     "Client": "worker.client",
     "LINEARIZABLE": "worker.consistency",
     "bounded": "worker.consistency",
+    "Future": "worker.futures",
     "Model": "worker.model",
+    "Pushed": "worker.tensors",
+    "Spec": "worker.spec",
     "Tensors": "worker.tensors",
+    "bsp": "worker.spec",
 }
 
-__all__ = ["LINEARIZABLE", "Client", "Model", "Tensors", "bounded", "connect", "errors"]
+__all__ = [
+    "LINEARIZABLE",
+    "Client",
+    "Future",
+    "Model",
+    "Pushed",
+    "Spec",
+    "Tensors",
+    "bounded",
+    "bsp",
+    "connect",
+    "errors",
+]
 
 
 def __getattr__(name: str) -> Any:

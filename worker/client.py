@@ -17,37 +17,31 @@ import re
 import socket
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
 
 from paramserver.wire.errors import Refusal
-from paramserver.wire.spec import (
-    BLOCK_BYTES_DEFAULT,
-    Codec,
-    ModelSpec,
-    NonFinite,
-    OptimizerSpec,
-    Reduction,
-    TensorSpec,
-    codec_named,
-    usual_block_bytes,
-)
+from paramserver.wire.spec import RANKS_MAX, Codec, NonFinite, OptimizerSpec, Reduction
 from worker import session as sessions
 from worker.catalogue import Catalogue, Description
 from worker.channels import GrpcNetwork
 from worker.errors import (
     Closed,
     DeadlineExceeded,
+    FailedPrecondition,
     Forked,
     InvalidArgument,
+    NotFound,
     ParameterServerError,
     SpecMismatch,
     Unavailable,
 )
+from worker.futures import Future
 from worker.initialize import Initial, Initializer
+from worker.intake import Norms
 from worker.loop import LoopThread, outcome
 from worker.membership import Cluster, Discovery, Watchers
 from worker.model import Model
@@ -56,12 +50,11 @@ from worker.refusals import to_error
 from worker.replicas import PullPolicy, Replicas, checked_policy
 from worker.retry import CLOSE_TIMEOUT_S, TIMEOUT_S, Budget, check_timeout
 from worker.routing import Route, Routes
+from worker.spec import Bsp, Shapes, Spec, check_mode, check_name, codec_of
 from worker.within import within
 
 T = TypeVar("T")
 
-Tensors: TypeAlias = "Mapping[str, Sequence[int] | Any] | Sequence[TensorSpec]"
-"""name -> shape, in the order they lie in, or name -> array of that shape; or TensorSpecs."""
 SessionPlace: TypeAlias = "str | os.PathLike[str] | Callable[[str], Path] | None"
 
 SERVERS_MAX = 1024
@@ -79,29 +72,44 @@ def connect(
 ) -> Client:
     """Connect to a cluster.
 
-    servers: "host:port,host:port,..." or a list; one that answers is enough, all others are learned from it. name: how
-    servers name this client to others (default: host and process id). timeout: seconds; of this call, and the default
-    of every call on the client. session_file: where the session is kept, so that the same program started again takes
-    its rank back at once. A path, or a
-        function from the cluster's id (hexadecimal) to one. None: the session ends with the process.
+    servers: "host:port,host:port,..." or a list; one that answers is enough, all others are learned from it.
+    name: how servers name this client to others; None: host and process id.
+    timeout: seconds, up to a day; of this call, and the default of every call on the client.
+    session_file: where the session is kept, so that the same program started again takes its rank back at once. A path,
+        or a function from the cluster's id (hexadecimal) to one. None: the session ends with the process.
     pull_policy: which replica a pull asks: "least_outstanding" (who has the fewest bytes to send to this client),
         "round_robin", "nearest" (servers of the same zone first), "leader". All have the same bits; who is behind,
-        slow or gone is left for another. zone: where this client stands: the label that near servers have (--zone).
+        slow or gone is left for another.
+    zone: where this client stands: the label that near servers have (--zone).
     network: for tests.
 
-    Raises InvalidArgument, Unavailable (nobody answered in time), SessionFileError.
+    Returns a context manager, which is closed at its end. Raises InvalidArgument, Unavailable (nobody answered in
+    time), SessionFileError.
     """
-    addresses = parse_servers(servers)
-    check_timeout(timeout, "connect")
-    policy = checked_policy(pull_policy, zone)
-    client_name = name if name is not None else _default_name()
-    client = Client(addresses, name=client_name, timeout=timeout, policy=policy, zone=zone, network=network)
+    client = client_of(servers, name, timeout, pull_policy, zone, network)
     try:
-        client._open(session_file)
+        client._result(client._opening(session_file))
     except BaseException:
         client.close()
         raise
     return client
+
+
+def client_of(
+    servers: str | Sequence[str],
+    name: str | None,
+    timeout: float,
+    pull_policy: str,
+    zone: str,
+    network: Callable[[], Network],
+) -> Client:
+    """A client that is still to be opened. Raises InvalidArgument."""
+    addresses = parse_servers(servers)
+    check_timeout(timeout, "connect")
+    policy = checked_policy(pull_policy, zone)
+    if name is not None:
+        check_name("name", name)
+    return Client(addresses, name=name or _default_name(), timeout=timeout, policy=policy, zone=zone, network=network)
 
 
 class Client:
@@ -141,9 +149,13 @@ class Client:
 
     # --- opening
 
-    def _open(self, session_file: SessionPlace) -> None:
+    def _opening(self, session_file: SessionPlace) -> Future[None]:
+        return self._call(self._open(session_file), self.timeout + CLOSE_TIMEOUT_S, "connect")
+
+    async def _open(self, session_file: SessionPlace) -> None:
+        budget = Budget(self.timeout, "connect")
         try:
-            self._run(self._discover(), self.timeout, "connect", lambda: "")
+            await within(budget, self._discover(), lambda: "")
         except DeadlineExceeded:
             reasons = "; ".join(f"{server}: {problem}" for server, problem in sorted(self._problems.items()))
             raise Unavailable(
@@ -154,11 +166,10 @@ class Client:
         if session_file is None:
             session = sessions.new(cluster)
         else:
-            self._file = sessions.SessionFile.open(
-                session_file(cluster) if callable(session_file) else session_file, cluster
-            )
+            path = session_file(cluster) if callable(session_file) else session_file
+            self._file = await asyncio.to_thread(sessions.SessionFile.open, path, cluster)
             session = self._file.session
-        self._run(self._start(session), self.timeout, "connect", lambda: "")
+        await self._start(session)
 
     async def _discover(self) -> None:
         self._network = self._make_network()
@@ -202,11 +213,13 @@ class Client:
         return str(self._file.path) if self._file is not None else ""
 
     def leaders(self) -> dict[int, Route]:
-        """Group -> who leads it, as far as this client knows (group 0: the catalogue). Costs nothing."""
+        """Group -> who leads it, as far as this client knows (group 0: the catalogue). Costs nothing. Raises
+        Forked."""
+        self._check_process()
         return self._routes.known()
 
     def unreachable(self) -> dict[int, str]:
-        """Node -> why, for nodes to which no connection stands."""
+        """Node -> why, for nodes to which no connection stands. Raises Closed, Forked."""
         self._check()
         return self._run(_value(self._watchers.unreachable), self.timeout, "unreachable", lambda: "")
 
@@ -215,134 +228,148 @@ class Client:
     def model(
         self,
         name: str,
-        tensors: Tensors | None = None,
+        tensors: Shapes | Spec | None = None,
         *,
         optimizer: OptimizerSpec | None = None,
-        ranks: int = 1,
+        ranks: int | None = None,
         rank: int | None = None,
+        mode: Bsp | None = None,
         initial: Initial | None = None,
-        reduction: Reduction = Reduction.MEAN,
-        non_finite: NonFinite = NonFinite.REJECT,
+        reduction: Reduction | None = None,
+        non_finite: NonFinite | None = None,
         block_bytes: int | None = None,
-        log_codec: str | Codec = "fp32",
+        log_codec: str | Codec | None = None,
         codec: str | Codec = "fp32",
         weights_codec: str | Codec = "fp32",
+        clip_norm: float | None = None,
+        reject_norm: float | None = None,
         timeout: float | None = None,
     ) -> Model:
-        """Create a model or open the one of that name, and take a rank of it.
+        """Create a model or open the one of that name, and take a rank of it. The same call again opens it again.
 
-        tensors, optimizer: what it is (arrays stand for their shapes only); without them it must exist. One of the
-            same name and another spec is SpecMismatch.
-        ranks: how many workers push each step; every one of them, `rank` from 0, must.
-        rank: the one this handle pushes as; None: it only pulls.
-        initial: values by name, or a function that gives them; used by the first client only (RULES M3). Without it
-            the call waits until another client has sent them.
-        block_bytes: size of a block, the unit of everything; a multiple of 4096. None: as the model has it, 1 MiB for a
-            new one, 2 MiB if it is of 64 MiB or more.
-        log_codec: "fp32", "bf16" or "fp16": in which the sum over all ranks is logged and replicated; part of the
-            model. The leader rounds it once, and every replica applies that.
-        codec: in which this handle's gradients travel; they are summed in fp32. weights_codec: in which weights come
-            back, by push_pull and pull; the servers keep fp32. Ranks that take the same one compute with the same bits.
+        name: 1 to 200 printable characters, no path.
+        tensors: a `Spec`; or name -> shape, or name -> array (for its shape only), which with `optimizer`, `ranks`,
+            `mode`, `reduction`, `non_finite`, `block_bytes` and `log_codec` make one: see there. Without it the model
+            must exist.
+        rank: the one this handle pushes as, from 0; None: it only pulls.
+        initial: name -> array, or a function that gives them; used by the first client only, once in the model's life.
+            Without it the call waits until another client has sent them.
+        codec: "fp32", "bf16" or "fp16": in which this handle's gradients travel; they are summed in fp32.
+        weights_codec: in which weights come back, by push_pull and pull; the servers keep fp32. Ranks that take the
+            same one compute with the same bits.
+        clip_norm: this handle's gradients of a greater Euclidean norm are scaled down to it before they are sent.
+        reject_norm: those of a greater norm are NormTooLarge.
+        timeout: seconds; None: the client's.
 
-        Returns when the model is open and the rank held. Raises SpecMismatch, NotFound, RankTaken, InvalidArgument,
-        DeadlineExceeded."""
-        self._check()
-        budget_s = self.timeout if timeout is None else timeout
-        push, back, log = (
-            _codec(field, value)
-            for field, value in (("codec", codec), ("weights_codec", weights_codec), ("log_codec", log_codec))
+        Returns when the model is open and the rank held. Raises SpecMismatch (the model has another spec; the error has
+        both), NotFound, RankTaken (it names the holder and when its lease ends), InvalidArgument, DeadlineExceeded,
+        Closed, Forked."""
+        given = {
+            "optimizer": optimizer,
+            "ranks": ranks,
+            "mode": mode,
+            "reduction": reduction,
+            "non_finite": non_finite,
+            "block_bytes": block_bytes,
+            "log_codec": log_codec,
+        }
+        given = {field: value for field, value in given.items() if value is not None}
+        return self._result(
+            self._model(
+                name, tensors, given, rank, initial, codec, weights_codec, Norms(clip_norm, reject_norm), timeout
+            )
         )
-        if tensors is None:
-            if optimizer is not None or initial is not None:
-                raise InvalidArgument(f"model {name!r}: optimizer or initial values without tensors", "pass `tensors`")
-            spec = None
-        else:
-            spec = self._spec(name, tensors, optimizer, ranks, reduction, non_finite, block_bytes, log)
+
+    def _model(
+        self,
+        name: str,
+        tensors: Shapes | Spec | None,
+        given: dict[str, Any],
+        rank: int | None,
+        initial: Initial | None,
+        codec: str | Codec,
+        weights_codec: str | Codec,
+        norms: Norms,
+        timeout: float | None,
+    ) -> Future[Model]:
+        self._check()
+        spec = _spec(name, tensors, given, initial)
+        push, back = codec_of("codec", codec), codec_of("weights_codec", weights_codec)
+        if rank is not None:
+            _check_rank(rank, spec.ranks if spec is not None else None)
         model = Model(client=self, name=name)
         initializer = Initializer(
             network=self._network, cluster=self._cluster, routes=self._routes, catalogue=self._catalogue
         )
 
-        async def work() -> None:
+        async def work() -> Model:
             if spec is None:
                 described = await self._catalogue.describe(name)
             else:
-                described = await self._create(spec, any_blocks=block_bytes is None)
+                described = await self._create(spec, name)
+            if rank is not None:
+                _check_rank(rank, described.spec.ranks)
             described = await initializer.run(described, initial)
-            await model._start(
-                described,
-                rank,
-                network=self._network,
-                cluster=self._cluster,
-                routes=self._routes,
-                watchers=self._watchers,
-                catalogue=self._catalogue,
-                codec=push,
-                weights_codec=back,
-                replicas=self._replicas,
-            )
+            try:
+                await model._start(
+                    described,
+                    rank,
+                    norms=norms,
+                    network=self._network,
+                    cluster=self._cluster,
+                    routes=self._routes,
+                    watchers=self._watchers,
+                    catalogue=self._catalogue,
+                    codec=push,
+                    weights_codec=back,
+                    replicas=self._replicas,
+                )
+                if self._file is not None and rank is not None:
+                    await asyncio.to_thread(self._file.note, name, rank)
+            except asyncio.CancelledError:
+                # Nobody will ever see the handle; this session takes the rank back at once.
+                await model._engine.close(release=False)
+                raise
+            with self._lock:
+                self._models.append(model)
+            return model
 
         def why() -> str:
             unreachable = ", ".join(map(str, self._watchers.unreachable()))
             known = (initializer.state, self._catalogue.problem, unreachable and f"nodes {unreachable} unreachable")
             return "; ".join(part for part in known if part)
 
-        self._run(work(), budget_s, f"model {name!r}", why)
-        if self._file is not None and rank is not None:
-            self._file.note(name, rank)
-        with self._lock:
-            self._models.append(model)
-        return model
+        return self._call(work(), self.timeout if timeout is None else timeout, f"model {name!r}", why)
 
-    async def _create(self, spec: ModelSpec, *, any_blocks: bool) -> Description:
-        """`any_blocks`: nobody asked for that size of blocks, so one that exists may have another."""
+    async def _create(self, spec: Spec, name: str) -> Description:
+        asked = spec.named(name)
         try:
-            return await self._catalogue.create(spec)
-        except SpecMismatch:
-            if any_blocks:
-                found = await self._catalogue.describe(spec.name)
-                if found.spec == replace(spec, block_bytes=found.spec.block_bytes):
-                    return found
-            raise
-
-    @staticmethod
-    def _spec(
-        name: str,
-        tensors: Tensors,
-        optimizer: OptimizerSpec | None,
-        ranks: int,
-        reduction: Reduction,
-        non_finite: NonFinite,
-        block_bytes: int | None,
-        log_codec: Codec,
-    ) -> ModelSpec:
-        if optimizer is None:
-            raise InvalidArgument(f"model {name!r}: no optimizer", "pass one, such as paramserver.sgd(0.1)")
-        if isinstance(tensors, Mapping):
-            shapes: dict[str, Any] = {one: getattr(like, "shape", like) for one, like in tensors.items()}
-            specs = tuple(TensorSpec(one, tuple(shape)) for one, shape in shapes.items())
-        else:
-            specs = tuple(tensors)
-        size = BLOCK_BYTES_DEFAULT if block_bytes is None else block_bytes
-        spec = ModelSpec(name, specs, optimizer, ranks, reduction, non_finite, size, log_codec)
-        problems = spec.validate()
-        if problems:
-            raise InvalidArgument("; ".join(str(problem) for problem in problems))
-        return spec if block_bytes is not None else replace(spec, block_bytes=usual_block_bytes(spec.parameters))
+            return await self._catalogue.create(asked)
+        except SpecMismatch as mismatch:
+            try:
+                found = await self._catalogue.describe(name)
+            except NotFound:
+                raise mismatch from None  # it was deleted meanwhile
+            if spec.any_blocks and found.spec == replace(asked, block_bytes=found.spec.block_bytes):
+                return found
+            raise SpecMismatch(mismatch.cause, mismatch.hint, found=found.spec, asked=asked) from None
 
     # --- the end
 
     def close(self, *, release: bool = True) -> None:
         """Close all models and the connection. `release`: let others have the ranks at once; otherwise their leases
-        end by themselves. A second call does nothing."""
+        end by themselves. Steps in flight end with OutcomeUnknown. A second call does nothing, nor does one in a forked
+        child. Raises FailedPrecondition in a callback of this client."""
+        if not self._own_process:
+            return
+        if self._loop.inside:
+            raise FailedPrecondition("close() in a callback of the client", "its own thread cannot end itself")
         with self._lock:
             if self._closed:
                 return
             self._closed = True
             models, self._models = self._models, []
         self._forget()
-        if os.getpid() != self._pid:
-            return
         for model in models:
             model._close(release)
         try:
@@ -369,27 +396,55 @@ class Client:
 
     # --- for Model
 
-    def _check(self) -> None:
-        if os.getpid() != self._pid:
+    @property
+    def _own_process(self) -> bool:
+        return os.getpid() == self._pid
+
+    def _check_process(self) -> None:
+        if not self._own_process:
             raise Forked("this client was made before a fork", "connect() in the child; gRPC does not survive a fork")
+
+    def _check(self) -> None:
+        self._check_process()
         if self._closed:
             raise Closed("the client is closed", "connect() again")
 
-    def _run(self, work: Coroutine[Any, Any, T], timeout_s: float, what: str, why: Callable[[], str]) -> T:
-        """Run `work` on the loop within a budget. Ctrl-C gives it up."""
+    def _call(
+        self, work: Coroutine[Any, Any, T], timeout_s: float, what: str, why: Callable[[], str] = lambda: ""
+    ) -> Future[T]:
+        """Run `work` on the loop within a budget."""
         try:
             budget = Budget(timeout_s, what)
-            future = self._loop.submit(within(budget, work, why))
         except BaseException:
             work.close()
             raise
+        return self._start_job(work, budget, what, why, bounded=True)
+
+    def _future(self, work: Coroutine[Any, Any, T], budget: Budget, what: str, why: Callable[[], str]) -> Future[T]:
+        """Run `work`, which keeps to the budget itself."""
+        return self._start_job(work, budget, what, why, bounded=False)
+
+    def _start_job(
+        self, work: Coroutine[Any, Any, T], budget: Budget, what: str, why: Callable[[], str], *, bounded: bool
+    ) -> Future[T]:
+        async def told() -> T:
+            try:
+                return await (within(budget, work, why) if bounded else work)
+            except Refusal as refusal:
+                raise to_error(refusal) from None
+
+        return Future(self._loop.submit(told(), work), budget, what, why, self._check_process)
+
+    def _result(self, future: Future[T]) -> T:
+        """Ctrl-C gives it up."""
         try:
-            return outcome(future)
-        except Refusal as refusal:
-            raise to_error(refusal) from None
+            return future.result()
         except BaseException:
-            future.cancel()
+            future._job.stop()
             raise
+
+    def _run(self, work: Coroutine[Any, Any, T], timeout_s: float, what: str, why: Callable[[], str]) -> T:
+        return self._result(self._call(work, timeout_s, what, why))
 
     def _dropped(self, model: Model) -> None:
         with self._lock:
@@ -412,12 +467,40 @@ def parse_servers(servers: str | Sequence[str]) -> tuple[str, ...]:
     return addresses
 
 
-def _codec(field: str, value: str | Codec) -> Codec:
+def _spec(name: str, tensors: Shapes | Spec | None, given: dict[str, Any], initial: Initial | None) -> Spec | None:
+    """What is wrong with the name, too, all at once."""
     try:
-        return codec_named(value, field)
-    except ValueError as error:
-        cause, _, hint = str(error).partition(": ")
-        raise InvalidArgument(cause, hint) from None
+        spec = _spec_of(name, tensors, given, initial)
+    except InvalidArgument as error:
+        try:
+            check_name("name", name)
+        except InvalidArgument as misnamed:
+            raise InvalidArgument(f"{misnamed.cause}; {error.cause}", error.hint) from None
+        raise
+    check_name("name", name)
+    return spec
+
+
+def _spec_of(name: str, tensors: Shapes | Spec | None, given: dict[str, Any], initial: Initial | None) -> Spec | None:
+    check_mode(given.get("mode"))
+    fields = ", ".join(given)
+    if isinstance(tensors, Spec):
+        if given:
+            raise InvalidArgument(f"model {name!r}: {fields} beside a Spec", "they are part of the Spec")
+        return tensors
+    if tensors is None:
+        if given or initial is not None:
+            raise InvalidArgument(f"model {name!r}: {fields or 'initial values'} without tensors", "pass `tensors`")
+        return None
+    if "optimizer" not in given:
+        raise InvalidArgument(f"model {name!r}: no optimizer", "pass one, such as paramserver.sgd(0.1)")
+    return Spec(tensors, **given)
+
+
+def _check_rank(rank: object, ranks: int | None) -> None:
+    whole = isinstance(rank, int) and not isinstance(rank, bool)
+    if not whole or not 0 <= rank < (RANKS_MAX if ranks is None else ranks):  # type: ignore[operator]
+        raise InvalidArgument(f"rank {rank!r}", f"expected 0 to {(RANKS_MAX if ranks is None else ranks) - 1}")
 
 
 def _default_name() -> str:

@@ -9,6 +9,7 @@ event loop. Must not know: threads, dictionaries of tensors beyond their flat bu
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection, Container
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ from paramserver.wire.frames import Hello, PushKind
 from paramserver.wire.layout import Flat, Layout
 from worker.catalogue import Catalogue, Description
 from worker.consistency import ANY, Consistency
-from worker.errors import FailedPrecondition, Gone, ParameterServerError
+from worker.errors import FailedPrecondition, Gone, OutcomeUnknown, ParameterServerError
 from worker.lease import RankLease
 from worker.membership import Cluster, Watchers
 from worker.network import Network
@@ -36,14 +37,23 @@ T = TypeVar("T")
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """A step on its way. `done` has its tensors as result; `pending` are the groups that have not acknowledged all."""
+    """A step on its way. `tensors`: where the weights after it go, None if nobody wants them. `done`: it is over;
+    `pending` are the groups that have not acknowledged all."""
 
     step: int
-    tensors: Tensors
+    tensors: Tensors | None
     parts: dict[int, GroupStep]
-    done: asyncio.Future[Tensors]
+    done: asyncio.Future[None]
     pending: set[int] = field(default_factory=set)
     waiters: int = 0
+
+    @property
+    def unacknowledged(self) -> tuple[int, ...]:
+        return tuple(block for part in self.parts.values() for block in part.unacknowledged)
+
+    @property
+    def duplicates(self) -> int:
+        return sum(part.duplicates for part in self.parts.values())
 
 
 class Engine:
@@ -117,8 +127,16 @@ class Engine:
     def in_flight(self) -> bool:
         return self._flight is not None and not self._flight.done.done()
 
-    def begin(self, step: int, kind: PushKind, gradient: Flat | None, tensors: Tensors) -> Flight:
-        """Put a step in flight. `gradient` must not change until its flight is done."""
+    def begin(
+        self,
+        step: int,
+        kind: PushKind,
+        gradient: Flat | None,
+        tensors: Tensors | None,
+        empty: Container[int] = (),
+    ) -> Flight:
+        """Put a step in flight. `gradient` must not change until its flight is done; `empty`: blocks it says nothing
+        of. `tensors` None: no weights are wanted back."""
         self._check()
         if self._lease is None:
             raise FailedPrecondition("this handle holds no rank", "open the model with rank=...")
@@ -134,21 +152,22 @@ class Engine:
                 layout=self.layout,
                 kind=kind,
                 gradient=gradient,
-                weights=tensors.flat,
+                weights=None if tensors is None else tensors.flat,
                 codec=self.codec,
                 weights_codec=self.weights_codec,
+                empty=empty,
             )
             for shard in self.model.shards
         }
-        done: asyncio.Future[Tensors] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         flight = Flight(step, tensors, parts, done, pending=set(parts))
         self._flight = flight
         for group, part in parts.items():
             self._pushers[group].submit(part)
         return flight
 
-    async def wait(self, budget: Budget) -> Tensors:
-        """The tensors of the step in flight, or of the last one. When the budget ends first the step rests."""
+    async def wait(self, budget: Budget) -> Flight:
+        """The step in flight, or the last one, when it is over. When the budget ends first the step rests."""
         flight = self._flight
         if flight is None:
             raise FailedPrecondition("no step was pushed", "push_pull() first")
@@ -164,7 +183,8 @@ class Engine:
                     pusher.pause()
         if not done:
             raise budget.exceeded(self.why())
-        return flight.done.result()
+        flight.done.result()
+        return flight
 
     # --- push.Owner
 
@@ -179,7 +199,8 @@ class Engine:
             view=lease.view,
             rank=lease.rank,
             lease_epoch=lease.lease_epoch,
-            want_weights=True,
+            # Each frame says whether it wants them; this has the servers encode them beforehand.
+            want_weights=self.weights_codec is not Codec.FP32,
             weights_codec=self.weights_codec,
         )
 
@@ -219,8 +240,11 @@ class Engine:
 
     async def _fetch(self, flight: Flight, missing: list[int]) -> None:
         """Weights that did not come with their acknowledgement."""
+        tensors = flight.tensors
+        if tensors is None:
+            return
         try:
-            await self._puller.pull(Want(version=flight.step + 1), flight.tensors.flat, missing)
+            await self._puller.pull(Want(version=flight.step + 1), tensors.flat, missing)
         except ParameterServerError as error:
             self._fail(error)
         else:
@@ -228,9 +252,10 @@ class Engine:
 
     def _finish(self, flight: Flight) -> None:
         self.step = self._seen = flight.step + 1
-        _mark(flight.tensors, dict.fromkeys(range(self.layout.blocks), Got(self.step)))
+        if flight.tensors is not None:
+            _mark(flight.tensors, dict.fromkeys(range(self.layout.blocks), Got(self.step)))
         if not flight.done.done():
-            flight.done.set_result(flight.tensors)
+            flight.done.set_result(None)
 
     # --- pulling
 
@@ -242,23 +267,25 @@ class Engine:
         min_version: int | None = None,
         consistency: Consistency = ANY,
         if_newer_than: int | None = None,
+        blocks: Collection[int] | None = None,
     ) -> Tensors | None:
-        """Exactly `version`; or at least `min_version` and as new as `consistency` says, where blocks may differ by
-        one; or, with none of these, one version of all blocks: this rank's own step, or for a handle without a rank
-        the newest there is. None, and nothing was written, when no block is above `if_newer_than`."""
+        """Of all blocks, or of `blocks`: exactly `version`; or at least `min_version` and as new as `consistency` says,
+        where blocks may differ by one; or, with none of these, one version of all: this rank's own step, or for a
+        handle without a rank the newest there is. None, and nothing was written, when no block is above
+        `if_newer_than`."""
         self._check()
         if consistency is not ANY:
             min_version = min_version or 0
         if version is None and min_version is None:
             if self._lease is None:
-                return await self._pull_newest(tensors, if_newer_than)
+                return await self._pull_newest(tensors, if_newer_than, blocks)
             if if_newer_than is not None and self.step <= if_newer_than:
                 return None
             version = self.step
         if version is not None:
-            return _mark(tensors, await self._puller.pull(Want(version), tensors.flat))
+            return _mark(tensors, await self._puller.pull(Want(version), tensors.flat, blocks))
         want = Want(None, min_version or 0, consistency, if_newer_than)
-        got = await self._puller.pull(want, tensors.flat)
+        got = await self._puller.pull(want, tensors.flat, blocks)
         stale = [block for block, one in got.items() if not one.fresh]
         if len(stale) == len(got):
             return None
@@ -266,10 +293,12 @@ class Engine:
             got |= await self._puller.pull(replace(want, newer_than=None), tensors.flat, stale)
         return _mark(tensors, got)
 
-    async def _pull_newest(self, tensors: Tensors, newer_than: int | None) -> Tensors | None:
+    async def _pull_newest(
+        self, tensors: Tensors, newer_than: int | None, blocks: Collection[int] | None
+    ) -> Tensors | None:
         """Blocks are in {m, m + 1}: pull what is there, then wait for those that are one behind."""
         while True:
-            got = await self._puller.pull(Want(None, self._seen, newer_than=newer_than), tensors.flat)
+            got = await self._puller.pull(Want(None, self._seen, newer_than=newer_than), tensors.flat, blocks)
             if not any(one.fresh for one in got.values()):
                 return None
             newest = max(got.values()).version
@@ -337,7 +366,16 @@ class Engine:
 
     async def close(self, release: bool) -> None:
         """`release`: let others have the rank at once."""
-        self._fail_flight(FailedPrecondition("the model was closed while its step was in flight"))
+        flight = self._flight
+        if flight is not None:
+            self._fail_flight(
+                OutcomeUnknown(
+                    f"step {flight.step} was given up: the model was closed while it was in flight",
+                    "open the model again: its `step` says whether it was applied, and computing that one is right",
+                    step=flight.step,
+                    blocks=flight.unacknowledged,
+                )
+            )
         await all_of(pusher.close() for pusher in self._pushers.values())
         for task in self._finishing:
             task.cancel()

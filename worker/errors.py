@@ -2,15 +2,17 @@
 
 ParameterServerError           code, cause, hint, retryable
 ├── InvalidArgument            what the caller passed cannot be right; nothing was sent
-│   └── NonFinite              a gradient holds NaN or Inf and the model's policy is to reject it
+│   ├── NonFinite              a gradient holds NaN or Inf and the model's policy is to reject it
+│   └── NormTooLarge           a gradient is longer than this handle was told to let pass
 ├── NotFound                   no such model
-├── SpecMismatch               the name exists with other tensors, optimizer or ranks
+├── SpecMismatch               the name exists with another spec (`found`, `asked`)
 ├── FailedPrecondition         not in this state
 │   ├── RankTaken              somebody else holds the rank (`holder`, `lease_ends_ms`)
 │   ├── Gone                   the version that was asked for is no longer kept
 │   └── StepPassed             the model went on without this rank's step
 ├── Unavailable                no server answers, or no quorum; safe to try again
 │   └── ResourceExhausted      a server is at a limit (disk, memory, waiters); safe to try again later
+├── OutcomeUnknown             a step was given up before every block was acknowledged (`step`, `blocks`)
 ├── DeadlineExceeded           the call's budget is used up; `why` says what it was waiting for
 ├── Cancelled                  the handle was closed while the call ran
 ├── Closed                     a call after close()
@@ -24,9 +26,15 @@ push that ended with DeadlineExceeded is *not lost*: its step goes on with `Mode
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from paramserver.wire.spec import ModelSpec
+
 
 class ParameterServerError(Exception):
-    """Root of the tree. `code` is the gRPC status name, `cause` one line, `hint` what to do about it."""
+    """Root of the tree. `code` is the gRPC status name, `cause` one line, `hint` what to do about it, `retryable`
+    whether the same call may be made again as it is."""
 
     code = "UNKNOWN"
     retryable = False
@@ -38,6 +46,8 @@ class ParameterServerError(Exception):
 
 
 class InvalidArgument(ParameterServerError):
+    """What the caller passed cannot be right; the cause names it, what was expected and what came. Nothing was sent."""
+
     code = "INVALID_ARGUMENT"
 
 
@@ -50,15 +60,38 @@ class NonFinite(InvalidArgument):
         self.step = step
 
 
+class NormTooLarge(InvalidArgument):
+    """`norm` is the gradient's, `bound` what this handle lets pass (`reject_norm`); nothing of the step was sent."""
+
+    def __init__(self, cause: str, hint: str = "", *, norm: float = 0.0, bound: float = 0.0, step: int = 0) -> None:
+        super().__init__(cause, hint)
+        self.norm = norm
+        self.bound = bound
+        self.step = step
+
+
 class NotFound(ParameterServerError):
+    """No model of that name."""
+
     code = "NOT_FOUND"
 
 
 class SpecMismatch(ParameterServerError):
+    """`found` is the spec that the model has, `asked` the one of this call; the cause says where they differ."""
+
     code = "ALREADY_EXISTS"
+
+    def __init__(
+        self, cause: str, hint: str = "", *, found: ModelSpec | None = None, asked: ModelSpec | None = None
+    ) -> None:
+        super().__init__(cause, hint)
+        self.found = found
+        self.asked = asked
 
 
 class FailedPrecondition(ParameterServerError):
+    """Right in itself, but not in this state."""
+
     code = "FAILED_PRECONDITION"
 
 
@@ -80,19 +113,37 @@ class Gone(FailedPrecondition):
 
 
 class StepPassed(FailedPrecondition):
-    pass
+    """The model went on without this rank's step: somebody else pushed it."""
 
 
 class Unavailable(ParameterServerError):
+    """No server answers, or no quorum."""
+
     code = "UNAVAILABLE"
     retryable = True
 
 
 class ResourceExhausted(Unavailable):
+    """A server is at a limit: disk, memory, waiters."""
+
     code = "RESOURCE_EXHAUSTED"
 
 
+class OutcomeUnknown(ParameterServerError):
+    """`step` was given up with `blocks` not acknowledged: each of them was applied, will be, or never will. Whatever it
+    is, the model's own count of steps knows: open the model again, and compute `Model.step`."""
+
+    code = "UNKNOWN"
+
+    def __init__(self, cause: str, hint: str = "", *, step: int = 0, blocks: tuple[int, ...] = ()) -> None:
+        super().__init__(cause, hint)
+        self.step = step
+        self.blocks = blocks
+
+
 class DeadlineExceeded(ParameterServerError):
+    """The call's budget is used up; `why` says what it was waiting for."""
+
     code = "DEADLINE_EXCEEDED"
     retryable = True
 
@@ -102,21 +153,31 @@ class DeadlineExceeded(ParameterServerError):
 
 
 class Cancelled(ParameterServerError):
+    """The handle was closed while the call ran."""
+
     code = "CANCELLED"
     retryable = True
 
 
 class Closed(ParameterServerError):
+    """A call after `close()`."""
+
     code = "FAILED_PRECONDITION"
 
 
 class Forked(ParameterServerError):
+    """A handle used in a process that forked from the one that made it."""
+
     code = "FAILED_PRECONDITION"
 
 
 class SessionFileError(ParameterServerError):
+    """The session file is locked, readable by others, damaged, or of another cluster."""
+
     code = "FAILED_PRECONDITION"
 
 
 class ProtocolError(ParameterServerError):
+    """An answer that no server of this version gives."""
+
     code = "INTERNAL"

@@ -1,7 +1,7 @@
 """The background thread of a client: one asyncio event loop that all its streams run on.
 
-Invariants: coroutines reach the loop only through `submit`; after `stop` nothing runs any more and `submit` raises
-Closed. Must not know: what runs on it.
+Invariants: coroutines reach the loop only through `submit`; a `Job` is done only when nothing of its coroutine runs any
+more; after `stop` nothing runs at all and `submit` raises Closed. Must not know: what runs on it.
 """
 
 from __future__ import annotations
@@ -38,8 +38,47 @@ def outcome(future: concurrent.futures.Future[T], timeout_s: float = math.inf) -
                 raise
 
 
+class Job(concurrent.futures.Future[T]):
+    """A coroutine on its way; ends with its result or its error, or with CancelledError after `stop`."""
+
+    def __init__(self, thread: LoopThread, coroutine: Coroutine[Any, Any, T], awaits: Coroutine[Any, Any, Any]) -> None:
+        super().__init__()
+        self._thread = thread
+        self._coroutine = coroutine
+        self._awaits = awaits
+        self._task: asyncio.Task[T] | None = None
+        self.set_running_or_notify_cancel()  # `cancel()` would say that it is done while it still runs
+
+    @property
+    def own_thread(self) -> bool:
+        """Whether the caller stands on the thread that has to do the work: it must not wait for it."""
+        return self._thread.inside
+
+    def stop(self) -> None:
+        """End it. It is done a little later, when it has ended."""
+        self._thread.call_soon(self._cancel)
+
+    def begin(self) -> None:
+        """On the loop."""
+        self._task = asyncio.get_running_loop().create_task(self._coroutine)
+        self._task.add_done_callback(self._ended)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _ended(self, task: asyncio.Task[T]) -> None:
+        self._awaits.close()  # nobody did, if it was stopped before it began
+        if task.cancelled():
+            self.set_exception(concurrent.futures.CancelledError())
+        elif (error := task.exception()) is not None:
+            self.set_exception(error)
+        else:
+            self.set_result(task.result())
+
+
 class LoopThread:
-    """`submit(coroutine)` from any thread but its own."""
+    """`submit(coroutine)` from any thread."""
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
@@ -49,12 +88,27 @@ class LoopThread:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+    @property
+    def inside(self) -> bool:
+        """Whether the caller stands on this thread."""
+        return threading.current_thread() is self._thread
+
+    def submit(self, coroutine: Coroutine[Any, Any, T], awaits: Coroutine[Any, Any, Any] | None = None) -> Job[T]:
+        """`awaits`: a coroutine that `coroutine` is to await: it is closed, should it come to nothing."""
+        job = Job(self, coroutine, awaits or coroutine)
+        if not self.call_soon(job.begin):
+            coroutine.close()
+            job._awaits.close()
+            raise Closed("the client is closed", "connect() again")
+        return job
+
+    def call_soon(self, function: Any) -> bool:
+        """Call it on the loop; False, and it is not called, once the thread was stopped."""
         with self._lock:
             if self._stopped:
-                coroutine.close()
-                raise Closed("the client is closed", "connect() again")
-            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+                return False
+            self._loop.call_soon_threadsafe(function)
+            return True
 
     def stop(self) -> None:
         """End every task and the thread."""

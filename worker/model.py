@@ -1,36 +1,35 @@
-"""A model as training code sees it: `pull`, `push_pull`, `wait`, `step`.
+"""A model as training code sees it: `pull`, `push`, `push_pull`, `accumulate`, `wait`, `step`.
 
-Owns the gradient buffer and the checks that belong to the whole gradient, before its first frame (RULES S10).
-Invariants: what was handed to `push_pull` is copied unless it is a buffer of `buffer()`, which must then rest until
-the step is done; one step at a time. Must not know: streams, leaders.
+Owns the checks of what a call was given, and which step is in flight. Invariants: what was handed to `push_pull` is
+copied unless it is a buffer of `buffer()`, which must then rest until the step is done; one step at a time; a process
+that forked is told so by every call. Must not know: streams, leaders.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-import numpy as np
-
-from paramserver.wire.codecs import LARGEST, Codec, first_beyond
-from paramserver.wire.errors import Refusal
-from paramserver.wire.frames import PushKind
-from paramserver.wire.layout import Flat
-from paramserver.wire.spec import ModelSpec, NonFinite, rate_problems
-from worker import errors
+from paramserver.wire.spec import Codec, ModelSpec, rate_problems
+from worker.arrays import Destination
 from worker.consistency import ANY, Consistency
-from worker.engine import Engine
+from worker.engine import Engine, Flight
 from worker.errors import Closed, FailedPrecondition, InvalidArgument, ParameterServerError
 from worker.futures import Future
-from worker.refusals import to_error
+from worker.intake import Counts, Intake, Norms
+from worker.parts import Part, Parts
 from worker.retry import CLOSE_TIMEOUT_S, Budget
-from worker.tensors import Tensors
+from worker.tensors import Pushed, Tensors
 from worker.within import within
 
 if TYPE_CHECKING:
     from worker.client import Client
+
+T = TypeVar("T")
+
+VERSION_MAX = 2**62 - 1
 
 
 class Model:
@@ -40,13 +39,18 @@ class Model:
         self.name = name
         self._client = client
         self._engine: Engine
+        self._intake: Intake
+        self._parts: Parts
         self._closed = False
         self._lock = threading.Lock()
-        self._gradient: Flat | None = None
-        self._pending: Future[Tensors] | None = None
+        self._pending: Future[Any] | None = None
+        self._destination: Destination | None = None
+        """Where the caller wants the weights of the step in flight, too."""
 
-    async def _start(self, described: Any, rank: int | None, **parts: Any) -> None:
+    async def _start(self, described: Any, rank: int | None, *, norms: Norms, **parts: Any) -> None:
         self._engine = Engine(model=described, **parts)
+        self._intake = Intake(self._engine.layout, self._engine.codec, norms)
+        self._parts = Parts(self._engine.layout)
         if rank is not None:
             await self._engine.claim(rank)
 
@@ -54,15 +58,19 @@ class Model:
 
     @property
     def spec(self) -> ModelSpec:
+        """Tensors (name, shape, float32), optimizer, ranks and policies."""
         return self._engine.model.spec
 
     @property
     def rank(self) -> int | None:
+        """The rank that this handle pushes as; None: it only pulls."""
         return self._engine.rank
 
     @property
     def step(self) -> int:
-        """The next step to compute: from `pull()`, and to be given to `push_pull`. After a restart, m of RULES S7."""
+        """The next step to compute: from `pull()`, and to be given to `push_pull`. After a restart it is where the
+        model stands. Raises Forked."""
+        self._client._check_process()
         return self._engine.step
 
     @property
@@ -80,62 +88,129 @@ class Model:
         """Of the weights that come to this handle."""
         return self._engine.weights_codec
 
+    @property
+    def counts(self) -> Counts:
+        """How many gradients of this handle were `rejected`, `skipped` and `clipped`."""
+        return self._intake.counts
+
     # --- pulling
 
     @overload
     def pull(
         self,
+        tensors: Collection[str] | None = None,
         *,
         version: int | None = None,
         min_version: int | None = None,
         consistency: Consistency | None = None,
         if_newer_than: None = None,
         timeout: float | None = None,
-        out: Tensors | None = None,
+        out: Mapping[str, Any] | None = None,
     ) -> Tensors: ...
 
     @overload
     def pull(
         self,
+        tensors: Collection[str] | None = None,
         *,
         version: int | None = None,
         min_version: int | None = None,
         consistency: Consistency | None = None,
         if_newer_than: int,
         timeout: float | None = None,
-        out: Tensors | None = None,
+        out: Mapping[str, Any] | None = None,
     ) -> Tensors | None: ...
 
     def pull(
         self,
+        tensors: Collection[str] | None = None,
         *,
         version: int | None = None,
         min_version: int | None = None,
         consistency: Consistency | None = None,
         if_newer_than: int | None = None,
         timeout: float | None = None,
-        out: Tensors | None = None,
+        out: Mapping[str, Any] | None = None,
     ) -> Tensors | None:
-        """Weights by name.
+        """Weights: name -> float32 array of the tensor's shape.
 
-        version: exactly this version of every block; waits for it. Raises Gone when it is no longer kept (two are).
+        tensors: the names that are wanted; None: all. Only the blocks that hold them are sent.
+        version: exactly this version of every block; waits for it. Two are kept.
         min_version: committed state, at least that new; blocks may differ by one (`Tensors.versions`).
         consistency: LINEARIZABLE, or bounded(age_ms): how new; blocks may differ by one. `Tensors.age_ms` says how old
             they were at most when they were read. Not with `version`, which has one value anywhere. While no leader of
             a group has a quorum the call goes on trying, and ends with DeadlineExceeded that says so.
-        None of them: version `step` for a rank; for a handle without one the newest version that all blocks have.
+        None of these: version `step` for a rank; for a handle without one the newest version that all blocks have.
         if_newer_than: None instead of weights, at the cost of a few bytes a block, when no block is above that version
             (such as `Tensors.version` of the last pull); not with `version`. Where some are, all are as without it.
-        out: filled and returned in place of new arrays; not touched when there is nothing newer.
-        """
+        timeout: seconds; None: the client's.
+        out: `Tensors` of the same names, which are filled and returned in place of new ones; or name -> array of the
+            caller's (float32 or float64, NumPy or CuPy), which are filled beside what is returned. Not touched when
+            there is nothing newer.
+
+        Raises Gone (the version is no longer kept), DeadlineExceeded, InvalidArgument, Closed, Forked."""
+        future = self._pull(tensors, version, min_version, consistency, if_newer_than, timeout, out)
+        return self._client._result(future)
+
+    @overload
+    def pull_later(
+        self,
+        tensors: Collection[str] | None = None,
+        *,
+        version: int | None = None,
+        min_version: int | None = None,
+        consistency: Consistency | None = None,
+        if_newer_than: None = None,
+        timeout: float | None = None,
+        out: Mapping[str, Any] | None = None,
+    ) -> Future[Tensors]: ...
+
+    @overload
+    def pull_later(
+        self,
+        tensors: Collection[str] | None = None,
+        *,
+        version: int | None = None,
+        min_version: int | None = None,
+        consistency: Consistency | None = None,
+        if_newer_than: int,
+        timeout: float | None = None,
+        out: Mapping[str, Any] | None = None,
+    ) -> Future[Tensors | None]: ...
+
+    def pull_later(
+        self,
+        tensors: Collection[str] | None = None,
+        *,
+        version: int | None = None,
+        min_version: int | None = None,
+        consistency: Consistency | None = None,
+        if_newer_than: int | None = None,
+        timeout: float | None = None,
+        out: Mapping[str, Any] | None = None,
+    ) -> Future[Tensors] | Future[Tensors | None]:
+        """`pull` as a future; `out` must not be read until it is done. Raises InvalidArgument, Closed, Forked at once;
+        the rest comes with the future."""
+        return self._pull(tensors, version, min_version, consistency, if_newer_than, timeout, out)
+
+    def _pull(
+        self,
+        tensors: Collection[str] | None,
+        version: int | None,
+        min_version: int | None,
+        consistency: Consistency | None,
+        if_newer_than: int | None,
+        timeout: float | None,
+        out: Mapping[str, Any] | None,
+    ) -> Future[Any]:
         self._check()
         for field, value in (
             ("version", version),
             ("min_version", min_version),
             ("if_newer_than", if_newer_than),
         ):
-            if value is not None and not 0 <= value < 2**62:
-                raise InvalidArgument(f"{field} {value}", "expected 0 to 2^62 - 1")
+            if value is not None:
+                _check_version(field, value)
         if version is not None and min_version is not None:
             raise InvalidArgument("both version and min_version", "pass one of them")
         if consistency is not None and not isinstance(consistency, Consistency):
@@ -144,92 +219,176 @@ class Model:
             raise InvalidArgument("both version and consistency", "an exact version has one value on every replica")
         if version is not None and if_newer_than is not None:
             raise InvalidArgument("both version and if_newer_than", "an exact version never is another")
-        target = self._target(out)
-        work = self._engine.pull(
-            target,
-            version=version,
-            min_version=min_version,
-            consistency=consistency or ANY,
-            if_newer_than=if_newer_than,
-        )
-        return self._client._run(work, self._timeout(timeout), f"pull of {self.name!r}", self._engine.why)
+        part = None if tensors is None else self._parts.of(tensors)
+        target, destination = self._target(out, part)
+        engine = self._engine
+
+        async def work() -> Tensors | None:
+            found = await engine.pull(
+                target,
+                version=version,
+                min_version=min_version,
+                consistency=consistency or ANY,
+                if_newer_than=if_newer_than,
+                blocks=None if part is None else part.blocks,
+            )
+            if found is not None and destination is not None:
+                destination.fill(found)
+            return found
+
+        return self._client._call(work(), self._timeout(timeout), f"pull of {self.name!r}", engine.why)
 
     # --- pushing
 
     def buffer(self) -> Tensors:
-        """Arrays to write gradients into: `push_pull` sends them from where they are, without a copy. They must not
-        change until the step is done."""
+        """Arrays to write gradients into, uninitialized: name -> float32 array of the tensor's shape. `push_pull` sends
+        them from where they are, without a copy. They must not change until the step is done. Raises Closed, Forked."""
         self._check()
         return Tensors(self._engine.layout)
 
     def push_pull(
         self,
-        gradients: Mapping[str, Any],
+        gradients: Mapping[str, Any] | None = None,
         *,
         step: int | None = None,
+        partial: bool = False,
         timeout: float | None = None,
-        out: Tensors | None = None,
+        out: Mapping[str, Any] | None = None,
     ) -> Future[Tensors]:
-        """Push this rank's gradient of the current step; the future has the weights after it.
+        """Push this rank's gradient of the current step; the future has the weights after it: applied, and on the disks
+        of a majority.
 
-        gradients: by name, of the model's shapes, any kind of float; copied, unless they are `Tensors` such as those of
-            `buffer()`, which must then not change until the step is done.
-        step: a check; it must be `self.step`. timeout: seconds until the future ends with DeadlineExceeded. Nothing is
-        lost then: `wait()` goes on with the step. out: filled and returned in place of new arrays; must not be read
-        until the step is done.
+        gradients: name -> array of the tensor's shape, of any kind of float: NumPy, CuPy, anything with DLPack. They
+            are copied, whatever their strides, unless they are `Tensors` such as those of `buffer()`, which must then
+            not change until the step is done. None: the sum of what was given to `accumulate`.
+        step: a check; it must be `self.step`.
+        partial: tensors may be missing. Blocks without any tensor that is given are sent as empty, at the cost of a few
+            bytes: where all ranks' are, only their version changes. What is missing in another block counts as zeros.
+        timeout: seconds until the future ends with DeadlineExceeded; None: the client's. Nothing is lost then: `wait()`
+            goes on with the step.
+        out: `Tensors` that are filled and returned in place of new ones, not to be read until the step is done; or
+            name -> array of the caller's (float32 or float64, NumPy or CuPy), filled beside what is returned.
 
-        Raises NonFinite (nothing was sent), InvalidArgument, FailedPrecondition (a step is still in flight), RankTaken.
-        """
+        Raises at once, with nothing sent: InvalidArgument (it names each tensor, what was expected and what came),
+        NonFinite and NormTooLarge (by policy), FailedPrecondition (a step is in flight; another step; no rank), Closed,
+        Forked. With the future: RankTaken, StepPassed, OutcomeUnknown (the handle was closed meanwhile),
+        DeadlineExceeded."""
         self._check()
         with self._lock:
-            current = self._engine.step
-            if self._in_flight():
-                raise FailedPrecondition(f"step {current} is still in flight", "wait() for it first")
-            if self.rank is None:
-                raise FailedPrecondition(f"model {self.name!r} was opened without a rank", "open it with rank=...")
+            current = self._ready(step)
             if step is not None and step != current:
                 raise FailedPrecondition(f"step {step} cannot be pushed", f"the next step is {current}")
-            budget = Budget(self._timeout(timeout), f"step {current} of {self.name!r}")
-            flat = self._flat(gradients)
-            kind = self._kind(flat, current)
-            target = self._target(out)
-            if target.flat is flat:
+            budget = self._step_budget(timeout)
+            target, destination = self._target(out, None)
+            taken = self._intake.take(gradients, partial=partial, step=current)
+            if target.flat is taken.gradient:
                 raise InvalidArgument("out is the gradient's own buffer", "pass another one")
-            engine = self._engine
+            engine, empty = self._engine, self._empty(taken.part)
 
             async def work() -> Tensors:
-                engine.begin(current, kind, None if kind is PushKind.SKIP else flat, target)
-                return await engine.wait(budget)
+                engine.begin(current, taken.kind, taken.gradient, target, empty)
+                return await self._weights(await engine.wait(budget), budget)
 
-            self._pending = self._future(work(), budget)
-            return self._pending
+            self._destination = destination
+            self._pending = future = self._future(work(), budget)
+            return future
+
+    def push(
+        self,
+        gradients: Mapping[str, Any] | None = None,
+        *,
+        step: int | None = None,
+        partial: bool = False,
+        timeout: float | None = None,
+    ) -> Future[Pushed]:
+        """Push this rank's gradient of the current step, and have no weights sent back; the future ends when every
+        block was applied. `pull()` then gives the weights.
+
+        gradients, partial, timeout: as of `push_pull`.
+        step: `self.step`, or one that is done: that one is answered as a duplicate, with the current version, and
+            nothing is sent.
+
+        Raises as `push_pull`, at once and with the future."""
+        self._check()
+        with self._lock:
+            current = self._ready(step)
+            if step is not None and step < current:
+                done = Pushed(step=step, version=current, duplicates=self._engine.layout.blocks, duplicate=True)
+                return self._client._call(_value(done), self._timeout(timeout), f"step {step} of {self.name!r}")
+            if step is not None and step != current:
+                raise FailedPrecondition(f"step {step} cannot be pushed: too far ahead", f"the next step is {current}")
+            budget = self._step_budget(timeout)
+            taken = self._intake.take(gradients, partial=partial, step=current)
+            engine, empty = self._engine, self._empty(taken.part)
+
+            async def work() -> Pushed:
+                engine.begin(current, taken.kind, taken.gradient, None, empty)
+                flight = await engine.wait(budget)
+                return Pushed(
+                    step=current,
+                    version=current + 1,
+                    duplicates=flight.duplicates,
+                    duplicate=flight.duplicates == engine.layout.blocks,
+                )
+
+            self._destination = None
+            self._pending = future = self._future(work(), budget)
+            return future
+
+    def accumulate(self, gradients: Mapping[str, Any], *, weight: float = 1.0) -> int:
+        """Add `weight * gradients` to a sum that `push_pull()` or `push()` without gradients then push: for batches
+        that are computed in pieces. How many are in the sum now.
+
+        gradients: as of `push_pull`, of all tensors; only read. The sum is ((w0 * g0 + w1 * g1) + w2 * g2) + ..., in
+            the order of the calls, element by element, each operation rounded to float32 (no multiplication where the
+            weight is 1): the same calls give the same bits.
+        weight: 1 / n of n pieces makes it the mean.
+
+        Raises InvalidArgument, FailedPrecondition (a step is in flight: `wait` for it), Closed, Forked."""
+        self._check()
+        with self._lock:
+            if self._in_flight():
+                raise FailedPrecondition(f"step {self._engine.step} is still in flight", "wait() for it first")
+            self._intake.add(gradients, weight)
+            return self._intake.accumulated
+
+    def discard(self) -> None:
+        """Forget what was accumulated. Raises Closed, Forked."""
+        self._check()
+        self._intake.discard()
 
     def wait(self, timeout: float | None = None) -> Tensors:
-        """The weights after the step that was pushed last; goes on with it if its budget was used up."""
+        """The weights after the step that was pushed last, for `timeout` seconds (None: the client's); goes on with a
+        step whose budget was used up. After `push` they are pulled. Raises FailedPrecondition (nothing was pushed) and
+        what the futures of `push_pull` raise."""
         return self.resume(timeout=timeout).result()
 
     def resume(self, *, timeout: float | None = None) -> Future[Tensors]:
-        """`wait` as a future, with a new budget."""
+        """`wait` as a future, with a new budget of `timeout` seconds. Raises FailedPrecondition, Closed, Forked."""
         self._check()
-        budget = Budget(self._timeout(timeout), f"step {self._engine.step} of {self.name!r}")
+        budget = self._step_budget(timeout)
+        engine = self._engine
+
+        async def work() -> Tensors:
+            return await self._weights(await engine.wait(budget), budget)
+
         with self._lock:
             if self._pending is None:
                 raise FailedPrecondition("no step was pushed", "push_pull() first")
-            self._pending = self._future(self._engine.wait(budget), budget)
-            return self._pending
+            self._pending = future = self._future(work(), budget)
+            return future
 
     def why(self) -> str:
-        """What the step in flight waits for, in one line; empty when nothing is known to hold it up."""
+        """What the step in flight waits for, in one line; empty when nothing is known to hold it up. Raises Closed,
+        Forked."""
         self._check()
         return self._engine.why()
 
     def absent_ranks(self, timeout: float | None = None) -> Future[list[int]]:
-        """Ranks that no worker holds now; the step waits for them. Group 0 is asked, which may take its time."""
+        """Ranks that no worker holds now; the step waits for them. Group 0 is asked, which may take its time, up to
+        `timeout` seconds. Raises Closed, Forked; Unavailable and DeadlineExceeded with the future."""
         self._check()
-        what = f"absent ranks of {self.name!r}"
-        budget = Budget(self._timeout(timeout), what)
-        work = within(budget, self._engine.absent_ranks(), lambda: "")
-        return Future(self._client._loop.submit(work), budget, what, lambda: "")
+        return self._client._call(self._engine.absent_ranks(), self._timeout(timeout), f"absent ranks of {self.name!r}")
 
     # --- the learning rate
 
@@ -257,15 +416,18 @@ class Model:
     # --- the end
 
     def close(self, *, release: bool = True) -> None:
-        """Let go of the rank and the streams. A second call does nothing."""
-        if not self._closed:
+        """Let go of the rank (`release`: others may have it at once; otherwise when its lease ends) and the streams. A
+        step in flight ends with OutcomeUnknown. A second call does nothing, nor does one in a forked child. Raises
+        nothing."""
+        if not self._closed and self._client._own_process:
             self._client._dropped(self)
             self._close(release)
 
     def _close(self, release: bool) -> None:
         self._closed = True
         try:
-            self._client._run(self._engine.close(release), CLOSE_TIMEOUT_S, f"closing {self.name!r}", lambda: "")
+            closing = self._client._call(self._engine.close(release), CLOSE_TIMEOUT_S, f"closing {self.name!r}")
+            self._client._result(closing)
         except ParameterServerError:
             pass  # nobody answered in time: the lease ends by itself
 
@@ -287,53 +449,63 @@ class Model:
     def _timeout(self, timeout: float | None) -> float:
         return self._client.timeout if timeout is None else timeout
 
+    def _step_budget(self, timeout: float | None) -> Budget:
+        return Budget(self._timeout(timeout), f"step {self._engine.step} of {self.name!r}")
+
+    def _ready(self, step: int | None) -> int:
+        """The step that may be pushed now."""
+        current = self._engine.step
+        if step is not None:
+            _check_version("step", step)
+        if self._in_flight():
+            raise FailedPrecondition(f"step {current} is still in flight", "wait() for it first")
+        if self.rank is None:
+            raise FailedPrecondition(f"model {self.name!r} was opened without a rank", "open it with rank=...")
+        return current
+
     def _in_flight(self) -> bool:
         """Pushed and not over: a future that ended for lack of time leaves its step in flight."""
-        return self._pending is not None and (not self._pending.done() or self._engine.in_flight)
+        return self._pending is not None and (not self._pending._job.done() or self._engine.in_flight)
 
-    def _future(self, work: Any, budget: Budget) -> Future[Tensors]:
-        inner = self._client._loop.submit(work)
-        return Future(inner, budget, f"step {self._engine.step} of {self.name!r}", self._engine.why)
+    async def _weights(self, flight: Flight, budget: Budget) -> Tensors:
+        weights = flight.tensors
+        if weights is None:
+            weights = Tensors(self._engine.layout)
+            await within(budget, self._engine.pull(weights, version=flight.step + 1), self._engine.why)
+        if self._destination is not None:
+            self._destination.fill(weights)
+        return weights
 
-    def _target(self, out: Tensors | None) -> Tensors:
+    def _empty(self, part: Part | None) -> Collection[int]:
+        return () if part is None else frozenset(range(self._engine.layout.blocks)) - part.blocks
+
+    def _future(self, work: Coroutine[Any, Any, T], budget: Budget) -> Future[T]:
+        return self._client._future(work, budget, f"step {self._engine.step} of {self.name!r}", self._engine.why)
+
+    def _target(self, out: Mapping[str, Any] | None, part: Part | None) -> tuple[Tensors, Destination | None]:
+        """Where weights are decoded to, and where they are copied to from there."""
         layout = self._engine.layout
+        names = None if part is None else part.names
         if out is None:
-            return Tensors(layout)
-        if not isinstance(out, Tensors) or out.flat.shape != (layout.elements,):
-            raise InvalidArgument(
-                "out is not a Tensors of this model", "pass what pull(), push_pull() or buffer() gave"
-            )
-        return out
+            return Tensors(layout, names=names), None
+        if isinstance(out, Tensors):
+            same = out.whole if names is None else tuple(out) == names
+            if out.flat.shape != (layout.elements,) or not same:
+                raise InvalidArgument(
+                    "out is not a Tensors of this model and these names",
+                    "pass what pull(), push_pull() or buffer() gave",
+                )
+            return out, None
+        wanted = [tensor for tensor in layout.spec.tensors if names is None or tensor.name in names]
+        return Tensors(layout, names=names), Destination(out, {tensor.name: tensor.shape for tensor in wanted})
 
-    def _flat(self, gradients: Mapping[str, Any]) -> Flat:
-        layout = self._engine.layout
-        if isinstance(gradients, Tensors) and gradients.flat.shape == (layout.elements,):
-            return gradients.flat
-        if self._gradient is None:
-            self._gradient = np.empty(layout.elements, np.float32)
-        try:
-            return layout.flatten(gradients, out=self._gradient)
-        except Refusal as refusal:
-            raise to_error(refusal) from None
 
-    def _kind(self, flat: Flat, step: int) -> PushKind:
-        """By the model's policy for NaN, infinity, and what the codec would make infinite (RULES S10)."""
-        policy = self.spec.non_finite
-        if policy is NonFinite.ALLOW:
-            return PushKind.GRADIENT
-        element = first_beyond(self.codec, flat)
-        if element is None:
-            return PushKind.GRADIENT
-        if policy is NonFinite.SKIP:
-            return PushKind.SKIP
-        tensor, place = self._engine.layout.tensor_at(element)
-        beyond, hint = "", "nothing was sent; the model's policy is to reject it"
-        if np.isfinite(flat[element]):
-            beyond = f", beyond {LARGEST[self.codec]:g}, the largest {self.codec.name.lower()}"
-            hint = f"{hint}; scale the loss down, or open the model with codec='bf16'"
-        raise errors.NonFinite(
-            f"gradient of step {step}: {flat[element]} in tensor {tensor!r} at element {place}{beyond}",
-            hint,
-            tensor=tensor,
-            step=step,
-        )
+def _check_version(field: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidArgument(f"{field} {value!r}", f"expected a whole number from 0 to {VERSION_MAX}")
+    if not 0 <= value <= VERSION_MAX:
+        raise InvalidArgument(f"{field} {value}", "expected 0 to 2^62 - 1")
+
+
+async def _value(value: T) -> T:
+    return value

@@ -9,7 +9,7 @@ groups.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from paramserver.wire.checksum import crc32c
 from paramserver.wire.codecs import Codec, decode, encode
@@ -24,7 +24,8 @@ class GroupStep:
 
     `gradient` (elements,) is what is pushed: of the whole model, as wire.layout lays it out; None for kinds without
     payload. `weights` (elements,) receives the blocks at version step + 1; None when no weights are wanted (initial
-    values). `codec` and `weights_codec`: in which the two travel."""
+    values). `codec` and `weights_codec`: in which the two travel. Blocks of `empty` are sent as such: this rank has
+    nothing for them (S6)."""
 
     def __init__(
         self,
@@ -38,6 +39,7 @@ class GroupStep:
         weights: Flat | None,
         codec: Codec = Codec.FP32,
         weights_codec: Codec = Codec.FP32,
+        empty: Container[int] = (),
     ) -> None:
         self.step = step
         self.kind = kind
@@ -48,10 +50,13 @@ class GroupStep:
         self._weights = weights
         self._codec = codec
         self._weights_codec = weights_codec
+        self._empty = empty
         self._encoded: dict[int, tuple[memoryview, int]] = {}
         """Bytes and CRC of what was sent and is not acknowledged."""
         self._unacknowledged = set(range(first, first + count))
         self._missing: set[int] = set()
+        self.duplicates = 0
+        """Blocks that had been applied before they came."""
         self._cursor = first
 
     # --- sending
@@ -73,6 +78,8 @@ class GroupStep:
         want = self._weights is not None
         if self._gradient is None:
             return PushFrame(block=block, step=self.step, kind=self.kind, want_weights=want)
+        if block in self._empty:
+            return PushFrame(block=block, step=self.step, kind=PushKind.EMPTY, want_weights=want)
         encoded = self._encoded.get(block)
         if encoded is None:
             payload = encode(self._codec, self._gradient[self._layout.block_slice(block)])
@@ -113,6 +120,7 @@ class GroupStep:
             else:
                 self._missing.add(frame.block)
         self._unacknowledged.discard(frame.block)
+        self.duplicates += frame.status is BlockStatus.DUPLICATE
         self._encoded.pop(frame.block, None)
         return True
 

@@ -213,7 +213,7 @@ class FakeCluster:
             return
         version = model.versions[frame.block]
         if frame.step < version:
-            self._answer(stream, model, frame.block, frame.step, BlockStatus.DUPLICATE)
+            self._answer(stream, model, frame, BlockStatus.DUPLICATE)
         elif frame.step == version:
             self._contribute(model, hello.rank, frame)
         else:
@@ -258,7 +258,7 @@ class FakeCluster:
                 if self.swallow_replies:
                     self.swallow_replies -= 1
                     continue
-                self._answer(stream, model, block, frame.step, BlockStatus.APPLIED)
+                self._answer(stream, model, open_sum[hello.rank], BlockStatus.APPLIED)
 
     def apply(self, model: FakeModel, block: int, contributions: dict[int, PushFrame]) -> None:
         weights = model.weights[block]
@@ -269,13 +269,17 @@ class FakeCluster:
                 total = total + decode(frame.codec, bytes(frame.payload), total.size)
         skip = any(frame.kind is PushKind.SKIP for frame in contributions.values())
         model.before[block] = weights
-        model.weights[block] = weights if skip else weights - LEARNING_RATE * total / np.float32(len(contributions))
+        nothing = skip or all(frame.kind is PushKind.EMPTY for frame in contributions.values())
+        model.weights[block] = weights if nothing else weights - LEARNING_RATE * total / np.float32(len(contributions))
         model.versions[block] += 1
         self.applied.append((block, model.versions[block]))
 
-    def _answer(self, stream: Stream, model: FakeModel, block: int, step: int, status: BlockStatus) -> None:
+    def _answer(self, stream: Stream, model: FakeModel, frame: PushFrame, status: BlockStatus) -> None:
+        block, step = frame.block, frame.step
+        wants = frame.want_weights or (stream.hello is not None and stream.hello.want_weights)
         codec = self.old_codec or (stream.hello.weights_codec if stream.hello is not None else Codec.FP32)
-        payload = b"" if self.without_weights else bytes(encode(codec, model.weights[block].astype("<f4")))
+        without = self.without_weights or not wants
+        payload = b"" if without else bytes(encode(codec, model.weights[block].astype("<f4")))
         crc = crc32c(payload)
         if self.corrupt_replies:
             self.corrupt_replies -= 1

@@ -1,0 +1,230 @@
+"""A gradient on its way into a step: gathered, added up, and judged as a whole before its first frame (RULES S10).
+
+Owns the buffer that dictionaries of arrays are copied to, the sum of what was accumulated, and the counts of what was
+not pushed as it came. Invariants: everything is float32, element by element, in the order of the calls, so that equal
+calls give equal bits; a caller's array is never written. Must not know: streams, servers, threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from paramserver.wire.codecs import LARGEST, PIECE_ELEMENTS, Codec, first_beyond
+from paramserver.wire.errors import Refusal
+from paramserver.wire.frames import PushKind
+from paramserver.wire.layout import FLOAT, Flat, Layout
+from paramserver.wire.spec import NonFinite
+from worker import errors
+from worker.arrays import on_host
+from worker.errors import InvalidArgument
+from worker.parts import Part, Parts
+from worker.refusals import to_error
+from worker.tensors import Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """Bounds on the Euclidean norm of a rank's gradient, None for none: beyond `clip` it is scaled down to that, beyond
+    `reject` it is not pushed."""
+
+    clip: float | None = None
+    reject: float | None = None
+
+    def __post_init__(self) -> None:
+        for field, value in (("clip_norm", self.clip), ("reject_norm", self.reject)):
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise InvalidArgument(f"{field} {value!r}", "expected a finite number > 0")
+
+
+@dataclass(slots=True)
+class Counts:
+    """Gradients of a handle that were not pushed as they came: `rejected` (NonFinite, NormTooLarge), `skipped` (their
+    steps changed nothing), `clipped`."""
+
+    rejected: int = 0
+    skipped: int = 0
+    clipped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What is to be pushed. `gradient`: None for a skip. `part`: of which tensors, None for all."""
+
+    kind: PushKind
+    gradient: Flat | None
+    part: Part | None
+
+
+class Intake:
+    """Of one handle. A caller sees to it that no step is in flight."""
+
+    def __init__(self, layout: Layout, codec: Codec, norms: Norms) -> None:
+        self._layout = layout
+        self._codec = codec
+        self._norms = norms
+        self._buffer: Flat | None = None
+        self._scratch: Flat | None = None
+        self._parts = Parts(layout)
+        self.counts = Counts()
+        self.accumulated = 0
+        """Gradients in the sum."""
+
+    def take(self, gradients: Mapping[str, Any] | None, *, partial: bool, step: int) -> Taken:
+        """`gradients` None: the sum, which begins anew. Raises InvalidArgument, NonFinite, NormTooLarge."""
+        part = None
+        if gradients is None:
+            if not self.accumulated:
+                raise InvalidArgument("gradients: expected a mapping, received none", "and nothing was accumulated")
+            if partial:
+                raise InvalidArgument("partial without gradients", "what is accumulated is of all tensors")
+            self.accumulated = 0
+            flat = self._own()
+        elif self.accumulated:
+            raise InvalidArgument(
+                f"gradients, and {self.accumulated} that were accumulated",
+                "push_pull() without gradients pushes the sum, discard() forgets it",
+            )
+        elif partial:
+            part, flat = self._some(gradients)
+        else:
+            flat = self._all(gradients)
+        return self._judged(flat, part, step)
+
+    def add(self, gradients: Mapping[str, Any], weight: float) -> None:
+        """sum = sum + weight * gradients, each operation rounded to float32; the first one begins the sum."""
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise InvalidArgument(f"weight {weight!r}", "expected a finite number")
+        factor = np.float32(weight)
+        if not self.accumulated:
+            total, new = self._own(), self._all(gradients)  # into the buffer itself, unless it is one of the caller's
+            with np.errstate(all="ignore"):
+                np.multiply(new, factor, out=total) if factor != 1 else np.copyto(total, new)
+        else:
+            if self._scratch is None:
+                self._scratch = np.empty(self._layout.elements, FLOAT)
+            total, new = self._own(), self._all(gradients, self._scratch)
+            with np.errstate(all="ignore"):
+                if factor != 1:
+                    new = np.multiply(new, factor, out=self._scratch)
+                np.add(total, new, out=total)
+        self.accumulated += 1
+
+    def discard(self) -> None:
+        self.accumulated = 0
+
+    # --- gathering
+
+    def _own(self) -> Flat:
+        if self._buffer is None:
+            self._buffer = np.empty(self._layout.elements, FLOAT)
+        return self._buffer
+
+    def _all(self, gradients: Mapping[str, Any], into: Flat | None = None) -> Flat:
+        layout = self._layout
+        if isinstance(gradients, Tensors) and gradients.whole and gradients.flat.shape == (layout.elements,):
+            return gradients.flat
+        try:
+            return layout.flatten(on_host(gradients), out=self._own() if into is None else into)
+        except Refusal as refusal:
+            raise to_error(refusal) from None
+
+    def _some(self, gradients: Mapping[str, Any]) -> tuple[Part, Flat]:
+        host = on_host(gradients)
+        part = self._parts.of(host)
+        flat = self._own()
+        views = self._layout.unflatten(flat)
+        problems = []
+        for name in part.names:
+            array, view = np.asarray(host[name]), views[name]
+            if array.shape != view.shape:
+                problems.append(f"tensor {name!r}: expected shape {view.shape}, received shape {array.shape}")
+            elif array.dtype.kind != "f":
+                problems.append(f"tensor {name!r}: expected floats, received {array.dtype}")
+            else:
+                np.copyto(view, array, casting="same_kind")
+        if problems:
+            raise InvalidArgument("; ".join(problems))
+        part.clear_gaps(flat)
+        return part, flat
+
+    # --- judging
+
+    def _judged(self, flat: Flat, part: Part | None, step: int) -> Taken:
+        spans = (slice(0, self._layout.elements),) if part is None else part.spans
+        kind = self._finite(flat, spans, step)
+        if kind is PushKind.SKIP:
+            self.counts.skipped += 1
+            return Taken(kind, None, part)
+        return Taken(kind, self._within_norms(flat, spans, step), part)
+
+    def _finite(self, flat: Flat, spans: Iterable[slice], step: int) -> PushKind:
+        """By the model's policy for NaN, infinity, and what the codec would make infinite."""
+        policy = self._layout.spec.non_finite
+        if policy is NonFinite.ALLOW:
+            return PushKind.GRADIENT
+        for span in spans:
+            place = first_beyond(self._codec, flat[span])
+            if place is not None:
+                break
+        else:
+            return PushKind.GRADIENT
+        if policy is NonFinite.SKIP:
+            return PushKind.SKIP
+        self.counts.rejected += 1
+        element = span.start + place
+        tensor, at = self._layout.tensor_at(element)
+        beyond, hint = "", "nothing was sent; the model's policy is to reject it"
+        if np.isfinite(flat[element]):
+            beyond = f", beyond {LARGEST[self._codec]:g}, the largest {self._codec.name.lower()}"
+            hint = f"{hint}; scale the loss down, or open the model with codec='bf16'"
+        raise errors.NonFinite(
+            f"gradient of step {step}: {flat[element]} in tensor {tensor!r} at element {at}{beyond}",
+            hint,
+            tensor=tensor,
+            step=step,
+        )
+
+    def _within_norms(self, flat: Flat, spans: tuple[slice, ...], step: int) -> Flat:
+        clip, reject = self._norms.clip, self._norms.reject
+        if clip is None and reject is None:
+            return flat
+        norm = _norm(flat[span] for span in spans)
+        if reject is not None and not norm <= reject:
+            self.counts.rejected += 1
+            raise errors.NormTooLarge(
+                f"gradient of step {step}: expected a norm of at most {reject:g}, received {norm:g}",
+                "nothing was sent; this handle was opened with reject_norm",
+                norm=norm,
+                bound=reject,
+                step=step,
+            )
+        if clip is None or norm <= clip:
+            return flat
+        self.counts.clipped += 1
+        own = self._own()  # which may be `flat`
+        factor = np.float32(clip / norm)
+        with np.errstate(all="ignore"):
+            for span in spans:
+                np.multiply(flat[span], factor, out=own[span])
+        return own
+
+
+def _norm(pieces: Iterable[Flat]) -> float:
+    """Euclidean, summed in float64 by NumPy's own pairwise sum: no BLAS, whose threads may add in any order."""
+    total = 0.0
+    scratch = np.empty(PIECE_ELEMENTS, np.float64)
+    with np.errstate(all="ignore"):
+        for piece in pieces:
+            for start in range(0, piece.size, PIECE_ELEMENTS):
+                part = piece[start : start + PIECE_ELEMENTS]
+                squares = scratch[: part.size]
+                np.multiply(part, part, out=squares, dtype=np.float64)
+                total += float(squares.sum())
+    return math.sqrt(total) if total >= 0 else total
