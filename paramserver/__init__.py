@@ -4,10 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from paramserver import aio, errors
     from paramserver.wire.spec import Codec, NonFinite, Reduction, TensorSpec, adam, momentum, sgd
-    from worker import LINEARIZABLE, Client, Future, Model, Pushed, Spec, Tensors, bounded, bsp, connect, errors
+    from worker import LINEARIZABLE, Client, Future, Model, Pushed, Spec, Tensors, bounded, bsp, connect
 
 _HOMES = {
+    # Empty: a module of that name.
     "Client": "worker",
     "Codec": "paramserver.wire.spec",
     "LINEARIZABLE": "worker",
@@ -20,10 +22,11 @@ _HOMES = {
     "TensorSpec": "paramserver.wire.spec",
     "Tensors": "worker",
     "adam": "paramserver.wire.spec",
+    "aio": "",
     "bounded": "worker",
     "bsp": "worker",
     "connect": "worker",
-    "errors": "worker",
+    "errors": "",
     "momentum": "paramserver.wire.spec",
     "sgd": "paramserver.wire.spec",
 }
@@ -41,6 +44,7 @@ __all__ = [
     "TensorSpec",
     "Tensors",
     "adam",
+    "aio",
     "bounded",
     "bsp",
     "connect",
@@ -55,6 +59,8 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if not home:
+        return import_module(f"{__name__}.{name}")
     module = import_module(home)
     try:
         return getattr(module, name)

@@ -220,8 +220,11 @@ class Client:
 
     def unreachable(self) -> dict[int, str]:
         """Node -> why, for nodes to which no connection stands. Raises Closed, Forked."""
+        return self._result(self._unreachable())
+
+    def _unreachable(self) -> Future[dict[int, str]]:
         self._check()
-        return self._run(_value(self._watchers.unreachable), self.timeout, "unreachable", lambda: "")
+        return self._call(_value(self._watchers.unreachable), self.timeout, "unreachable")
 
     # --- models
 
@@ -264,16 +267,15 @@ class Client:
         Returns when the model is open and the rank held. Raises SpecMismatch (the model has another spec; the error has
         both), NotFound, RankTaken (it names the holder and when its lease ends), InvalidArgument, DeadlineExceeded,
         Closed, Forked."""
-        given = {
-            "optimizer": optimizer,
-            "ranks": ranks,
-            "mode": mode,
-            "reduction": reduction,
-            "non_finite": non_finite,
-            "block_bytes": block_bytes,
-            "log_codec": log_codec,
-        }
-        given = {field: value for field, value in given.items() if value is not None}
+        given = given_fields(
+            optimizer=optimizer,
+            ranks=ranks,
+            mode=mode,
+            reduction=reduction,
+            non_finite=non_finite,
+            block_bytes=block_bytes,
+            log_codec=log_codec,
+        )
         return self._result(
             self._model(
                 name, tensors, given, rank, initial, codec, weights_codec, Norms(clip_norm, reject_norm), timeout
@@ -465,6 +467,11 @@ def parse_servers(servers: str | Sequence[str]) -> tuple[str, ...]:
         if not host or wrong_port or bare_v6 or not address.isprintable() or " " in address:
             raise InvalidArgument(f"server {address!r}", "expected host:port, such as 127.0.0.1:7001")
     return addresses
+
+
+def given_fields(**fields: Any) -> dict[str, Any]:
+    """Those that are not None."""
+    return {field: value for field, value in fields.items() if value is not None}
 
 
 def _spec(name: str, tensors: Shapes | Spec | None, given: dict[str, Any], initial: Initial | None) -> Spec | None:

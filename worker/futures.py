@@ -64,6 +64,7 @@ class Future(Generic[T]):
     def exception(self, timeout: float | None = None) -> ParameterServerError | None:
         """The error the call ended with, or None. Waits, for `timeout` seconds, and raises, as `result` does while the
         call goes on."""
+        self._check()
         try:
             self.result(timeout)
         except ParameterServerError as error:
