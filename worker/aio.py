@@ -319,6 +319,13 @@ class Model:
         """Ranks that no worker holds now. Raises Unavailable, DeadlineExceeded, Closed, Forked."""
         return await settled(self._model.absent_ranks(timeout))
 
+    async def set_learning_rate(
+        self, value: float, from_step: int | None = None, *, timeout: float | None = None
+    ) -> int:
+        """`paramserver.Model.set_learning_rate`, awaited: the step from which it holds. Raises InvalidArgument,
+        FailedPrecondition, NotFound, DeadlineExceeded, Closed, Forked."""
+        return await settled(self._model._set_learning_rate(value, from_step, timeout))
+
     async def close(self, *, release: bool = True) -> None:
         """Let go of the rank and the streams. Raises nothing."""
         await _in_thread(lambda: self._model.close(release=release))

@@ -402,7 +402,11 @@ class Model:
         moment's wait, one that is far ahead nothing.
 
         Raises InvalidArgument (NaN, negative, beyond float32), FailedPrecondition (a step that is past; it names the
-        earliest there can be), NotFound, DeadlineExceeded: it may have been changed then, or be about to."""
+        earliest there can be), NotFound, DeadlineExceeded: it may have been changed then, or be about to; Closed,
+        Forked."""
+        return self._client._result(self._set_learning_rate(value, from_step, timeout))
+
+    def _set_learning_rate(self, value: float, from_step: int | None, timeout: float | None) -> Future[int]:
         self._check()
         problems = rate_problems("value", value)
         if problems:
@@ -411,7 +415,7 @@ class Model:
             raise InvalidArgument(f"from_step {from_step}", "expected 0 to 2^62 - 1")
         work = self._engine.set_learning_rate(value, from_step)
         what = f"learning rate of {self.name!r}"
-        return self._client._run(work, self._timeout(timeout), what, lambda: self._engine.catalogue_problem)
+        return self._client._call(work, self._timeout(timeout), what, lambda: self._engine.catalogue_problem)
 
     # --- the end
 

@@ -62,6 +62,7 @@ def test_every_call_says_that_the_process_forked() -> None:
             "Model.accumulate": lambda: model.accumulate(gradients(1)),
             "Model.discard": model.discard,
             "Model.buffer": model.buffer,
+            "Model.set_learning_rate": lambda: model.set_learning_rate(0.1),
             "Model.wait": model.wait,
             "Model.resume": model.resume,
             "Model.why": model.why,
