@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paramserver.cli import codes, flags
+from paramserver.cli.codes import CommandError
 from paramserver.cli.flags import Flag
 from paramserver.cli.shape import Verb
 from paramserver.cli.text import escape
@@ -76,6 +77,7 @@ def _chaos(values: flags.Values, mode: str) -> int:
     from paramserver.lab.chaos.result import to_json
     from paramserver.lab.chaos.run import ChaosOptions, run_chaos
     from paramserver.lab.chaos.table import markdown
+    from paramserver.lab.errors import LabError
 
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # gRPC's own lines would stand between ours
     plan = _plan(values, [])
@@ -89,18 +91,19 @@ def _chaos(values: flags.Values, mode: str) -> int:
     def tell(text: str) -> None:
         print(escape(text, 1000), file=stream, flush=True)
 
-    result = run_chaos(
-        ChaosOptions(
-            plan=plan,
-            seed=values["seed"],
-            command=shlex.join(["paramserver", *sys.argv[1:]]),
-            replay=_replay(values, mode),
-            minutes=minutes,
-            folder=out,
-            keep=values["keep"],
-        ),
-        tell,
+    options = ChaosOptions(
+        plan=plan,
+        seed=values["seed"],
+        command=shlex.join(["paramserver", *sys.argv[1:]]),
+        replay=_replay(values, mode),
+        minutes=minutes,
+        folder=out,
+        keep=values["keep"],
     )
+    try:
+        result = run_chaos(options, tell)
+    except LabError as error:
+        raise CommandError(error.cause, " | ".join(error.hint.splitlines())) from error
     if out is not None:
         (out / "chaos.json").write_text(json.dumps(to_json(result)) + "\n")
         (out / "chaos.md").write_text(markdown(result))

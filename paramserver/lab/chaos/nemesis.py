@@ -196,7 +196,9 @@ class _Nemesis:
     def _hold(self, one: Struck, hold_s: float) -> None:
         time.sleep(max(0.0, one.start_s + hold_s - time.monotonic()))
         if one.during is During.STEPS:
-            one.hang = not self._load.await_steps(DURING_STEPS_MIN, one.start_s, self._plan.hang_s)
+            one.hang = not all(
+                self._load.await_steps(count + 1, one.start_s, self._plan.hang_s) for count in range(DURING_STEPS_MIN)
+            )
         else:
             self._load.check()
 
