@@ -137,6 +137,7 @@ def replace_node(placement: Placement, survey: Survey, old: NodeId, new: Node) -
             raise Refusal(Reason.CONFLICT, f"node {new.node} is {target.state.name.lower()} and gets no replica")
         elif new.node not in survey.up:
             raise Refusal(Reason.QUORUM, f"node {new.node} does not answer", hint="start it first")
+        _nothing_arrives(placement, old)
         nodes.append(replace(leaving, state=NodeState.DRAINING, then_remove=True))
         up = survey.up
     moves, steps, arithmetic = [], [], []
@@ -167,6 +168,7 @@ def replace_node(placement: Placement, survey: Survey, old: NodeId, new: Node) -
 def drain(placement: Placement, survey: Survey, number: NodeId) -> Plan:
     """A place for every replica of the node, or a refusal with the arithmetic."""
     node = _known(placement, number)
+    _nothing_arrives(placement, number)
     load = _load(placement, survey)
     moves, steps, arithmetic = [], [], []
     for group, picture in _all(survey):
@@ -348,6 +350,13 @@ def _one_at_a_time(placement: Placement, group: GroupId) -> None:
             group=group,
             hint=f"wait for it (paramserver group list), or paramserver group cancel {group}",
         )
+
+
+def _nothing_arrives(placement: Placement, number: NodeId) -> None:
+    """A node that is to be emptied: what is on its way there would stay."""
+    for move in placement.moves.values():
+        if move.to_node == number and not move.cancelled:
+            _one_at_a_time(placement, move.group)
 
 
 def _without(picture: GroupPicture, number: NodeId, up: Collection[NodeId]) -> tuple[bool, str]:

@@ -121,6 +121,9 @@ def administration(cluster: FakeCluster) -> Administration:
         (majority_of_a_group_is_dead, DrainNode(2), ("up: 1, 2, 5;", "leaves 2 nodes for 5 replicas")),
         (one_is_being_drained, DrainNode(2), ("group 0 is being moved already, to node 4",)),
         (one_is_being_drained, MoveReplica(1, 3, 4), ("group 1 is being moved already, to node 4",)),
+        # What is on its way to the node would stay there, and the node would never be empty (simulation, seed 840271).
+        (one_is_being_drained, DrainNode(4), ("group 0 is being moved already, to node 4",)),
+        (one_is_being_drained, ReplaceNode(4, 2), ("group 0 is being moved already, to node 4",)),
     ],
 )
 def test_misuse_is_refused_with_the_arithmetic(

@@ -19,7 +19,7 @@ from consensus.runtime.interface import Committed, ReadOutcome, Refused, Transfe
 from consensus.simulation import damage
 from consensus.simulation.administrator import _Goal
 from consensus.simulation.case import spread_groups
-from consensus.simulation.cluster import Cluster, SimulationOptions, small_runtime_options
+from consensus.simulation.cluster import Cluster, SimulationOptions, small_runtime_options, small_wal_options
 from consensus.simulation.faults import Fault, FaultKind
 from consensus.simulation.ledger import Ledger, encode
 from consensus.simulation.load import LedgerLoad
@@ -630,6 +630,56 @@ def lagging(
 
     run.at(700, away)
     return run
+
+
+NOTHING_IN_MEMORY = SimulationOptions(
+    runtime=replace(
+        small_runtime_options(),
+        raft=replace(small_runtime_options().raft, unloaded_after_bytes=0, inflight_stored_bytes_max=4096),
+        snapshot_log_bytes_min=1 << 30,
+    ),
+    wal=replace(small_wal_options(), recovered_bytes_max=0, open_copy_bytes_max=0),
+)
+"""What is applied is read back from the log for whoever needs it, and no snapshot helps."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "amount", "for_ms"),
+    [
+        (None, 0, 0),
+        (FaultKind.KILL, 0, 300),
+        (FaultKind.POWER_DURING_IO, 3, 200),
+        (FaultKind.SLOW_DISK, 60, 300),
+        (FaultKind.TRANSFER, 0, 1),
+    ],
+    ids=["nothing", "killed", "power", "slow disk", "hand-over"],
+)
+def test_fault_02_a_follower_far_behind_is_caught_up_from_its_leaders_disk(
+    kind: FaultKind | None, amount: int, for_ms: int
+) -> None:
+    """While load goes on, and whatever becomes of the leader that reads."""
+    plan = [of_leader(kind, 1703, for_ms, amount=amount)] if kind is not None else []
+    run = prepare(plan, options=NOTHING_IN_MEMORY, load_ms=3500)
+    run.at(300, run.propose_steadily)
+
+    def away() -> None:
+        victim = run.followers()[0]
+        victim.kill("killed, for long")
+        run.at(1700, victim.start)
+
+    run.at(600, away)
+    run.run((600, 1700))
+    assert run.report.counts["entries read back"] > 100
+    assert run.report.counts["snapshots sent"] == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_fault_04_a_power_cut_of_everything_with_nothing_of_the_log_in_memory(seed: int) -> None:
+    everybody = fault(FaultKind.RESTART_ALL, 1300, 200, nodes=(1, 2, 3), amount=1)
+    run = prepare([everybody], seed=seed, options=NOTHING_IN_MEMORY)
+    run.at(300, run.propose_steadily)
+    run.run((1300, 1500), during=False)
+    assert run.report.counts["entries read back"] > 100, "what was applied again"
 
 
 @pytest.mark.parametrize("power", [0, 1], ids=["kill", "power"])
