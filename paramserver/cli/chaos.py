@@ -119,7 +119,9 @@ def _chaos(values: flags.Values, mode: str) -> int:
 def _close(result: ChaosResult) -> None:
     if not result.passed:
         print(f"{len(result.problems)} checks failed", file=sys.stderr)
-        print(f"logs and data folders: {result.kept}", file=sys.stderr)
+    if result.kept:
+        print(f"logs and data folders: {result.kept}", file=sys.stderr, flush=True)
+    if not result.passed:
         print(f"the same plan again: {result.replay}", file=sys.stderr, flush=True)
 
 
