@@ -32,7 +32,8 @@ heartbeats with its leader; refused while no leader has a quorum."""
 
 def bounded(age_ms: int) -> Consistency:
     """Each block holds every update that was acknowledged `age_ms` milliseconds before the call, or later. Mostly
-    answered at once, by any replica; without a quorum until the bound has passed. `Tensors.age_ms` says how old."""
+    answered at once, by any replica; without a quorum until the bound has passed. `Tensors.age_ms` says how old.
+    Raises InvalidArgument for what is no whole number from 1 to a day."""
     if isinstance(age_ms, bool) or not isinstance(age_ms, int) or not 0 < age_ms <= BOUNDED_MS_MAX:
         raise InvalidArgument(f"bounded: age_ms {age_ms!r}", f"expected a whole number from 1 to {BOUNDED_MS_MAX}")
     return Consistency(bounded_ms=age_ms)

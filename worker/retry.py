@@ -64,9 +64,10 @@ _HINT = "are the servers up? `paramserver status` says who leads; the call may b
 
 def check_timeout(timeout_s: float, what: str) -> None:
     # NaN fails both comparisons.
-    if not 0 < timeout_s <= TIMEOUT_S_MAX:
+    number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
+    if not number or not 0 < timeout_s <= TIMEOUT_S_MAX:
         raise InvalidArgument(
-            f"{what}: timeout of {timeout_s} s", f"expected more than 0 and at most {TIMEOUT_S_MAX:g} seconds"
+            f"{what}: timeout of {timeout_s!r} s", f"expected more than 0 and at most {TIMEOUT_S_MAX:g} seconds"
         )
 
 

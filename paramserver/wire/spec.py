@@ -213,9 +213,11 @@ class TensorSpec:
 
     @property
     def elements(self) -> int:
+        """The product of the shape; each is 4 bytes."""
         return math.prod(self.shape)
 
     def validate(self, where: str) -> Iterator[Problem]:
+        """What is wrong with it, with `where` in front of each field's name. Raises nothing."""
         yield from name_problems(f"{where}.name", self.name)
         if self.dtype not in tuple(DType):
             yield Problem(f"{where}.dtype", "FLOAT32", str(self.dtype))

@@ -75,3 +75,23 @@ def test_example_with_two_ranks(cluster: Cluster, tmp_path: Path) -> None:
         assert rank.returncode == 0, error
         digests.add(re.search(r"digest ([0-9a-f]+), b = (1\.0|0\.99)", out).group(1))
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("embed_asyncio.py", r"rank 0: version 150, digest ([0-9a-f]+), b = (1\.0|0\.99).*\nrank 1: .* digest \1, b"),
+        ("embed_accumulate.py", r"step 150, b = (1\.0|0\.99)"),
+    ],
+)
+def test_example_in_one_program(name: str, words: str, cluster: Cluster, tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / name), cluster.endpoints],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert re.search(words, ran.stdout), ran.stdout
