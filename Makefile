@@ -49,6 +49,10 @@ test: lint $(PROTOC_STAMP) ## Lint, then every test (about seven minutes on two 
 mutants: install ## Put every known bug back, one by one: each must make a named test fail (under ten minutes)
 	@$(BIN)/python -m tests.mutations.runner $(ARGS)
 
+.PHONY: chaos-mutants
+chaos-mutants: install ## Real clusters of broken servers: each must be caught by a run of faults (half a minute)
+	@$(BIN)/python -m tests.mutations.servers $(ARGS)
+
 .PHONY: test-stub-range
 test-stub-range: install ## Run the stubs on the oldest and the newest protobuf and grpcio
 	@tools/stub_range.sh $(PYTHON)

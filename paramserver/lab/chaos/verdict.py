@@ -91,11 +91,13 @@ def judge(
 
 
 def beyond(struck: Sequence[Struck], observed: Observed) -> tuple[int, int]:
-    """Lost and doubled updates that were first seen after the last fault's time."""
+    """Lost and doubled updates that were first seen after the last fault's time. What the last linearizable read of all
+    still lacked counts, too: a stage that ended early has no last look at the replicas."""
     known = _Known()
     for one in struck:
         known.more(observed, one.until_s)
-    return known.more(observed, float("inf"))
+    last = max((read for read in observed.reads if read.node == 0), key=lambda read: read.ended_s, default=None)
+    return known.more(observed, float("inf"), lacking=last.missing if last is not None else 0)
 
 
 def undisturbed(struck: Sequence[Struck], observed: Observed) -> dict[str, Distribution]:
@@ -128,12 +130,12 @@ class _Known:
     def __init__(self) -> None:
         self._lost = self._duplicated = 0
 
-    def more(self, observed: Observed, until_s: float) -> tuple[int, int]:
+    def more(self, observed: Observed, until_s: float, *, lacking: int = 0) -> tuple[int, int]:
         looks = [*observed.replicas, *(look for worker in observed.workers for look in worker.counted)]
         missing = [look.missing for look in looks if look.time_s < until_s]
         extra = [look.extra for look in looks if look.time_s < until_s]
         extra += [read.extra for read in observed.reads if read.ended_s < until_s]
-        lost, duplicated = max(missing, default=0), max(extra, default=0)
+        lost, duplicated = max([lacking, *missing]), max(extra, default=0)
         new = max(0, lost - self._lost), max(0, duplicated - self._duplicated)
         self._lost, self._duplicated = max(lost, self._lost), max(duplicated, self._duplicated)
         return new

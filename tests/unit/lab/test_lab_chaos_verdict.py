@@ -232,3 +232,12 @@ def test_stalls_and_times_without_an_answer() -> None:
     assert without_answer_ms(times, 0.2, 0.8, 0.1) == 0.0
     assert distribution([3.0, 1.0, 2.0]).p50 == 2.0
     assert distribution([]).max is None
+
+
+def test_what_the_last_linearizable_read_lacks_is_lost_and_what_a_later_one_holds_is_not() -> None:
+    seen = history()
+    seen.reads.append(Read(109.0, 109.1, 0, 0, 3, 0))
+    assert verdict.beyond(struck(), seen) == (3, 0)
+    seen.reads.append(Read(109.1, 109.2, 2, 0, 5, 0))  # of one node by itself: it may be behind
+    seen.reads.append(Read(109.2, 109.3, 0, 0, 0, 0))
+    assert verdict.beyond(struck(), seen) == (0, 0)
