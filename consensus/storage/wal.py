@@ -14,12 +14,13 @@ Must not know: threads, messages, what entries mean.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
 from consensus.core.errors import InvariantViolated
 from consensus.core.interface import Entry, EntryKind, GroupId, ReplicaId
+from consensus.storage.appending import entry_record, plan_head, records_of, split
 from consensus.storage.batches import Plan, encode_batch, payload_offsets, plan_batch
 from consensus.storage.checksum import crc32c
 from consensus.storage.errors import IdentityMismatch, StorageFailed, StorageFull
@@ -34,7 +35,6 @@ from consensus.storage.rewriting import Rewriting
 from consensus.storage.segments import Prepared, SegmentPool
 from consensus.storage.tables import (
     NO_FLAGS,
-    NO_MARKS,
     Head,
     HeadFlag,
     Mark,
@@ -42,56 +42,11 @@ from consensus.storage.tables import (
     decode_creation,
     decode_hard_state,
     decode_meta,
-    encode_creation,
-    encode_hard_state,
     encode_head,
-    encode_meta,
 )
 
 HEAD_GROWTH_BYTES = 80
 """A head's row of a segment, group or tombstone is at most this long, snapshot and creation of a group apart."""
-
-
-def records_of(append: GroupAppend) -> Iterator[Record]:
-    """What one group appends, in the order in which it must become durable (HAZARDS 7)."""
-    group = append.group
-    if append.tombstone:
-        yield Record(kind=Kind.TOMBSTONE, group=group, index=append.tombstone)
-    if append.forget:
-        yield Record(kind=Kind.MARK, group=group, detail=Mark.FORGETFUL)
-    if append.create is not None:
-        payload = encode_creation(append.create)
-        yield Record(kind=Kind.CREATE, group=group, index=append.create.replica, payload=payload, crc=crc32c(payload))
-    if append.install is not None:
-        meta = encode_meta(append.install)
-        place = (append.install.term, append.install.index)
-        yield Record(kind=Kind.SNAPSHOT, group=group, term=place[0], index=place[1], payload=meta, crc=crc32c(meta))
-    if append.hard_state is not None:
-        state = encode_hard_state(append.hard_state)
-        place = (append.hard_state.term, append.hard_state.commit)
-        yield Record(kind=Kind.HARD_STATE, group=group, term=place[0], index=place[1], payload=state, crc=crc32c(state))
-    for entry in append.entries:
-        yield entry_record(Kind.ENTRY, group, entry)
-    if append.clear_forgetful:
-        yield Record(kind=Kind.MARK, group=group, detail=NO_MARKS)
-
-
-def entry_record(kind: Kind, group: GroupId, entry: Entry) -> Record:
-    return Record(kind, group, entry.term, entry.index, entry.kind, entry.payload, entry.crc)
-
-
-def split(records: Sequence[Record], bytes_max: int) -> Iterator[Plan]:
-    """Cut into batches of at most `bytes_max` bytes of records, or of one record that is larger."""
-    part: list[Record] = []
-    size = 0
-    for record in records:
-        length = HEADER_BYTES + len(record.payload)
-        if part and size + length > bytes_max:
-            yield plan_batch(part)
-            part, size = [], 0
-        part.append(record)
-        size += length
-    yield plan_batch(part)
 
 
 @dataclass(slots=True)
@@ -577,11 +532,6 @@ class Wal:
         except OSError as error:
             self._failed = f"{what}: {error}"
             raise StorageFailed(f"{what} in {self._directory}: {error}") from error
-
-
-def plan_head(head: Record, copies: Sequence[Record] = ()) -> Plan:
-    """A segment's first batch: the table twice, so that one bad place never costs it."""
-    return plan_batch([head, *copies, head])
 
 
 def _newest(found: Sequence[tuple[int, Position]], bytes_max: int) -> int:
