@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from google.protobuf.message import DecodeError
 
-from consensus.storage.errors import StorageFailed, UnknownFormat
+from consensus.storage.errors import StorageFailed, StorageFull, UnknownFormat
 from consensus.storage.interface import FileSystem
+from consensus.storage.segments import NO_SPACE
 from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.checksum import crc32c
 
@@ -44,7 +45,7 @@ def load(filesystem: FileSystem, folder: str) -> pb.Directory | None:
 
 
 def save(filesystem: FileSystem, folder: str, directory: pb.Directory) -> None:
-    """Durable when it returns. Raises `StorageFailed`."""
+    """Durable when it returns. Raises `StorageFull`, with the one before still there, and `StorageFailed`."""
     content = directory.SerializeToString(deterministic=True)
     path, temporary = f"{folder}/{_FILE}", f"{folder}/{_FILE}.temporary"
     try:
@@ -59,4 +60,6 @@ def save(filesystem: FileSystem, folder: str, directory: pb.Directory) -> None:
         filesystem.rename(temporary, path)
         filesystem.sync_directory(folder)
     except OSError as error:
+        if error.errno in NO_SPACE:
+            raise StorageFull(f"no space for {path}: {error}") from error
         raise StorageFailed(f"writing {path}: {error}") from error

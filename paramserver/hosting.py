@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeAlias
 from consensus.core.interface import Configuration, GroupId, NodeId, ReplicaId
 from consensus.runtime import NodeRuntime
 from consensus.runtime.interface import GroupListener, Refused, StateMachine
+from consensus.storage.errors import StorageFull
 from paramserver.catalogue import protos
 from paramserver.catalogue.placement import Members
 from paramserver.catalogue.state import Node, NodeState
@@ -148,7 +149,7 @@ class Hosting:
                 groups=[protos.from_members(group, one) for group, one in members.items()],
             )
             if version > self._groups.directory:
-                await self._blocking(lambda: self._save(told))
+                await self._keep(told)
             self._groups.told(version, nodes, members)
             self._avoid(nodes)
             await self._reach(nodes)
@@ -158,6 +159,13 @@ class Hosting:
             if not self.removed:
                 self.admitted.set()
             self._changed(version)
+
+    async def _keep(self, told: pb.Directory) -> None:
+        """Without space it is not kept: a later life hears it again, and it may be what gets this node out of there."""
+        try:
+            await self._blocking(lambda: self._save(told))
+        except StorageFull as error:
+            log.warning("what group 0 tells of nodes is not kept: %s", error)
 
     async def create(self, group: GroupId, replica: ReplicaId, configuration: Configuration) -> None:
         await self._once(group, replica, lambda: self._create(group, replica, configuration))

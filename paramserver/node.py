@@ -352,9 +352,14 @@ class Node:
     def _full_disk(self) -> str:
         return (
             f"the disk of node {self._config.node} is full: its leaders refuse writes until there is space in "
-            f"{self._config.data_dir}; meanwhile others can lead: paramserver node drain {self._config.node} "
-            "--leaders-only --servers ..."
+            f"{self._config.data_dir}; meanwhile others can lead: {self._way_out()}"
         )
+
+    def _way_out(self) -> str:
+        """Orders to the cluster are writes of group 0."""
+        if self._groups.leader(CATALOGUE_GROUP)[0] == self._config.node:
+            return "as this node leads group 0, which can record no order now, stop this server (SIGTERM)"
+        return f"paramserver node drain {self._config.node} --leaders-only --servers ..."
 
     async def _compare_states(self) -> None:
         """Of blocks that nothing is written to, too (RULES D1)."""

@@ -12,6 +12,7 @@ import pytest
 
 from consensus.core.interface import Configuration, Home
 from consensus.runtime.interface import Refused
+from consensus.storage.errors import StorageFull
 from paramserver.catalogue.bootstrap import layout
 from paramserver.catalogue.state import Node, NodeState
 from paramserver.hosting import Hosting
@@ -68,6 +69,7 @@ class Bench:
     runtime: SlowRuntime = field(default_factory=SlowRuntime)
     rooms: list[tuple[int, int]] = field(default_factory=list)
     vacated: list[int] = field(default_factory=list)
+    save: Callable[[pb.Directory], None] = lambda told: None
 
     def __post_init__(self) -> None:
         self.groups = Groups(node=4, addresses={**MEMBERS, 4: "h:4"}, layout=layout(MEMBERS))
@@ -78,7 +80,7 @@ class Bench:
             peers=NoPeers(),
             folder=Joined(),
             room=self._room,
-            save=lambda told: None,
+            save=self.save,
             vacated=self.vacated.append,
             changed=lambda version: None,
         )
@@ -176,7 +178,7 @@ def test_directory_says_who_is_to_lead_nothing() -> None:
         states = (
             (1, NodeState.ACTIVE),
             (2, NodeState.NO_LEADERS),
-            (3, NodeState.DRAINING),
+            (3, NodeState.NO_LEADERS),
             (4, NodeState.ACTIVE),
         )
         await bench.hosting.directory(2, nodes(*states), {})
@@ -193,3 +195,23 @@ def test_node_remembers_that_it_was_removed() -> None:
         assert bench.hosting.removed
 
     asyncio.run(scenario())
+
+
+def test_a_full_disk_does_not_keep_a_node_from_hearing_what_group_0_tells(caplog: pytest.LogCaptureFixture) -> None:
+    """The order to lead nothing is the way out of a full disk."""
+
+    def no_space(told: pb.Directory) -> None:
+        raise StorageFull("no space for data/directory")
+
+    async def scenario() -> None:
+        bench = Bench(save=no_space)
+        bench.hosting.begin()
+        nodes = tuple(Node(node, f"h:{node}", b"u" * 16) for node in (1, 2, 3))
+        me = Node(4, "h:4", b"u" * 16, NodeState.DRAINING)
+        await bench.hosting.directory(7, (*nodes, me), {})
+        assert bench.groups.directory == 7
+        assert bench.runtime.avoided == (4,)
+
+    asyncio.run(scenario())
+    assert "no space for data/directory" in caplog.text
+    assert "Traceback" not in caplog.text

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from consensus.storage.errors import StorageFull
 from consensus.storage.filesystem import OsFileSystem
+from paramserver import directory
 from paramserver.config import NodeConfig
 from paramserver.injection import clock as clocks
 from paramserver.injection import control
@@ -23,6 +25,7 @@ from paramserver.injection.control import Injection
 from paramserver.injection.disk import DiskFaults, FaultyFileSystem
 from paramserver.lab.errors import LabError
 from paramserver.lab.faults import NodeFaults
+from paramserver.v1 import paramserver_pb2 as pb
 
 HOUR_S = 3600.0
 
@@ -109,6 +112,19 @@ def test_a_full_disk_refuses_what_allocates_and_nothing_else(
     faults.set(full=False)
     file.pwrite([b"over"], 8)
     file.close()
+
+
+def test_a_directory_that_finds_no_space_leaves_the_one_before(
+    disk: FaultyFileSystem, faults: DiskFaults, tmp_path: Path
+) -> None:
+    directory.save(disk, str(tmp_path), pb.Directory(version=1))
+    faults.set(full=True)
+    with pytest.raises(StorageFull, match="no space"):
+        directory.save(disk, str(tmp_path), pb.Directory(version=2))
+    assert directory.load(disk, str(tmp_path)) == pb.Directory(version=1)
+    faults.set(full=False)
+    directory.save(disk, str(tmp_path), pb.Directory(version=3))
+    assert directory.load(disk, str(tmp_path)) == pb.Directory(version=3)
 
 
 def test_one_sync_fails_and_no_more(disk: FaultyFileSystem, faults: DiskFaults, tmp_path: Path) -> None:
