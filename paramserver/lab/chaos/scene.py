@@ -219,6 +219,10 @@ class Scene:
         answer = self.cluster.status(node, timeout_s=ASK_S)
         return isinstance(answer, status.NodeSnapshot) and any(state.snapshot_index for state in answer.groups)
 
+    def full_disks(self) -> set[int]:
+        """Nodes that say that theirs is."""
+        return {node.node for node in status.reached(self.answers()) if node.disk_full}
+
     def problems_of(self, node: int) -> list[str]:
         """Replicas there that don't run."""
         answer = self.cluster.status(node, timeout_s=ASK_S)

@@ -32,13 +32,11 @@ def slow_disk(scene: Scene, draw: Draw) -> Injection:
 
 @fault("full_disk", rows=(10,), hold_s=(0.5, 1.5), needs=SEAMS, during=During.WAITS)
 def full_disk(scene: Scene, draw: Draw) -> Injection:
-    """Of one node, or of all. It holds from when a write finds no room: what was allocated before is used up first."""
+    """Of one node, or of all. It holds from when the node says so: what was allocated before is used up first."""
     nodes = scene.members() if draw.choice.random() < 0.3 else scene.some_nodes(draw, 1)
     for node in nodes:
         scene.cluster.faults(node).disk(full=True)
-    scene.until(
-        lambda: all(scene.cluster.faults(node).state().refused for node in nodes), "the disk to be full", FULL_S
-    )
+    scene.until(lambda: set(nodes) <= scene.full_disks(), "the disk to be full", FULL_S)
     scene.begins()
     yield f"node{'s' * (len(nodes) > 1)} {', '.join(map(str, nodes))}"
     for node in nodes:
