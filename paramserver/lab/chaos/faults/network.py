@@ -41,8 +41,8 @@ def partition_bridge(scene: Scene, draw: Draw) -> Injection:
 
 @fault("clog_links", rows=(14,), hold_s=(0.5, 1.0), needs=LINKS, during=During.WAITS)
 def clog_links(scene: Scene, draw: Draw) -> Injection:
-    """One direction after the other, of two in three, some of them unclogged again on the way; then the rest, in another
-    order. Which are left may keep every two nodes from hearing each other, so training may have to wait."""
+    """One direction after the other, of two in three, some of them unclogged again on the way; then the rest, in
+    another order. Which are left may keep every two nodes from hearing each other, so training may have to wait."""
     choice = random.Random(draw.seed)
     members = scene.members()
     pairs = [(one, other) for one in members for other in members if one != other]
