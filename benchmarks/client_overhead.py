@@ -2,12 +2,12 @@
 
     python -m benchmarks.client_overhead --out docs/benchmarks/client_overhead.json
 
-Two ways to push and pull the same model through the same cluster, in turns of some steps in the same process: the
+Two ways to push and pull the same model through the same cluster, in turns, step by step, in the same process: the
 public one, `model.push_pull(dict of arrays).result()`, which copies the arrays, looks for NaN, makes new arrays for the
 weights and hands a future over; and the bare one, the engine's own `begin` and `wait` on the client's event loop, with
 a flat gradient that is sent from where it lies into a flat buffer that is there already. Each has a model of its own,
-of the same tensors. A round is both, in alternating order; the figure is the median over rounds of public over bare, of
-the rounds' median steps. Loopback, three servers, SGD, fsync on, one rank.
+of the same tensors. A pair is a step of each, one behind the other, in alternating order; the figure is the median over
+pairs of public over bare. CPU time is that of the client's process. Loopback, three servers, SGD, fsync on, one rank.
 
 Owns the two ways, and nothing of how a step is made.
 """
@@ -15,12 +15,13 @@ Owns the two ways, and nothing of how a step is made.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 if __package__ in (None, ""):  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -31,7 +32,6 @@ import paramserver
 from benchmarks.common import machine, results
 from benchmarks.common.targets import Target
 from paramserver.lab.cluster import Cluster
-from paramserver.wire.allocator import keep_memory
 from paramserver.wire.frames import PushKind
 from worker.retry import Budget
 from worker.tensors import Tensors
@@ -64,17 +64,20 @@ def bare(model: paramserver.Model, gradients: dict[str, Any]) -> Step:
     return step
 
 
-def median_ms(step: Step, steps: int) -> float:
-    took = []
-    for _ in range(steps):
-        began = time.perf_counter()
-        step()
-        took.append(time.perf_counter() - began)
-    return statistics.median(took) * 1e3
+class Taken(NamedTuple):
+    """Of one step: wall time, and CPU time of this process, all threads."""
+
+    ms: float
+    cpu_ms: float
 
 
-def measure(model_mb: int, rounds: int, steps: int, warm_up: int) -> list[dict[str, float]]:
-    keep_memory()
+def timed(step: Step) -> Taken:
+    began, cpu = time.perf_counter(), time.process_time()
+    step()
+    return Taken((time.perf_counter() - began) * 1e3, (time.process_time() - cpu) * 1e3)
+
+
+def measure(model_mb: int, pairs: int, warm_up: int) -> dict[str, list[Taken]]:
     elements = (model_mb << 20) // 4 // TENSORS
     shapes = {f"layer{at}": (elements,) for at in range(TENSORS)}
     draw = np.random.default_rng(1)
@@ -87,43 +90,46 @@ def measure(model_mb: int, rounds: int, steps: int, warm_up: int) -> list[dict[s
             for name, way in (("public", public), ("bare", bare)):
                 model = client.model(name, shapes, optimizer=paramserver.sgd(1e-3), rank=0, initial=zeros)
                 ways[name] = way(model, gradients)
-                median_ms(ways[name], warm_up)
-            found = []
-            for at in range(rounds):
-                order = list(ways) if at % 2 == 0 else list(reversed(ways))
-                found.append({name: round(median_ms(ways[name], steps), 3) for name in order})
-                print(found[-1], file=sys.stderr, flush=True)
+            found: dict[str, list[Taken]] = {name: [] for name in ways}
+            for at in range(warm_up + pairs):
+                for name in list(ways) if at % 2 == 0 else list(reversed(ways)):
+                    taken = timed(ways[name])
+                    if at >= warm_up:
+                        found[name].append(taken)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-mb", default=16, type=int)
-    parser.add_argument("--rounds", default=12, type=int)
-    parser.add_argument("--steps", default=12, type=int, help="a way and round")
-    parser.add_argument("--warm-up", default=10, type=int, help="steps of each way that are not counted")
+    parser.add_argument("--pairs", default=120, type=int, help="steps of each way")
+    parser.add_argument("--warm-up", default=10, type=int, help="steps of each way before, that are not counted")
     parser.add_argument("--out", metavar="FILE", help="write the JSON here too")
     options = parser.parse_args()
-    found = measure(options.model_mb, options.rounds, options.steps, options.warm_up)
-    ratios = [one["public"] / one["bare"] for one in found]
+    load = os.getloadavg()[0]
+    found = measure(options.model_mb, options.pairs, options.warm_up)
+    ratios = sorted(mine.ms / theirs.ms for mine, theirs in zip(found["public"], found["bare"], strict=True))
     value = round(statistics.median(ratios), 3)
+    medians = {
+        f"{name}_{field}": round(statistics.median(getattr(one, field) for one in taken), 3)
+        for name, taken in found.items()
+        for field in ("ms", "cpu_ms")
+    }
     results.write(
         {
             "benchmark": "client_overhead",
             "command": machine.command("client_overhead"),
             "machine": machine.machine(),
             "versions": machine.versions(),
+            "load_before": round(load, 2),
             "model_mb": options.model_mb,
             "tensors": TENSORS,
             "replicas": 3,
             "durability": "fsync",
-            "steps_a_round": options.steps,
-            "public_ms": round(statistics.median(one["public"] for one in found), 3),
-            "bare_ms": round(statistics.median(one["bare"] for one in found), 3),
+            "pairs": len(ratios),
+            **medians,
             "ratio": value,
-            "ratio_least": round(min(ratios), 3),
-            "ratio_most": round(max(ratios), 3),
-            "rounds": found,
+            "ratio_quartiles": [round(ratios[len(ratios) * part // 4], 3) for part in (1, 3)],
             "figure": TARGET.judged(value),
         },
         options.out,

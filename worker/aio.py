@@ -151,6 +151,7 @@ class Client:
         weights_codec: str | Codec = "fp32",
         clip_norm: float | None = None,
         reject_norm: float | None = None,
+        frozen: Collection[str] = (),
         timeout: float | None = None,
     ) -> Model:
         """`paramserver.Client.model`, awaited: shapes, units and errors are the same. Raises SpecMismatch, NotFound,
@@ -165,7 +166,7 @@ class Client:
             log_codec=log_codec,
         )
         norms = Norms(clip_norm, reject_norm)
-        opening = self._client._model(name, tensors, given, rank, initial, codec, weights_codec, norms, timeout)
+        opening = self._client._model(name, tensors, given, rank, initial, codec, weights_codec, norms, frozen, timeout)
         return Model(await settled(opening))
 
     async def close(self, *, release: bool = True) -> None:

@@ -17,7 +17,7 @@ import re
 import socket
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -246,6 +246,7 @@ class Client:
         weights_codec: str | Codec = "fp32",
         clip_norm: float | None = None,
         reject_norm: float | None = None,
+        frozen: Collection[str] = (),
         timeout: float | None = None,
     ) -> Model:
         """Create a model or open the one of that name, and take a rank of it. The same call again opens it again.
@@ -262,6 +263,8 @@ class Client:
             same one compute with the same bits.
         clip_norm: this handle's gradients of a greater Euclidean norm are scaled down to it before they are sent.
         reject_norm: those of a greater norm are NormTooLarge.
+        frozen: names of tensors of which this handle pushes nothing, and takes no gradients; all ranks are to name the
+            same, from the first step on, and then their weights keep their bits.
         timeout: seconds; None: the client's.
 
         Returns when the model is open and the rank held. Raises SpecMismatch (the model has another spec; the error has
@@ -278,7 +281,16 @@ class Client:
         )
         return self._result(
             self._model(
-                name, tensors, given, rank, initial, codec, weights_codec, Norms(clip_norm, reject_norm), timeout
+                name,
+                tensors,
+                given,
+                rank,
+                initial,
+                codec,
+                weights_codec,
+                Norms(clip_norm, reject_norm),
+                frozen,
+                timeout,
             )
         )
 
@@ -292,6 +304,7 @@ class Client:
         codec: str | Codec,
         weights_codec: str | Codec,
         norms: Norms,
+        frozen: Collection[str],
         timeout: float | None,
     ) -> Future[Model]:
         self._check()
@@ -317,6 +330,7 @@ class Client:
                     described,
                     rank,
                     norms=norms,
+                    frozen=frozen,
                     network=self._network,
                     cluster=self._cluster,
                     routes=self._routes,

@@ -8,11 +8,12 @@ calls give equal bits; a caller's array is never written. Must not know: streams
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from paramserver.wire.codecs import LARGEST, PIECE_ELEMENTS, Codec, first_beyond
 from paramserver.wire.errors import Refusal
@@ -24,6 +25,7 @@ from worker.arrays import on_host
 from worker.errors import InvalidArgument
 from worker.parts import Part, Parts
 from worker.refusals import to_error
+from worker.steps import ranges
 from worker.tensors import Tensors
 
 
@@ -65,20 +67,26 @@ class Taken:
 class Intake:
     """Of one handle. A caller sees to it that no step is in flight."""
 
-    def __init__(self, layout: Layout, codec: Codec, norms: Norms) -> None:
+    def __init__(self, layout: Layout, codec: Codec, norms: Norms, frozen: Collection[str] = ()) -> None:
+        """`frozen`: tensors of which nothing is ever pushed. Raises InvalidArgument."""
         self._layout = layout
         self._codec = codec
         self._norms = norms
         self._buffer: Flat | None = None
         self._scratch: Flat | None = None
         self._parts = Parts(layout)
+        self._trained: Part | None = None
+        self._zeros: dict[str, npt.NDArray[np.float32]] = {}
+        """What is laid out in place of frozen tensors."""
+        if frozen:
+            self._freeze(frozen)
         self.counts = Counts()
         self.accumulated = 0
         """Gradients in the sum."""
 
     def take(self, gradients: Mapping[str, Any] | None, *, partial: bool, step: int) -> Taken:
         """`gradients` None: the sum, which begins anew. Raises InvalidArgument, NonFinite, NormTooLarge."""
-        part = None
+        part = self._trained
         if gradients is None:
             if not self.accumulated:
                 raise InvalidArgument("gradients: expected a mapping, received none", "and nothing was accumulated")
@@ -119,6 +127,36 @@ class Intake:
     def discard(self) -> None:
         self.accumulated = 0
 
+    # --- frozen tensors
+
+    def _freeze(self, frozen: Collection[str]) -> None:
+        ours = self._parts.of(frozen)
+        tensors = self._layout.spec.tensors
+        trained = [tensor.name for tensor in tensors if tensor.name not in ours.names]
+        if not trained:
+            raise InvalidArgument(
+                "frozen: all tensors", "expected at least one that is trained; without a rank none is"
+            )
+        self._trained = Parts(self._layout).of(trained)
+        shared = ours.blocks & self._trained.blocks
+        decay = self._layout.spec.optimizer.weight_decay
+        if shared and decay:
+            raise InvalidArgument(
+                f"frozen: blocks {ranges(shared)} hold trained tensors, too, where weight decay {decay:g} is of all",
+                "expected frozen tensors that fill their blocks, or an optimizer without weight decay",
+            )
+        self._zeros = {
+            tensor.name: np.broadcast_to(np.float32(0), tensor.shape) for tensor in tensors if tensor.name in ours.names
+        }
+
+    def _none_frozen(self, gradients: Mapping[str, Any]) -> None:
+        given = [name for name in self._zeros if name in gradients]
+        if given:
+            text = "; ".join(
+                f"tensor {name!r}: expected nothing, for it is frozen, received an array" for name in given
+            )
+            raise InvalidArgument(text)
+
     # --- gathering
 
     def _own(self) -> Flat:
@@ -129,14 +167,21 @@ class Intake:
     def _all(self, gradients: Mapping[str, Any], into: Flat | None = None) -> Flat:
         layout = self._layout
         if isinstance(gradients, Tensors) and gradients.whole and gradients.flat.shape == (layout.elements,):
-            return gradients.flat
+            if not self._zeros:
+                return gradients.flat
+            gradients = {name: array for name, array in gradients.items() if name not in self._zeros}
+        host = on_host(gradients)
+        if self._zeros:
+            self._none_frozen(host)
+            host = {**host, **self._zeros}
         try:
-            return layout.flatten(on_host(gradients), out=self._own() if into is None else into)
+            return layout.flatten(host, out=self._own() if into is None else into)
         except Refusal as refusal:
             raise to_error(refusal) from None
 
     def _some(self, gradients: Mapping[str, Any]) -> tuple[Part, Flat]:
         host = on_host(gradients)
+        self._none_frozen(host)
         part = self._parts.of(host)
         flat = self._own()
         views = self._layout.unflatten(flat)

@@ -47,9 +47,11 @@ class Model:
         self._destination: Destination | None = None
         """Where the caller wants the weights of the step in flight, too."""
 
-    async def _start(self, described: Any, rank: int | None, *, norms: Norms, **parts: Any) -> None:
+    async def _start(
+        self, described: Any, rank: int | None, *, norms: Norms, frozen: Collection[str], **parts: Any
+    ) -> None:
         self._engine = Engine(model=described, **parts)
-        self._intake = Intake(self._engine.layout, self._engine.codec, norms)
+        self._intake = Intake(self._engine.layout, self._engine.codec, norms, frozen)
         self._parts = Parts(self._engine.layout)
         if rank is not None:
             await self._engine.claim(rank)

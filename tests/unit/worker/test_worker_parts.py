@@ -119,3 +119,62 @@ def test_a_mode_that_there_is_not() -> None:
     with client_of(FakeCluster()) as client:
         with pytest.raises(errors.InvalidArgument, match=r"mode 'asp'.*expected paramserver.bsp\(\)"):
             client.model("m", SHAPES, optimizer=sgd(0.5), mode="asp")
+
+
+def test_frozen_tensors_keep_their_bits() -> None:
+    """Blocks of theirs alone are empty; in one that they share they are zeros, whatever was there before."""
+    cluster = FakeCluster()
+    with client_of(cluster) as client:
+        model = model_of(client, frozen=["a"])
+        before = model.pull()
+        trained = {name: array for name, array in gradients(0).items() if name != "a"}
+        buffer = model.buffer()
+        buffer.flat[:] = 1
+        model.accumulate(trained)
+        for given in (None, trained, buffer):
+            cluster.payloads.clear()
+            after = model.push_pull(given).result()
+            sent = {block: payload for block, _, payload in cluster.payloads}
+            assert sent[0] == b""
+            assert np.frombuffer(sent[1], np.float32).tolist() == [0.0] * (2000 - 1024) + [1.0] * (2048 - 2000)
+            assert after["a"].tobytes() == before["a"].tobytes()
+        assert np.array_equal(after["b"], before["b"] - 3 * LEARNING_RATE)
+        assert (buffer.flat == 1).all()
+        with pytest.raises(errors.InvalidArgument, match="'a': expected nothing, for it is frozen"):
+            model.push_pull(gradients(0))
+        with pytest.raises(errors.InvalidArgument, match="'a': expected nothing"):
+            model.push_pull({"a": gradients(0)["a"]}, partial=True)
+        with pytest.raises(errors.InvalidArgument, match=r"'c'.*nothing"):
+            model.push_pull({"b": trained["b"]})
+        assert model.push_pull({"b": trained["b"]}, partial=True).result().version == 4
+
+
+@pytest.mark.parametrize(
+    ("frozen", "decay", "words"),
+    [
+        (["x"], 0.0, "'x'"),
+        (list(SHAPES), 0.0, "all tensors"),
+        (["a"], 0.5, "blocks 1 hold trained tensors, too, where weight decay 0.5"),
+        (["a", "b"], 0.5, "blocks 4 hold"),
+    ],
+)
+def test_what_cannot_be_frozen(frozen: list[str], decay: float, words: str) -> None:
+    with client_of(FakeCluster()) as client:
+        with pytest.raises(errors.InvalidArgument, match=words):
+            model_of(client, frozen=frozen, optimizer=sgd(0.5, weight_decay=decay))
+
+
+def test_with_weight_decay_frozen_tensors_have_blocks_of_their_own() -> None:
+    shapes = {"frozen": (2048,), "trained": (10,)}
+    values = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    with client_of(FakeCluster()) as client:
+        model = client.model(
+            "m",
+            shapes,
+            optimizer=sgd(0.5, weight_decay=0.1),
+            rank=0,
+            initial=values,
+            block_bytes=BLOCK_BYTES,
+            frozen=["frozen"],
+        )
+        assert model.push_pull({"trained": np.ones(10)}).result()["frozen"].min() == 1
