@@ -18,7 +18,7 @@ FAULTS = {*range(1, 16), *range(17, 28), 29, 31}
 """Of the list of faults those that the simulator or a unit or crash-point test can bring, and 26 and 29, which real
 processes show. Not in it: 16 and 32 to 35, which need real processes or what is not there yet; 28 and 30, which come
 with worker sets that change and with moves of blocks."""
-BAD_INPUT = {*range(1, 6), 7, 8, 9, *range(11, 19), 22, 23, 24, 26}
+BAD_INPUT = {*range(1, 10), *range(11, 19), 22, 23, 24, 26}
 _NAMED = re.compile(r"`(test_\w+\.py)::(test_\w+)`")
 
 
