@@ -71,7 +71,7 @@ def black_hole(scene: Scene, draw: Draw) -> Injection:
     scene.cluster.links.heal()
 
 
-@fault("loss", rows=(15,), hold_s=(1.5, 2.5), needs=LINKS, p=(0.02, 0.3))
+@fault("loss", rows=(15,), hold_s=(1.5, 2.5), needs=LINKS, p=(0.02, 0.15))
 def loss(scene: Scene, draw: Draw) -> Injection:
     scene.begins()
     scene.cluster.links.all().loss(draw["p"])
