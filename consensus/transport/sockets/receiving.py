@@ -184,6 +184,10 @@ class Connection:
         options = self._listener.options
         late = self._hello is None
         self._quiet_looks += 1
+        if self._reading and not late:
+            self._readable()  # A slow link may have brought less than what the kernel was to wake us for.
+        if self._closed:
+            return
         if late or self._quiet_looks > options.quiet_looks_max:
             self._listener.dropped["hello_late" if late else "connection_silent"] += 1
             self.close()

@@ -405,6 +405,22 @@ def test_a_peer_that_falls_silent_is_given_up(channel: Channel) -> None:
     asyncio.run(main())
 
 
+def test_a_slow_link_is_not_taken_for_a_silent_one() -> None:
+    data = frame(append(1, bytes(400_000)))
+
+    async def main() -> None:
+        async with alone(QUICK) as one, by_hand(one) as peer:
+            await peer.accepted()
+            for at in range(30):  # For much longer than silence is borne, less than the receiver is woken for.
+                await peer.say(data[1000 * at : 1000 * (at + 1)])
+                await asyncio.sleep(QUICK.keepalive_timeout_ms / 2000)
+            await peer.say(data[30_000:])
+            await until(lambda: one.inbox.envelopes == [(2, append(1, bytes(400_000)))])
+            assert one.transport.dropped["connection_silent"] == 0
+
+    asyncio.run(main())
+
+
 def silenced(monkeypatch: pytest.MonkeyPatch, is_silent: Callable[[Connection], bool]) -> None:
     """Those ends neither read nor say anything more: a black hole in the middle of a connection."""
     real = Connection._watch
