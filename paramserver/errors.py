@@ -4,6 +4,7 @@ Here alone, for `paramserver.NonFinite` is a policy of models and no error. work
 """
 
 from worker.errors import Cancelled as Cancelled
+from worker.errors import CheckpointError as CheckpointError
 from worker.errors import Closed as Closed
 from worker.errors import DeadlineExceeded as DeadlineExceeded
 from worker.errors import FailedPrecondition as FailedPrecondition
@@ -25,6 +26,7 @@ from worker.errors import Unavailable as Unavailable
 
 __all__ = [
     "Cancelled",
+    "CheckpointError",
     "Closed",
     "DeadlineExceeded",
     "FailedPrecondition",

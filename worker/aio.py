@@ -17,12 +17,14 @@ know: streams, steps.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
 from paramserver.wire.spec import Codec, ModelSpec, NonFinite, OptimizerSpec, Reduction
 from worker import client as blocking
+from worker.catalogue import Description, ModelSummary
 from worker.channels import GrpcNetwork
 from worker.client import SessionPlace
 from worker.consistency import Consistency
@@ -34,6 +36,7 @@ from worker.network import Network
 from worker.replicas import PullPolicy
 from worker.retry import TIMEOUT_S
 from worker.routing import Route
+from worker.saving import SAVE_TIMEOUT_S, Saved, no_progress
 from worker.spec import Bsp, Shapes, Spec
 from worker.tensors import Pushed, Tensors
 
@@ -168,6 +171,26 @@ class Client:
         norms = Norms(clip_norm, reject_norm)
         opening = self._client._model(name, tensors, given, rank, initial, codec, weights_codec, norms, frozen, timeout)
         return Model(await settled(opening))
+
+    async def models(self, *, timeout: float | None = None) -> list[ModelSummary]:
+        """The cluster's models, by name. Raises Unavailable, DeadlineExceeded, Closed, Forked."""
+        return await settled(self._client._models_listed(timeout))
+
+    async def describe(self, name: str, *, timeout: float | None = None) -> Description:
+        """A model as group 0 knows it, without opening it. Raises NotFound, DeadlineExceeded, Closed, Forked."""
+        return await settled(self._client._described(name, timeout))
+
+    async def save(
+        self,
+        name: str,
+        path: str | os.PathLike[str],
+        *,
+        step: int | None = None,
+        timeout: float = SAVE_TIMEOUT_S,
+        progress: Callable[[int, int], None] = no_progress,
+    ) -> Saved:
+        """`paramserver.Client.save`, awaited, with the same errors."""
+        return await settled(self._client._saving(name, path, step, timeout, progress))
 
     async def close(self, *, release: bool = True) -> None:
         """Close all models and the connection. Raises nothing."""
@@ -326,6 +349,17 @@ class Model:
         """`paramserver.Model.set_learning_rate`, awaited: the step from which it holds. Raises InvalidArgument,
         FailedPrecondition, NotFound, DeadlineExceeded, Closed, Forked."""
         return await settled(self._model._set_learning_rate(value, from_step, timeout))
+
+    async def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        step: int | None = None,
+        timeout: float = SAVE_TIMEOUT_S,
+        progress: Callable[[int, int], None] = no_progress,
+    ) -> Saved:
+        """`paramserver.Client.save` of this model, awaited, with the same errors."""
+        return await settled(self._model._saving(path, step, timeout, progress))
 
     async def close(self, *, release: bool = True) -> None:
         """Let go of the rank and the streams. Raises nothing."""

@@ -61,6 +61,8 @@ class Description:
     view: View
     open: bool
     ranks: tuple[RankHolder, ...]
+    rates: tuple[tuple[int, float], ...] = ()
+    """(step, learning rate) of the latest changes that are final, in the order in which they were made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,29 @@ class RankGrant:
     view: View
     lowest_version: int
     lease_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class PinGrant:
+    """Version `step` of every block is kept, for a lease at a time."""
+
+    pin: int
+    step: int
+    lease_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSummary:
+    """One of the cluster's models. `model`: its id, never reused; `ranks_held`: how many of its ranks have a worker."""
+
+    name: str
+    model: int
+    generation: int
+    parameters: int
+    open: bool
+    ranks: int
+    ranks_held: int
+    optimizer: str
 
 
 class Catalogue:
@@ -124,6 +149,7 @@ class Catalogue:
             view=view_from_proto(message.view),
             open=message.open,
             ranks=tuple(RankHolder(one.rank, one.lease_epoch, one.held, one.session) for one in message.ranks),
+            rates=tuple((one.step, one.learning_rate) for one in message.rates if one.stage > 1),
         )
 
     async def claim_initialization(self, model: Description) -> InitClaim:
@@ -152,8 +178,38 @@ class Catalogue:
         answer = await self._command(Method.SET_LEARNING_RATE, request)
         return int(answer.from_step)
 
+    async def pin(self, model: Description, step: int | None) -> PinGrant:
+        request = pb.PinModelRequest(model=model.model, generation=model.generation, step=step)
+        answer = await self._command(Method.PIN_MODEL, request)
+        return PinGrant(answer.pin, answer.step, answer.lease_ms)
+
+    async def release_pin(self, model: Description, pin: int) -> None:
+        request = pb.ReleasePinRequest(model=model.model, generation=model.generation, pin=pin)
+        await self._command(Method.RELEASE_PIN, request)
+
+    async def models(self) -> list[ModelSummary]:
+        found: list[ModelSummary] = []
+        while True:
+            request = pb.ListModelsRequest(after=found[-1].name if found else "")
+            answer = await self._call(Method.LIST_MODELS, request)
+            found += [
+                ModelSummary(
+                    name=one.name,
+                    model=one.model,
+                    generation=one.generation,
+                    parameters=one.parameters,
+                    open=one.open,
+                    ranks=one.ranks,
+                    ranks_held=one.ranks_held,
+                    optimizer=one.optimizer,
+                )
+                for one in answer.models
+            ]
+            if not answer.more or not answer.models:
+                return found
+
     async def renew(
-        self, model: Description, *, rank: int = 0, lease_epoch: int = 0, initialization_epoch: int = 0
+        self, model: Description, *, rank: int = 0, lease_epoch: int = 0, initialization_epoch: int = 0, pin: int = 0
     ) -> tuple[int, View]:
         """(lease in ms, the view of now). Not a command: renewals are not logged (RULES I4), so they take no turn."""
         request = pb.RenewLeaseRequest(
@@ -163,6 +219,7 @@ class Catalogue:
             rank=rank,
             lease_epoch=lease_epoch,
             initialization_epoch=initialization_epoch,
+            pin=pin,
         )
         answer = await self._call(Method.RENEW_LEASE, request)
         return answer.lease_ms, view_from_proto(answer.view)

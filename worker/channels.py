@@ -53,6 +53,9 @@ _RESPONSES: dict[Method, Callable[[bytes], Any]] = {
     Method.RENEW_LEASE: pb.RenewLeaseResponse.FromString,
     Method.RELEASE_RANK: pb.ReleaseRankResponse.FromString,
     Method.SET_LEARNING_RATE: pb.SetLearningRateResponse.FromString,
+    Method.PIN_MODEL: pb.PinModelResponse.FromString,
+    Method.RELEASE_PIN: pb.ReleasePinResponse.FromString,
+    Method.LIST_MODELS: pb.ListModelsResponse.FromString,
 }
 
 

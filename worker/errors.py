@@ -18,6 +18,7 @@ ParameterServerError           code, cause, hint, retryable
 ├── Closed                     a call after close()
 ├── Forked                     a handle used in a process that forked from the one that made it
 ├── SessionFileError           the session file is locked, readable by others, damaged or of another cluster
+├── CheckpointError            the file is none, damaged, of a newer version, or does not fit; nothing was changed
 └── ProtocolError              an answer that no server of this version gives
 
 Every one is one line of cause and one of hint. `retryable` says whether the same call may be made again as it is; a
@@ -174,6 +175,10 @@ class Forked(ParameterServerError):
 class SessionFileError(ParameterServerError):
     """The session file is locked, readable by others, damaged, or of another cluster."""
 
+    code = "FAILED_PRECONDITION"
+
+
+class CheckpointError(ParameterServerError):
     code = "FAILED_PRECONDITION"
 
 

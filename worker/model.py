@@ -7,8 +7,9 @@ that forked is told so by every call. Must not know: streams, leaders.
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -21,6 +22,7 @@ from worker.futures import Future
 from worker.intake import Counts, Intake, Norms
 from worker.parts import Part, Parts
 from worker.retry import CLOSE_TIMEOUT_S, Budget
+from worker.saving import SAVE_TIMEOUT_S, Saved, no_progress
 from worker.tensors import Pushed, Tensors
 from worker.within import within
 
@@ -418,6 +420,29 @@ class Model:
         work = self._engine.set_learning_rate(value, from_step)
         what = f"learning rate of {self.name!r}"
         return self._client._call(work, self._timeout(timeout), what, lambda: self._engine.catalogue_problem)
+
+    # --- all of it
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        step: int | None = None,
+        timeout: float = SAVE_TIMEOUT_S,
+        progress: Callable[[int, int], None] = no_progress,
+    ) -> Saved:
+        """`Client.save` of this model, with the same errors."""
+        return self._client._result(self._saving(path, step, timeout, progress))
+
+    def _saving(
+        self,
+        path: str | os.PathLike[str],
+        step: int | None,
+        timeout: float,
+        progress: Callable[[int, int], None],
+    ) -> Future[Saved]:
+        self._check()
+        return self._client._saving(self.name, path, step, timeout, progress)
 
     # --- the end
 

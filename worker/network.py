@@ -27,6 +27,9 @@ class Method(StrEnum):
     RENEW_LEASE = "Catalogue/RenewLease"
     RELEASE_RANK = "Catalogue/ReleaseRank"
     SET_LEARNING_RATE = "Catalogue/SetLearningRate"
+    PIN_MODEL = "Catalogue/PinModel"
+    RELEASE_PIN = "Catalogue/ReleasePin"
+    LIST_MODELS = "Catalogue/ListModels"
 
 
 class PushMethod(StrEnum):

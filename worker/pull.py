@@ -58,6 +58,8 @@ class Want:
     min_version: int = 0
     consistency: Consistency = ANY
     newer_than: int | None = None
+    part: int = 0
+    """With a version that is pinned: n for the optimizer's n-th array in place of the weights."""
 
     def fits(self, version: int) -> bool:
         return version == self.version if self.version is not None else version >= self.min_version
@@ -70,6 +72,7 @@ class Got(NamedTuple):
     version: int
     age_ms: int = 0
     fresh: bool = True
+    scalars: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +97,16 @@ class Puller:
         layout: Layout,
         codec: Codec = Codec.FP32,
         replicas: Replicas | None = None,
+        arrived: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`codec`: in which weights are to come."""
+        """`codec`: in which weights are to come. `arrived` is told of the bytes of each block, as fp32."""
         self._network = network
         self._cluster = cluster
         self._routes = routes
         self._model = model
         self._layout = layout
         self._codec = codec
+        self._arrived = arrived
         self._replicas = replicas or Replicas(now_s=lambda: asyncio.get_running_loop().time())
         self.problems: dict[int, str] = {}
         """Group -> why the last attempt failed, while one is in trouble."""
@@ -206,10 +211,11 @@ class Puller:
                     if frame is None:
                         raise Refusal(Reason.NOT_READY, f"{address} ended the pull early")
                     fresh = self._take(frame, missing, want, order.target)
-                    order.got[frame.block] = Got(frame.version, frame.age_ms, fresh)
+                    order.got[frame.block] = Got(frame.version, frame.age_ms, fresh, frame.scalars)
                     arrived = self._layout.block_bytes(frame.block)
                     outstanding -= arrived
                     self._replicas.arrived(address, arrived)
+                    self._arrived(arrived)
         finally:
             self._replicas.arrived(address, outstanding)
 
@@ -224,6 +230,7 @@ class Puller:
             blocks=sorted(missing) if len(missing) < shard.count else (),
             codec=int(self._codec),  # type: ignore[arg-type]
             if_newer_than=want.newer_than,
+            part=want.part,
         )
         if want.version is not None:
             request.version = want.version

@@ -24,7 +24,7 @@ from paramserver.catalogue.placement import (
     Stage,
 )
 from paramserver.catalogue.sharding import Rule
-from paramserver.catalogue.state import Node, RateStage, SessionId
+from paramserver.catalogue.state import Node, PinStage, RateStage, SessionId
 from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.errors import Refusal
 from paramserver.wire.protos import spec_from_proto, spec_to_proto
@@ -128,12 +128,54 @@ class RateAdvanced:
     stage: RateStage
 
 
+@dataclass(frozen=True, slots=True)
+class PinModel:
+    """A wish: version `step` of every block, or of a later step if training goes past it meanwhile (RULES R4)."""
+
+    model: int
+    generation: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class PinAdvanced:
+    """Of the driver: the pin is raised to `step`, or all groups have it; of the leader's clock: it ended (I4)."""
+
+    model: int
+    generation: int
+    number: int
+    step: int
+    stage: PinStage
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasePin:
+    model: int
+    generation: int
+    number: int
+
+
 ClientCommand: TypeAlias = (
-    CreateModel | ClaimInitialization | ModelOpened | ClaimRank | ReleaseRank | Reshape | ChangeRate
+    CreateModel
+    | ClaimInitialization
+    | ModelOpened
+    | ClaimRank
+    | ReleaseRank
+    | Reshape
+    | ChangeRate
+    | PinModel
+    | ReleasePin
 )
 """Deduplicated by (session, sequence)."""
 Command: TypeAlias = (
-    ClientCommand | OpenSession | RegisterNode | ShardCreated | ExpireLease | RateAdvanced | PlacementCommand
+    ClientCommand
+    | OpenSession
+    | RegisterNode
+    | ShardCreated
+    | ExpireLease
+    | RateAdvanced
+    | PinAdvanced
+    | PlacementCommand
 )
 """Without a session: idempotent by itself."""
 
@@ -184,6 +226,14 @@ def encode(envelope: Envelope) -> bytes:
             message.rate_advanced.CopyFrom(
                 pb.RateAdvanced(model=model, generation=generation, number=number, step=step, stage=int(stage))
             )
+        case PinModel(model, generation, step):
+            message.pin.CopyFrom(pb.PinWish(model=model, generation=generation, step=step))
+        case PinAdvanced(model, generation, number, step, stage):
+            message.pin_advanced.CopyFrom(
+                pb.PinAdvanced(model=model, generation=generation, number=number, step=step, stage=int(stage))
+            )
+        case ReleasePin(model, generation, number):
+            message.release_pin.CopyFrom(pb.ReleasePinWish(model=model, generation=generation, number=number))
         case Reshape() as reshape:
             message.reshape.CopyFrom(protos.from_reshape(reshape))
         case MoveAdvanced(move, stage):
@@ -244,6 +294,14 @@ def _command(message: pb.CatalogueCommand) -> Command:
         case "rate_advanced":
             moved = message.rate_advanced
             return RateAdvanced(moved.model, moved.generation, moved.number, moved.step, RateStage(moved.stage))
+        case "pin":
+            return PinModel(message.pin.model, message.pin.generation, message.pin.step)
+        case "pin_advanced":
+            pin = message.pin_advanced
+            return PinAdvanced(pin.model, pin.generation, pin.number, pin.step, PinStage(pin.stage))
+        case "release_pin":
+            freed = message.release_pin
+            return ReleasePin(freed.model, freed.generation, freed.number)
         case "reshape":
             return protos.to_reshape(message.reshape)
         case "move_advanced":

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 from consensus.core.interface import GroupId
-from paramserver.catalogue.commands import RateAdvanced
-from paramserver.catalogue.state import Model, ModelId, RateChange, RateStage, Shard
+from paramserver.catalogue.commands import PinAdvanced, RateAdvanced
+from paramserver.catalogue.state import Model, ModelId, PinStage, RateChange, RateStage, Shard
 from paramserver.wire.errors import Reason, Refusal
 from paramserver.wire.protos import View
 
@@ -79,7 +79,24 @@ class SetRate:
     change: RateChange
 
 
-ShardCommand: TypeAlias = CreateShard | OpenShard | SetView | HoldShard | SetRate
+@dataclass(frozen=True, slots=True)
+class PinShard:
+    """Keep that version of every block until the pin of that number ends."""
+
+    model: ModelId
+    generation: int
+    number: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnpinShard:
+    model: ModelId
+    generation: int
+    number: int
+
+
+ShardCommand: TypeAlias = CreateShard | OpenShard | SetView | HoldShard | SetRate | PinShard | UnpinShard
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +130,9 @@ class Confirmed:
     """(number, step) of the hold for a change of the learning rate."""
     rate: int = 0
     """The last change that it has."""
+    pinned: tuple[int, int] = (0, 0)
+    """(number, step) of the pin."""
+    unpinned: int = 0
     trouble: str = ""
     """Why the last attempt failed."""
 
@@ -125,13 +145,13 @@ class Drives:
         models: Callable[[], Mapping[ModelId, Model]],
         execute: Execute,
         report_created: Callable[[Model, GroupId], Awaitable[None]],
-        rate_advanced: Callable[[RateAdvanced], Awaitable[None]] | None = None,
+        advanced: Callable[[RateAdvanced | PinAdvanced], Awaitable[None]] | None = None,
     ) -> None:
-        """`rate_advanced` commits in group 0 how far a change of the learning rate is now."""
+        """`advanced` commits in group 0 how far a change of the learning rate, or a pin, is now."""
         self._models = models
         self._execute = execute
         self._report_created = report_created
-        self._rate_advanced = rate_advanced
+        self._advanced = advanced
         self._confirmed: dict[tuple[ModelId, GroupId], Confirmed] = {}
         self._tasks: dict[tuple[ModelId, GroupId], asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(DRIVES_MAX)
@@ -238,13 +258,18 @@ class Drives:
             return SetRate(model.model, model.generation, change)
         if change is not None and change.stage is RateStage.HOLDING and confirmed.held != (change.number, change.step):
             return HoldShard(model.model, model.generation, change.number, change.step)
+        pin = model.pin
+        if pin is not None and pin.stage is PinStage.PLACING and confirmed.pinned != (pin.number, pin.step):
+            return PinShard(model.model, model.generation, pin.number, pin.step)
+        if pin is not None and pin.stage is PinStage.ENDED and confirmed.unpinned < pin.number:
+            return UnpinShard(model.model, model.generation, pin.number)
         return None
 
     async def _attempt(self, group: GroupId, command: ShardCommand, confirmed: Confirmed) -> str:
         """Empty, or why it failed."""
         try:
             reply = await self._run(group, command)
-            if isinstance(command, HoldShard) and reply.reason == PASSED:
+            if isinstance(command, HoldShard | PinShard) and reply.reason == PASSED:
                 await self._raise(command, reply.highest_version)
                 return ""
             if not reply.ok:
@@ -266,6 +291,12 @@ class Drives:
                     done = RateAdvanced(model_id, command.generation, change.number, change.step, RateStage.DONE)
                     await self._when_all(done, group, lambda one: one.rate >= change.number)
                     confirmed.rate = change.number
+                case PinShard(model_id, _, number, step):
+                    placed = PinAdvanced(model_id, command.generation, number, step, PinStage.PLACED)
+                    await self._when_all(placed, group, lambda one: one.pinned == (number, step))
+                    confirmed.pinned = (number, step)
+                case UnpinShard(number=number):
+                    confirmed.unpinned = number
         except Refusal as refusal:
             return f"{refusal.reason}: {refusal.message}"
         except Exception as error:  # a defect must not stop the drive, nor spin it
@@ -273,26 +304,33 @@ class Drives:
             return f"{type(error).__name__}"
         return ""
 
-    async def _raise(self, command: HoldShard, first: int) -> None:
+    async def _raise(self, command: HoldShard | PinShard, first: int) -> None:
         """The group is past that step: another one, with as much time to get there once more as it took now."""
         later = first + (first - command.step) + 1
-        await self._advance(RateAdvanced(command.model, command.generation, command.number, later, RateStage.HOLDING))
+        place = (command.model, command.generation, command.number, later)
+        if isinstance(command, PinShard):
+            await self._advance(PinAdvanced(*place, PinStage.PLACING))
+        else:
+            await self._advance(RateAdvanced(*place, RateStage.HOLDING))
 
-    async def _when_all(self, reached: RateAdvanced, group: GroupId, done: Callable[[Confirmed], bool]) -> None:
+    async def _when_all(
+        self, reached: RateAdvanced | PinAdvanced, group: GroupId, done: Callable[[Confirmed], bool]
+    ) -> None:
         """Report what is reached if `group` is the last one that was missing. Before that is noted: what fails here is
         asked for again."""
         others = (one for one in self._models()[reached.model].groups if one != group)
         if all(done(self._of(reached.model, other)) for other in others):
             await self._advance(reached)
 
-    async def _advance(self, reached: RateAdvanced) -> None:
+    async def _advance(self, reached: RateAdvanced | PinAdvanced) -> None:
         """In group 0, unless it knows already, or knows better."""
-        now = self._models()[reached.model].rate_under_way
-        if self._rate_advanced is None or now is None or now.number != reached.number or now.stage > reached.stage:
+        model = self._models()[reached.model]
+        now = model.pinned if isinstance(reached, PinAdvanced) else model.rate_under_way
+        if self._advanced is None or now is None or now.number != reached.number or now.stage > reached.stage:
             return
-        raised = reached.stage is RateStage.HOLDING and now.step < reached.step
+        raised = now.stage == reached.stage == 1 and now.step < reached.step
         if raised or (now.step == reached.step and now.stage < reached.stage):
-            await self._rate_advanced(reached)
+            await self._advanced(reached)
 
     async def _run(self, group: GroupId, command: ShardCommand) -> ShardReply:
         async with self._slots:

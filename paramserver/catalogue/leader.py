@@ -28,6 +28,7 @@ from paramserver.catalogue.commands import (
     Envelope,
     ModelOpened,
     OpenSession,
+    PinAdvanced,
     RateAdvanced,
     RegisterNode,
     ReleaseRank,
@@ -131,6 +132,7 @@ class CatalogueLeader:
             describe=lambda model: self.describe(model=model),
             answered=lambda caller: self._authenticate(caller).answered(caller.sequence) is not None,
             commit=self._commit_for,
+            renewed=lambda key: self._leases.renewed(key, self._now_ms()),
         )
         """What is asked of a model while it trains."""
 
@@ -138,7 +140,7 @@ class CatalogueLeader:
 
     def leading(self, term: int) -> None:
         self.deposed(term)
-        drives = Drives(lambda: self._machine.models, self._execute, self._report_created, self._report_rate)
+        drives = Drives(lambda: self._machine.models, self._execute, self._report_created, self._report_advanced)
         self._leases.leading(self._machine.models, self._now_ms())
         tasks = [
             asyncio.create_task(self._expire_leases(), name="leases of group 0"),
@@ -280,12 +282,25 @@ class CatalogueLeader:
             lease_ms=self._leases.lease_ms,
         )
 
-    def renew(self, caller: Caller, model: ModelId, rank: int, lease_epoch: int, initialization_epoch: int) -> View:
-        """Not logged (RULES I4). With `initialization_epoch` it is that lease, else the rank's."""
+    def renew(
+        self,
+        caller: Caller,
+        model: ModelId,
+        rank: int,
+        lease_epoch: int,
+        initialization_epoch: int,
+        pin: int = 0,
+    ) -> View:
+        """Not logged (RULES I4). With `initialization_epoch` or `pin` it is that lease, else the rank's."""
         self._leading()
         self._authenticate(caller)
         found = self.describe(model=model)
-        if initialization_epoch:
+        if pin:
+            now = found.pinned
+            ours = now is not None and now.session == caller.session and now.number == pin
+            key = LeaseKey(model, 0, pin, pin=True)
+            current = now.number if now is not None else 0
+        elif initialization_epoch:
             lease = found.initialization
             ours = lease.session == caller.session and lease.epoch == initialization_epoch
             key = LeaseKey(model, 0, initialization_epoch, initialization=True)
@@ -338,6 +353,11 @@ class CatalogueLeader:
             return await self._commit_for(caller, reshape)
 
         return Reshaped(plan, tuple(await administration.carry_out(plan, commit)))
+
+    async def models(self) -> list[Model]:
+        """All there are, by name."""
+        await self.confirmed()
+        return sorted(self._machine.models.values(), key=lambda model: model.spec.name)
 
     @property
     def lease_ms(self) -> int:
@@ -454,10 +474,11 @@ class CatalogueLeader:
     async def _report_created(self, model: Model, group: GroupId) -> None:
         await self._commit(Envelope(ShardCreated(model.model, model.generation, group)))
 
-    async def _report_rate(self, reached: RateAdvanced) -> None:
+    async def _report_advanced(self, reached: RateAdvanced | PinAdvanced) -> None:
         await self._commit(Envelope(reached))
         stage = reached.stage.name.lower()
-        log.info("learning rate %d of model %d: %s at step %d", reached.number, reached.model, stage, reached.step)
+        what = "pin" if isinstance(reached, PinAdvanced) else "learning rate"
+        log.info("%s %d of model %d: %s at step %d", what, reached.number, reached.model, stage, reached.step)
 
     async def _expire_leases(self) -> None:
         while True:
@@ -468,6 +489,9 @@ class CatalogueLeader:
         """Propose the end of every lease whose time is over now (RULES I4)."""
         for expire in self._leases.due(self._machine.models, self._now_ms()):
             if await self._quietly(expire):
+                if isinstance(expire, PinAdvanced):
+                    log.info("pin %d of model %d ended by its bound", expire.number, expire.model)
+                    continue
                 what = "initialization" if expire.initialization else f"rank {expire.rank}"
                 log.info("the lease of %s of model %d ended, epoch %d", what, expire.model, expire.lease_epoch)
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from consensus.core.interface import Entry, GroupId, NodeId, Payload
-from paramserver.catalogue import rates, sharding, snapshots
+from paramserver.catalogue import pins, rates, sharding, snapshots
 from paramserver.catalogue.bootstrap import CATALOGUE_GROUP
 from paramserver.catalogue.commands import (
     BadCommand,
@@ -28,8 +28,11 @@ from paramserver.catalogue.commands import (
     ExpireLease,
     ModelOpened,
     OpenSession,
+    PinAdvanced,
+    PinModel,
     RateAdvanced,
     RegisterNode,
+    ReleasePin,
     ReleaseRank,
     ShardCreated,
     decode,
@@ -181,6 +184,8 @@ class CatalogueMachine:
                 return self._expire(command)
             case RateAdvanced():
                 return self._rate(command)
+            case PinAdvanced():
+                return self._pin(command, 0)
             case _ if session == 0:
                 return refusal(Reason.UNKNOWN_SESSION, "this command needs a session")
             case _:
@@ -200,6 +205,8 @@ class CatalogueMachine:
                 return self._release(command, session)
             case ChangeRate():
                 return self._rate(command)
+            case PinModel() | ReleasePin():
+                return self._pin(command, session)
             case Reshape():
                 self.placement, answer = reshape(self.placement, command, self.groups)
                 return answer
@@ -357,6 +364,23 @@ class CatalogueMachine:
         else:
             changed, answer = rates.advance(model, command)
         if answer.ok:
+            self._put(changed)
+        return answer
+
+    # --- pins
+
+    def _pin(self, command: PinModel | PinAdvanced | ReleasePin, session: SessionId) -> Answer:
+        model = self._find(command.model, command.generation)
+        if isinstance(model, Answer):
+            return model
+        match command:
+            case PinModel():
+                changed, answer = pins.place(model, command, session, self.models.values())
+            case PinAdvanced():
+                changed, answer = pins.advance(model, command)
+            case ReleasePin():
+                changed, answer = pins.release(model, command, session)
+        if answer.ok and changed != model:
             self._put(changed)
         return answer
 

@@ -157,4 +157,8 @@ def from_model(model: Model) -> pb.ModelDescription:
         open=model.open,
         initialization_epoch=model.initialization.epoch,
         ranks=[from_lease(rank, lease) for rank, lease in enumerate(model.leases)],
+        rates=[
+            pb.RateRecord(number=one.number, step=one.step, learning_rate=one.learning_rate, stage=int(one.stage))
+            for one in model.rates
+        ],
     )

@@ -15,13 +15,13 @@ from consensus.storage.errors import UnknownFormat
 from paramserver.catalogue import protos
 from paramserver.catalogue.placement import Leftover, Members, Move, Placement
 from paramserver.catalogue.sessions import Answer, Session
-from paramserver.catalogue.state import InitializationLease, Model, Node, RateChange, RateStage
+from paramserver.catalogue.state import InitializationLease, Model, Node, Pin, PinStage, RateChange, RateStage
 from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.protos import spec_from_proto, view_from_proto
 
 FORMAT = 3
 READABLE = (1, 2, 3)
-"""Format 1 knows no moves, and nothing of members; 2 no changes of learning rates."""
+"""Format 1 knows no moves, and nothing of members; 2 no changes of learning rates, no pins."""
 CHUNK_BYTES = 256 << 10
 RECORD_BYTES_MAX = 8 << 20
 _LENGTH = struct.Struct("<I")
@@ -202,10 +202,7 @@ def _from_model(model: Model) -> pb.ModelRecord:
         description=protos.from_model(model),
         created=sorted(model.created),
         initialization_session=model.initialization.session,
-        rates=[
-            pb.RateRecord(number=one.number, step=one.step, learning_rate=one.learning_rate, stage=int(one.stage))
-            for one in model.rates
-        ],
+        pin=_from_pin(model.pin),
     )
 
 
@@ -222,5 +219,18 @@ def _to_model(record: pb.ModelRecord) -> Model:
         created=frozenset(record.created),
         open=description.open,
         initialization=InitializationLease(description.initialization_epoch, record.initialization_session),
-        rates=tuple(RateChange(one.number, one.step, one.learning_rate, RateStage(one.stage)) for one in record.rates),
+        rates=tuple(
+            RateChange(one.number, one.step, one.learning_rate, RateStage(one.stage)) for one in description.rates
+        ),
+        pin=_to_pin(record.pin) if record.HasField("pin") else None,
     )
+
+
+def _from_pin(pin: Pin | None) -> pb.PinRecord | None:
+    if pin is None:
+        return None
+    return pb.PinRecord(number=pin.number, step=pin.step, session=pin.session, stage=int(pin.stage))
+
+
+def _to_pin(record: pb.PinRecord) -> Pin:
+    return Pin(record.number, record.step, record.session, PinStage(record.stage))

@@ -95,6 +95,26 @@ class RateChange:
     stage: RateStage = RateStage.HOLDING
 
 
+class PinStage(IntEnum):
+    """How far a pin is (RULES R4)."""
+
+    PLACING = 1
+    """Data groups are told; its step may still be raised."""
+    PLACED = 2
+    """All of them will keep, or keep, that version."""
+    ENDED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Version `step` of a whole model is kept for `session`. Numbers rise by one, of a model."""
+
+    number: int
+    step: int
+    session: SessionId
+    stage: PinStage = PinStage.PLACING
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """`created`: groups known to have their shard; the model is complete when they all do (RULES M2).
@@ -112,6 +132,13 @@ class Model:
     initialization: InitializationLease = InitializationLease()
     rates: tuple[RateChange, ...] = ()
     """The latest changes, in the order in which they were asked for; only the last may be under way."""
+
+    pin: Pin | None = None
+    """The latest."""
+
+    @property
+    def pinned(self) -> Pin | None:
+        return self.pin if self.pin is not None and self.pin.stage is not PinStage.ENDED else None
 
     @property
     def rate_under_way(self) -> RateChange | None:

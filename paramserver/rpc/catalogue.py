@@ -9,9 +9,10 @@ import grpc
 
 from paramserver.catalogue import protos
 from paramserver.catalogue.leader import CatalogueLeader
+from paramserver.catalogue.leases import PIN_LIFE_MS
 from paramserver.catalogue.machine import CatalogueMachine
 from paramserver.catalogue.sessions import Caller
-from paramserver.catalogue.state import Node
+from paramserver.catalogue.state import Model, Node
 from paramserver.rpc.calls import Calls, Context
 from paramserver.rpc.groups import Groups
 from paramserver.v1 import paramserver_pb2 as pb
@@ -26,6 +27,8 @@ SPEC_BYTES_MAX = 1536 << 10
 """A serialized spec: tens of thousands of tensors; it must fit into a command of 2 MiB."""
 SPEC_BYTES_LARGE = 32 << 10
 """Larger specs are read on a thread: thousands of tensors take tens of ms, and control is served here."""
+LISTED_MAX = 100
+"""Models in one answer."""
 CLIENT_BYTES = 16
 DIGEST_BYTES = 32
 
@@ -58,6 +61,9 @@ class CatalogueService:
             "OpenModel": calls.unary(pb.OpenModelRequest, self._open_model),
             "ClaimRank": calls.unary(pb.ClaimRankRequest, self._claim_rank),
             "RenewLease": calls.unary(pb.RenewLeaseRequest, self._renew_lease),
+            "PinModel": calls.unary(pb.PinModelRequest, self._pin_model),
+            "ReleasePin": calls.unary(pb.ReleasePinRequest, self._release_pin),
+            "ListModels": calls.unary(pb.ListModelsRequest, self._list_models),
             "SetLearningRate": calls.unary(pb.SetLearningRateRequest, self._set_learning_rate),
             "ReleaseRank": calls.unary(pb.ReleaseRankRequest, self._release_rank),
         }
@@ -143,7 +149,7 @@ class CatalogueService:
     async def _renew_lease(self, request: pb.RenewLeaseRequest, context: Context) -> pb.RenewLeaseResponse:
         caller = _caller(request.session, 0, request.secret)
         view = self._leader.renew(
-            caller, request.model, request.rank, request.lease_epoch, request.initialization_epoch
+            caller, request.model, request.rank, request.lease_epoch, request.initialization_epoch, request.pin
         )
         return pb.RenewLeaseResponse(lease_ms=self._leader.lease_ms, view=view_to_proto(view))
 
@@ -161,6 +167,38 @@ class CatalogueService:
             caller, request.model, request.generation, request.learning_rate, wanted
         )
         return pb.SetLearningRateResponse(from_step=step)
+
+    async def _pin_model(self, request: pb.PinModelRequest, context: Context) -> pb.PinModelResponse:
+        caller = _caller(request.session, request.sequence, request.secret)
+        step = request.step if request.HasField("step") else None
+        pin = await self._leader.changes.pin(caller, request.model, request.generation, step)
+        return pb.PinModelResponse(pin=pin.number, step=pin.step, lease_ms=self._leader.lease_ms, life_ms=PIN_LIFE_MS)
+
+    async def _release_pin(self, request: pb.ReleasePinRequest, context: Context) -> pb.ReleasePinResponse:
+        caller = _caller(request.session, request.sequence, request.secret)
+        await self._leader.changes.release_pin(caller, request.model, request.generation, request.pin)
+        return pb.ReleasePinResponse()
+
+    async def _list_models(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+        if len(request.after) > NAME_CHARACTERS_MAX:
+            raise invalid("after", f"at most {NAME_CHARACTERS_MAX} characters", f"{len(request.after)} characters")
+        later = [model for model in await self._leader.models() if model.spec.name > request.after]
+        return pb.ListModelsResponse(
+            models=[_summary(model) for model in later[:LISTED_MAX]], more=len(later) > LISTED_MAX
+        )
+
+
+def _summary(model: Model) -> pb.ModelSummary:
+    return pb.ModelSummary(
+        model=model.model,
+        generation=model.generation,
+        name=model.spec.name,
+        parameters=model.spec.parameters,
+        open=model.open,
+        ranks=model.spec.ranks,
+        ranks_held=sum(lease.held for lease in model.leases),
+        optimizer=str(model.spec.optimizer),
+    )
 
 
 def _caller(session: int, sequence: int, secret: bytes) -> Caller:

@@ -244,6 +244,7 @@ class DataService:
                 bounded_ms=request.bounded_ms,
                 if_newer_than=request.if_newer_than if request.HasField("if_newer_than") else None,
                 codec=enum_value(Codec, "codec", request.codec or Codec.FP32),
+                part=request.part,
             )
         )
         async with contextlib.aclosing(self._puller.frames(wanted, context.time_remaining())) as frames:

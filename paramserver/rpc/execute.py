@@ -1,8 +1,8 @@
 """Commits small commands in data groups, wherever their leaders are: the way from group 0's leader into them.
 
-Invariants: only the small, idempotent commands (create, open, set view, hold, set rate) go this way, never values; an
-attempt has a deadline; what comes back was committed and applied by the group's leader. Must not know: why a command is
-sent.
+Invariants: only the small, idempotent commands (create, open, set view, hold, set rate, pin) go this way, never values;
+an attempt has a deadline; what comes back was committed and applied by the group's leader. Must not know: why a command
+is sent.
 """
 
 from __future__ import annotations
@@ -65,6 +65,12 @@ def encode(command: drive.ShardCommand) -> bytes:
                     model=model_id, generation=generation, number=number, step=step, check_only=check_only
                 )
             )
+        case drive.PinShard(model_id, generation, number, step):
+            return commands.encode_pin(
+                commands.PinShard(model=model_id, generation=generation, number=number, step=step)
+            )
+        case drive.UnpinShard(model_id, generation, number):
+            return commands.encode_pin(commands.UnpinShard(model=model_id, generation=generation, number=number))
         case drive.SetRate(model_id, generation, change):
             return commands.encode_set_rate(
                 commands.SetRate(

@@ -53,6 +53,7 @@ class Wanted:
     bounded_ms: int = 0
     if_newer_than: int | None = None
     codec: Codec = Codec.FP32
+    part: int = 0
 
     def of(self, block: int) -> BlockRead:
         return BlockRead(
@@ -62,6 +63,7 @@ class Wanted:
             block=block,
             version=self.version if self.exact else None,
             min_version=None if self.exact else self.version,
+            part=self.part,
         )
 
 
@@ -109,6 +111,7 @@ class Puller:
                     crc=0 if form is None else form.crc,
                     term=replica.term,
                     age_ms=age_ms,
+                    scalars=value.scalars,
                     payload=b"" if form is None else form.payload,
                 )
         finally:
@@ -236,6 +239,8 @@ def checked(wanted: Wanted) -> Wanted:
     if wanted.exact and (wanted.linearizable or wanted.bounded_ms):
         field = "linearizable" if wanted.linearizable else "bounded_ms"
         raise invalid(field, "min_version with it; an exact version has one value on every replica", "version")
+    if wanted.part and not wanted.exact:
+        raise invalid("part", "0, or an exact version with it", wanted.part)
     if wanted.linearizable and wanted.bounded_ms:
         raise invalid("bounded_ms", "0, as linearizable is set", wanted.bounded_ms)
     if wanted.bounded_ms > BOUNDED_MS_MAX:

@@ -124,7 +124,27 @@ class SetRate:
     learning_rate: float
 
 
-Command: TypeAlias = UpdateBlock | InitialBlock | CreateShard | OpenShard | SetView | HoldShard | SetRate
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PinShard:
+    """Keep version `step` of every block, with its slots, until the pin of that number ends (RULES R4)."""
+
+    model: int
+    generation: int
+    number: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnpinShard:
+    """The pins up to that number end."""
+
+    model: int
+    generation: int
+    number: int
+
+
+Small: TypeAlias = CreateShard | OpenShard | SetView | HoldShard | SetRate | PinShard | UnpinShard
+Command: TypeAlias = UpdateBlock | InitialBlock | Small
 Buffer: TypeAlias = npt.NDArray[np.uint8]
 
 
@@ -254,6 +274,14 @@ def encode_set_rate(command: SetRate) -> bytes:
     return _other(pb.ShardCommand(set_rate=message))
 
 
+def encode_pin(command: PinShard | UnpinShard) -> bytes:
+    if isinstance(command, UnpinShard):
+        ended = pb.UnpinShard(model=command.model, generation=command.generation, number=command.number)
+        return _other(pb.ShardCommand(unpin=ended))
+    message = pb.PinShard(model=command.model, generation=command.generation, number=command.number, step=command.step)
+    return _other(pb.ShardCommand(pin=message))
+
+
 def encode(command: Command) -> bytes | memoryview:
     match command:
         case UpdateBlock():
@@ -270,6 +298,8 @@ def encode(command: Command) -> bytes | memoryview:
             return encode_hold(command)
         case SetRate():
             return encode_set_rate(command)
+        case PinShard() | UnpinShard():
+            return encode_pin(command)
 
 
 def _other(message: Any) -> bytes:
@@ -354,7 +384,7 @@ def _values(payload: bytes | memoryview, elements: int, codec: int) -> Values | 
     return codecs.received(codec, memoryview(payload)[HEADER_BYTES:], elements) if elements else None
 
 
-def _decode_other(data: bytes) -> CreateShard | OpenShard | SetView | HoldShard | SetRate:
+def _decode_other(data: bytes) -> Small:
     message = pb.ShardCommand()
     try:
         message.ParseFromString(data)
@@ -390,6 +420,12 @@ def _decode_other(data: bytes) -> CreateShard | OpenShard | SetView | HoldShard 
                     step=_step(rate.step),
                     learning_rate=_rate(rate.learning_rate),
                 )
+            case "pin":
+                pin = message.pin
+                return PinShard(model=pin.model, generation=pin.generation, number=pin.number, step=_step(pin.step))
+            case "unpin":
+                ended = message.unpin
+                return UnpinShard(model=ended.model, generation=ended.generation, number=ended.number)
             case _:
                 raise CommandError("a ShardCommand of an unknown kind")
     except (DecodeError, Refusal) as error:

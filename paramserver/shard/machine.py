@@ -23,8 +23,10 @@ from paramserver.shard.commands import (
     HoldShard,
     InitialBlock,
     OpenShard,
+    PinShard,
     SetRate,
     SetView,
+    UnpinShard,
     UpdateBlock,
     decode,
     target_of,
@@ -33,7 +35,7 @@ from paramserver.shard.errors import CommandError
 from paramserver.shard.loans import Loans
 from paramserver.shard.results import Answer, Duplicate, NotTaken, Result, Stored, Updated, Why
 from paramserver.shard.state import Shard, new_shard
-from paramserver.shard.steps import Hold, RateFrom
+from paramserver.shard.steps import Hold, Pin, RateFrom
 from paramserver.wire.frames import PushKind
 from paramserver.wire.spec import NonFinite
 
@@ -76,6 +78,10 @@ class ShardMachine:
                     return self._hold(command)
                 case SetRate():
                     return self._set_rate(command)
+                case PinShard():
+                    return self._pin(command)
+                case UnpinShard():
+                    return self._unpin(command)
 
     def snapshot(self) -> Iterator[Payload]:
         """Borrows what it shows: what is immutable by reference; slots too, and the next update writes new ones beside
@@ -278,6 +284,38 @@ class ShardMachine:
             return self._answer(found, ok=False, why=Why.NUMBER, message=message)
         change = RateFrom(command.step, command.learning_rate)
         found.set_steps(steps.with_rate(command.number, change, found.lowest_version))
+        return self._answer(found, ok=True, changed=True, steps=True)
+
+    def _pin(self, command: PinShard) -> Answer:
+        found = self._find(command.model, command.generation)
+        if isinstance(found, Why):
+            return Answer(model=command.model, ok=False, why=found, message="pin")
+        if not found.info.is_open:
+            return self._answer(found, ok=False, why=Why.NOT_OPEN, message="pin")
+        steps = found.info.steps
+        latest = max(steps.pins_ended, steps.pin.number if steps.pin is not None else 0)
+        if command.number <= steps.pins_ended or command.number < latest:
+            return self._answer(found, ok=False, why=Why.NUMBER, message=f"pin {latest} came after it")
+        pin = Pin(command.number, command.step)
+        if steps.pin == pin:
+            return self._answer(found, ok=True)
+        same = steps.pin if steps.pin is not None and steps.pin.number == command.number else None
+        earliest = max(found.highest_version, same.step if same is not None else 0)
+        if command.step < earliest:
+            answer = self._answer(found, ok=False, why=Why.PASSED, message=f"step {earliest} is the first that can be")
+            return replace(answer, highest_version=earliest)
+        found.set_steps(replace(steps, pin=pin))
+        return self._answer(found, ok=True, changed=True, steps=True)
+
+    def _unpin(self, command: UnpinShard) -> Answer:
+        found = self._find(command.model, command.generation)
+        if isinstance(found, Why):
+            return Answer(model=command.model, ok=False, why=found, message="unpin")
+        steps = found.info.steps
+        if command.number <= steps.pins_ended:
+            return self._answer(found, ok=True)
+        over = steps.pin is not None and steps.pin.number <= command.number
+        found.set_steps(replace(steps, pin=None if over else steps.pin, pins_ended=command.number))
         return self._answer(found, ok=True, changed=True, steps=True)
 
     def _find(self, model: int, generation: int) -> Shard | Why:

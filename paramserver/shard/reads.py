@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from paramserver.shard.forms import Forms
 from paramserver.shard.options import LeaderOptions
-from paramserver.shard.state import Published, Shard
+from paramserver.shard.state import Shard
+from paramserver.wire.checksum import crc32c
 from paramserver.wire.codecs import Codec
 from paramserver.wire.errors import Reason, Refusal, invalid
 
@@ -30,14 +31,17 @@ class BlockRead:
     block: int
     version: int | None = None
     min_version: int | None = None
+    part: int = 0
+    """0: its weights; n: the optimizer's n-th array, which only a pinned version has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """That version of a block. `payload` and `crc`: of its fp32 bytes."""
+    """That version of a block. `payload` and `crc`: of its fp32 bytes. `scalars`: of its optimizer, if it is pinned."""
 
     version: int
     forms: Forms
+    scalars: tuple[float, ...] = ()
 
     @property
     def payload(self) -> memoryview:
@@ -93,8 +97,14 @@ class Reads:
         only be behind. Raises `Refusal`."""
         if (want.version is None) == (want.min_version is None):
             raise invalid("want", "version or min_version", "both or none")
-        block = self._find(want, certain=certain)
-        if want.version is not None and want.version <= block.version:
+        shard, index = self._find(want, certain=certain)
+        block = shard.published[index]
+        if want.version is not None and (pinned := _pinned(shard, index, want)) is not None:
+            return pinned
+        if want.part:
+            if want.version is None or shard.info.steps.pin is None or shard.info.steps.pin.step != want.version:
+                raise _not_pinned(want, block.version)
+        elif want.version is not None and want.version <= block.version:
             kept = block.forms_at(want.version)
             if kept is None:
                 raise Refusal(
@@ -114,7 +124,7 @@ class Reads:
             want, want.version if want.version is not None else want.min_version or 0, block.version, wake
         )
 
-    def _find(self, want: BlockRead, *, certain: bool) -> Published:
+    def _find(self, want: BlockRead, *, certain: bool) -> tuple[Shard, int]:
         shard = self._shards().get(want.model)
         if shard is None or shard.info.create.generation != want.generation:
             if not certain:
@@ -140,7 +150,7 @@ class Reads:
             )
         if not info.is_open:
             raise not_open(want.model)
-        return shard.published[index]
+        return shard, index
 
     def _wait(self, want: BlockRead, version: int, now: int, wake: Callable[[], None]) -> Waiter:
         if self.waiting >= self._options.waiters_max:
@@ -195,3 +205,26 @@ def stale_epoch(current: int, received: int | str) -> Refusal:
 
 def not_open(model: int) -> Refusal:
     return Refusal(Reason.NOT_OPEN, f"model {model} has no initial values yet", field="model", retry_after_ms=100)
+
+
+def _pinned(shard: Shard, index: int, want: BlockRead) -> Value | None:
+    """What a pin keeps of that version; None where there is none (yet). Raises `Refusal` for a part it cannot have."""
+    kept = shard.kept[index]
+    if want.part > shard.slots:
+        raise invalid("part", f"0 to {shard.slots} with this optimizer", want.part)
+    if kept is None or kept.version != want.version:
+        return None
+    if not want.part:
+        return Value(kept.version, Forms(kept.weights, kept.crc), kept.scalars)
+    array = kept.slots[want.part - 1]
+    return Value(kept.version, Forms(array, crc32c(array.data.cast("B"))), kept.scalars)
+
+
+def _not_pinned(want: BlockRead, now: int) -> Refusal:
+    return Refusal(
+        Reason.GONE,
+        f"block {want.block}: the optimizer's state is kept of a pinned version only, and {want.version} is none here",
+        field="part",
+        received=str(want.part),
+        version=now,
+    )

@@ -37,7 +37,7 @@ class Why(StrEnum):
     PASSED = "PASSED"
     """Too late for that step; the highest version says what it is now."""
     NUMBER = "NUMBER"
-    """A change that no hold was made for."""
+    """A change that no hold was made for; a pin that ended before it came."""
     TOO_MANY = "TOO_MANY"
     SPEC = "SPEC"
     MALFORMED = "MALFORMED"

@@ -3,8 +3,8 @@
 Format 2, little-endian: magic, u32 shards; for each shard u32 length and a `CreateShard`, u32 length and a `View`, u32
 length and a `ShardSteps` (not in format 1, which is read too), u8 open, u64 epoch of opening; for each of its blocks a
 fixed head, its digests (u64 version, 16 bytes), its scalars (f64), weights, the version before unless it is the same
-buffer, slots; magic again at the end. Chunks may be cut anywhere on the way. Invariants: loading gives the same digests
-as were dumped, or raises; nothing of the old state is touched. Must not know: files, checksums of files, networks.
+buffer, slots, what is pinned of it; magic again at the end. Chunks may be cut anywhere on the way. Invariants: loading
+gives the same digests as were dumped, or raises; nothing of the old state is touched. Must not know: files, networks.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from google.protobuf.message import DecodeError
 from paramserver.shard.commands import create_from_proto
 from paramserver.shard.errors import SnapshotDamaged
 from paramserver.shard.loans import Loans
-from paramserver.shard.state import DIGESTS_KEPT, Private, Published, Shard, new_shard
-from paramserver.shard.steps import Hold, RateFrom, Steps
+from paramserver.shard.state import DIGESTS_KEPT, Kept, Private, Published, Shard, new_shard
+from paramserver.shard.steps import Hold, Pin, RateFrom, Steps
 from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.checksum import DIGEST_BYTES, crc32c
 from paramserver.wire.errors import Refusal
@@ -37,8 +37,9 @@ PART_BYTES_MAX = 64 << 20
 _COUNT = struct.Struct("<I")
 _OPEN = struct.Struct("<BQ")
 _BLOCK = struct.Struct(
-    "<QQIIBBBB4x"
-)  # version, initial epoch, crc, previous crc, weights?, previous?, scalars, digests
+    "<QQIIBBBBB3x"
+)  # version, initial epoch, crc, previous crc, weights?, previous?, scalars, digests, kept?
+_KEPT = struct.Struct("<QI")  # version, crc
 _DIGEST = struct.Struct(f"<Q{DIGEST_BYTES}s")
 _NONE, _OWN, _SAME = 0, 1, 2
 
@@ -49,7 +50,8 @@ def dump(shards: Sequence[Shard], loans: Loans) -> Iterator[Chunk]:
     """The chunks. What they show is the state at the time of this call, however late they are taken, by whichever
     thread. Each block is borrowed until its chunks were used up; a chunk is, when the next one is asked for."""
     captured = [
-        (shard.info, list(zip(shard.published, shard.private, shard.lend(loans), strict=True))) for shard in shards
+        (shard.info, list(zip(shard.published, shard.private, shard.kept, shard.lend(loans), strict=True)))
+        for shard in shards
     ]
 
     def chunks() -> Iterator[Chunk]:
@@ -71,16 +73,16 @@ def dump(shards: Sequence[Shard], loans: Loans) -> Iterator[Chunk]:
             yield b"".join((*(piece for part in parts for piece in (_COUNT.pack(len(part)), part)), opened))
             blocks.reverse()
             while blocks:
-                seen, own, loan = blocks.pop()
-                yield from _dump_block(seen, own)
+                seen, own, kept, loan = blocks.pop()
+                yield from _dump_block(seen, own, kept)
                 loan.give_back()
-                del seen, own
+                del seen, own, kept
         yield MAGIC
 
     return chunks()
 
 
-def _dump_block(seen: Published, own: Private) -> Iterator[Chunk]:
+def _dump_block(seen: Published, own: Private, kept: Kept | None) -> Iterator[Chunk]:
     if seen.previous is None:
         previous = _NONE
     else:
@@ -95,6 +97,7 @@ def _dump_block(seen: Published, own: Private) -> Iterator[Chunk]:
         previous,
         len(own.scalars),
         len(seen.digests),
+        _NONE if kept is None else _SAME if kept.version == seen.version else _OWN,
     )
     digests = b"".join(_DIGEST.pack(version, known) for version, known in seen.digests)
     yield head + digests + struct.pack(f"<{len(own.scalars)}d", *own.scalars)
@@ -104,6 +107,10 @@ def _dump_block(seen: Published, own: Private) -> Iterator[Chunk]:
         yield seen.previous.data.cast("B")
     for slot in own.slots:
         yield slot.data.cast("B")
+    if kept is not None and kept.version != seen.version:
+        yield _KEPT.pack(kept.version, kept.crc) + struct.pack(f"<{len(kept.scalars)}d", *kept.scalars)
+        for array in (kept.weights, *kept.slots):
+            yield array.data.cast("B")
 
 
 def load(chunks: Iterator[memoryview]) -> list[Shard]:
@@ -151,20 +158,24 @@ def _steps_to_proto(steps: Steps) -> pb.ShardSteps:
         hold_step=steps.hold.step if steps.hold is not None else 0,
         rate_number=steps.rate_number,
         rates=[pb.RateFrom(step=one.step, learning_rate=one.learning_rate) for one in steps.rates],
+        pin_number=steps.pin.number if steps.pin is not None else 0,
+        pin_step=steps.pin.step if steps.pin is not None else 0,
+        pins_ended=steps.pins_ended,
     )
 
 
 def _steps_from_proto(message: pb.ShardSteps) -> Steps:
     hold = Hold(message.hold_number, message.hold_step) if message.hold_number else None
     rates = tuple(RateFrom(one.step, one.learning_rate) for one in message.rates)
-    return Steps(hold, message.rate_number, rates)
+    pin = Pin(message.pin_number, message.pin_step) if message.pin_number else None
+    return Steps(hold, message.rate_number, rates, pin, message.pins_ended)
 
 
 def _load_block(reader: _Reader, shard: Shard, index: int) -> None:
-    version, epoch, crc, previous_crc, has_weights, previous_kind, scalars, digests = _BLOCK.unpack(
+    version, epoch, crc, previous_crc, has_weights, previous_kind, scalars, digests, kept_kind = _BLOCK.unpack(
         reader.take(_BLOCK.size)
     )
-    if digests > DIGESTS_KEPT or has_weights > _OWN or previous_kind > _SAME:
+    if digests > DIGESTS_KEPT or has_weights > _OWN or max(previous_kind, kept_kind) > _SAME:
         raise SnapshotDamaged(f"block {index}: the head is not ours")
     known = tuple(_DIGEST.unpack(reader.take(_DIGEST.size)) for _ in range(digests))
     numbers = struct.unpack(f"<{scalars}d", reader.take(8 * scalars))
@@ -183,8 +194,23 @@ def _load_block(reader: _Reader, shard: Shard, index: int) -> None:
     slots = tuple(reader.floats(elements, writeable=True) for _ in range(shard.slots))
     shard.private[index] = Private(slots, numbers, epoch)
     shard.published[index] = Published(version, weights, crc, previous, previous_crc, known)
+    if kept_kind == _SAME:
+        shard.kept[index] = Kept(version, weights, crc, slots, numbers)
+    elif kept_kind == _OWN:
+        shard.kept[index] = _load_kept(reader, shard, index)
     if known and shard.state_digest(index, version, weights) != known[-1][1]:
         raise SnapshotDamaged(f"model {shard.info.create.model} block {index}: digest of version {version} differs")
+
+
+def _load_kept(reader: _Reader, shard: Shard, index: int) -> Kept:
+    version, crc = _KEPT.unpack(reader.take(_KEPT.size))
+    count = len(shard.private[index].scalars)
+    scalars = struct.unpack(f"<{count}d", reader.take(8 * count))
+    elements = shard.elements(index)
+    weights = reader.floats(elements)
+    if crc32c(weights.data.cast("B")) != crc:
+        raise SnapshotDamaged(f"model {shard.info.create.model} block {index}: pinned weights do not fit their CRC")
+    return Kept(version, weights, crc, tuple(reader.floats(elements) for _ in range(shard.slots)), scalars)
 
 
 class _Reader:

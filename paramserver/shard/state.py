@@ -20,7 +20,7 @@ from paramserver.optim.interface import Optimizer, Update
 from paramserver.shard.commands import CreateShard, Target, UpdateBlock
 from paramserver.shard.forms import Forms
 from paramserver.shard.loans import Loan, Loans
-from paramserver.shard.steps import NO_STEPS, Steps
+from paramserver.shard.steps import NO_STEPS, Pin, Steps
 from paramserver.wire.checksum import crc32c, digest
 from paramserver.wire.codecs import Codec
 from paramserver.wire.layout import FLOAT, Flat, Layout
@@ -97,15 +97,32 @@ class Private:
     initial_epoch: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A block as it was at a pinned version: weights and slots are never written again. Any thread may read it."""
+
+    version: int
+    weights: Flat
+    crc: int
+    slots: tuple[Flat, ...] = ()
+    scalars: tuple[float, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        return self.weights.nbytes * (1 + len(self.slots))
+
+
 class Shard:
     """One model's blocks in this group."""
 
-    __slots__ = ("_loans", "_optimizer", "info", "private", "published", "wanted")
+    __slots__ = ("_loans", "_optimizer", "info", "kept", "private", "published", "wanted")
 
     def __init__(self, info: ShardInfo) -> None:
         self.info = info
         self.published: list[Published] = [Published() for _ in range(info.create.blocks)]
         self.private: list[Private] = [Private() for _ in range(info.create.blocks)]
+        self.kept: list[Kept | None] = [None] * info.create.blocks
+        """Each block's pinned version, once it got there. Any thread may read it."""
         self._loans: list[Loan] | None = None
         """Of the snapshot being written, a block each; on the lane only."""
         self.wanted: frozenset[Codec] = frozenset()
@@ -151,7 +168,17 @@ class Shard:
         self.info = replace(self.info, view=view)
 
     def set_steps(self, steps: Steps) -> None:
+        if steps.pin != self.info.steps.pin:
+            # Before the pin is to be seen: who sees it must not wait for what is there already.
+            self.kept = [self._pinned(index, steps.pin) for index in range(len(self.published))]
         self.info = replace(self.info, steps=steps)
+
+    def _pinned(self, index: int, pin: Pin | None) -> Kept | None:
+        """If the block is at the pinned version now: by reference, the next update writes beside it."""
+        block, private = self.published[index], self.private[index]
+        if pin is None or block.version != pin.step or block.weights is None:
+            return None
+        return Kept(block.version, block.weights, block.crc, private.slots, private.scalars)
 
     def update(self, index: int, command: UpdateBlock) -> Published:
         """Version + 1 by the optimizer; returns what is published now."""
@@ -191,7 +218,10 @@ class Shard:
         return np.empty(block.weights.shape if block.weights is not None else 0, FLOAT)
 
     def _slots_out(self, index: int, private: Private) -> tuple[Flat, ...]:
-        """Where the next slots go: in place, or beside those that a snapshot still needs (RULES W6)."""
+        """Where the next slots go: in place, or beside those that a snapshot or a pin still needs (RULES W6, R4)."""
+        kept = self.kept[index]
+        if kept is not None and any(one is other for one in kept.slots for other in private.slots):
+            return tuple(np.empty_like(slot) for slot in private.slots)
         if self._loans is None or not self._loans[index].borrowed(private.slots):
             return private.slots
         return tuple(np.empty_like(slot) for slot in private.slots)
@@ -208,6 +238,8 @@ class Shard:
             for codec in self.wanted:
                 now.forms.make(codec)
         self.published[index] = now
+        if self.info.steps.pin is not None and version == self.info.steps.pin.step:
+            self.kept[index] = self._pinned(index, self.info.steps.pin)
         return now
 
     def state_digest(self, index: int, version: int, weights: Flat | None) -> bytes:
@@ -254,7 +286,11 @@ class Shard:
 
     def size_bytes(self) -> int:
         """Weights, the version before, and slots, as if every block had them all."""
-        return self.weight_bytes() * (2 + self._optimizer.slots)
+        return self.weight_bytes() * (2 + self._optimizer.slots) + self.kept_bytes()
+
+    def kept_bytes(self) -> int:
+        """Of the pinned version, shared with the present one or not."""
+        return sum(one.nbytes for one in self.kept if one is not None)
 
 
 def _buffers(block: Published) -> tuple[Flat, ...]:

@@ -1,4 +1,5 @@
-"""What of a shard is bound to steps: the hold that stands, and the learning rates (RULES S9, S11).
+"""What of a shard is bound to steps: the hold that stands, the learning rates, the pin (RULES S9, S11,
+R4).
 
 Owns the values and their arithmetic. Invariants: immutable; equal commands in equal order give equal values; of the
 rates nothing is forgotten that a step still to come can need. Must not know: blocks, weights, who decides.
@@ -29,12 +30,23 @@ class RateFrom:
 
 
 @dataclass(frozen=True, slots=True)
+class Pin:
+    """Version `step` of every block is kept until the pin ends (RULES R4)."""
+
+    number: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class Steps:
-    """`rate_number`: of the last change that was taken. `rates`: ascending, each step once."""
+    """`rate_number`: of the last change that was taken. `rates`: ascending, each step once. Pins up to number
+    `pins_ended` are over."""
 
     hold: Hold | None = None
     rate_number: int = 0
     rates: tuple[RateFrom, ...] = ()
+    pin: Pin | None = None
+    pins_ended: int = 0
 
     def holds(self, step: int) -> bool:
         return self.hold is not None and step >= self.hold.step

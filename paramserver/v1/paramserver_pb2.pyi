@@ -492,6 +492,7 @@ class ModelDescription(google.protobuf.message.Message):
     OPEN_FIELD_NUMBER: builtins.int
     INITIALIZATION_EPOCH_FIELD_NUMBER: builtins.int
     RANKS_FIELD_NUMBER: builtins.int
+    RATES_FIELD_NUMBER: builtins.int
     model: builtins.int
     """id, never reused"""
     generation: builtins.int
@@ -506,6 +507,10 @@ class ModelDescription(google.protobuf.message.Message):
     def view(self) -> global___View: ...
     @property
     def ranks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RankState]: ...
+    @property
+    def rates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RateRecord]:
+        """changes of the learning rate, the last of which may be under way"""
+
     def __init__(
         self,
         *,
@@ -518,9 +523,10 @@ class ModelDescription(google.protobuf.message.Message):
         open: builtins.bool = ...,
         initialization_epoch: builtins.int = ...,
         ranks: collections.abc.Iterable[global___RankState] | None = ...,
+        rates: collections.abc.Iterable[global___RateRecord] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["spec", b"spec", "view", b"view"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["generation", b"generation", "initialization_epoch", b"initialization_epoch", "model", b"model", "open", b"open", "placement_epoch", b"placement_epoch", "ranks", b"ranks", "shards", b"shards", "spec", b"spec", "view", b"view"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["generation", b"generation", "initialization_epoch", b"initialization_epoch", "model", b"model", "open", b"open", "placement_epoch", b"placement_epoch", "ranks", b"ranks", "rates", b"rates", "shards", b"shards", "spec", b"spec", "view", b"view"]) -> None: ...
 
 global___ModelDescription = ModelDescription
 
@@ -887,12 +893,14 @@ class RenewLeaseRequest(google.protobuf.message.Message):
     RANK_FIELD_NUMBER: builtins.int
     LEASE_EPOCH_FIELD_NUMBER: builtins.int
     INITIALIZATION_EPOCH_FIELD_NUMBER: builtins.int
+    PIN_FIELD_NUMBER: builtins.int
     session: builtins.int
     secret: builtins.bytes
     model: builtins.int
     rank: builtins.int
     lease_epoch: builtins.int
     initialization_epoch: builtins.int
+    pin: builtins.int
     def __init__(
         self,
         *,
@@ -902,8 +910,9 @@ class RenewLeaseRequest(google.protobuf.message.Message):
         rank: builtins.int = ...,
         lease_epoch: builtins.int = ...,
         initialization_epoch: builtins.int = ...,
+        pin: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["initialization_epoch", b"initialization_epoch", "lease_epoch", b"lease_epoch", "model", b"model", "rank", b"rank", "secret", b"secret", "session", b"session"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["initialization_epoch", b"initialization_epoch", "lease_epoch", b"lease_epoch", "model", b"model", "pin", b"pin", "rank", b"rank", "secret", b"secret", "session", b"session"]) -> None: ...
 
 global___RenewLeaseRequest = RenewLeaseRequest
 
@@ -1004,6 +1013,174 @@ class SetLearningRateRequest(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_from_step", b"_from_step"]) -> typing.Literal["from_step"] | None: ...
 
 global___SetLearningRateRequest = SetLearningRateRequest
+
+@typing.final
+class PinModelRequest(google.protobuf.message.Message):
+    """A whole model at one step (RULES R4): weights, optimizer state. At most one pin a model, at most a few in the cluster."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: builtins.int
+    SEQUENCE_FIELD_NUMBER: builtins.int
+    SECRET_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    session: builtins.int
+    sequence: builtins.int
+    secret: builtins.bytes
+    model: builtins.int
+    generation: builtins.int
+    step: builtins.int
+    def __init__(
+        self,
+        *,
+        session: builtins.int = ...,
+        sequence: builtins.int = ...,
+        secret: builtins.bytes = ...,
+        model: builtins.int = ...,
+        generation: builtins.int = ...,
+        step: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_step", b"_step", "step", b"step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_step", b"_step", "generation", b"generation", "model", b"model", "secret", b"secret", "sequence", b"sequence", "session", b"session", "step", b"step"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_step", b"_step"]) -> typing.Literal["step"] | None: ...
+
+global___PinModelRequest = PinModelRequest
+
+@typing.final
+class PinModelResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PIN_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    LEASE_MS_FIELD_NUMBER: builtins.int
+    LIFE_MS_FIELD_NUMBER: builtins.int
+    pin: builtins.int
+    step: builtins.int
+    lease_ms: builtins.int
+    life_ms: builtins.int
+    def __init__(
+        self,
+        *,
+        pin: builtins.int = ...,
+        step: builtins.int = ...,
+        lease_ms: builtins.int = ...,
+        life_ms: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["lease_ms", b"lease_ms", "life_ms", b"life_ms", "pin", b"pin", "step", b"step"]) -> None: ...
+
+global___PinModelResponse = PinModelResponse
+
+@typing.final
+class ReleasePinRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: builtins.int
+    SEQUENCE_FIELD_NUMBER: builtins.int
+    SECRET_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    PIN_FIELD_NUMBER: builtins.int
+    session: builtins.int
+    sequence: builtins.int
+    secret: builtins.bytes
+    model: builtins.int
+    generation: builtins.int
+    pin: builtins.int
+    def __init__(
+        self,
+        *,
+        session: builtins.int = ...,
+        sequence: builtins.int = ...,
+        secret: builtins.bytes = ...,
+        model: builtins.int = ...,
+        generation: builtins.int = ...,
+        pin: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["generation", b"generation", "model", b"model", "pin", b"pin", "secret", b"secret", "sequence", b"sequence", "session", b"session"]) -> None: ...
+
+global___ReleasePinRequest = ReleasePinRequest
+
+@typing.final
+class ReleasePinResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___ReleasePinResponse = ReleasePinResponse
+
+@typing.final
+class ListModelsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: builtins.int
+    after: builtins.str
+    def __init__(
+        self,
+        *,
+        after: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["after", b"after"]) -> None: ...
+
+global___ListModelsRequest = ListModelsRequest
+
+@typing.final
+class ModelSummary(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    PARAMETERS_FIELD_NUMBER: builtins.int
+    OPEN_FIELD_NUMBER: builtins.int
+    RANKS_FIELD_NUMBER: builtins.int
+    RANKS_HELD_FIELD_NUMBER: builtins.int
+    OPTIMIZER_FIELD_NUMBER: builtins.int
+    model: builtins.int
+    generation: builtins.int
+    name: builtins.str
+    parameters: builtins.int
+    open: builtins.bool
+    ranks: builtins.int
+    ranks_held: builtins.int
+    optimizer: builtins.str
+    def __init__(
+        self,
+        *,
+        model: builtins.int = ...,
+        generation: builtins.int = ...,
+        name: builtins.str = ...,
+        parameters: builtins.int = ...,
+        open: builtins.bool = ...,
+        ranks: builtins.int = ...,
+        ranks_held: builtins.int = ...,
+        optimizer: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["generation", b"generation", "model", b"model", "name", b"name", "open", b"open", "optimizer", b"optimizer", "parameters", b"parameters", "ranks", b"ranks", "ranks_held", b"ranks_held"]) -> None: ...
+
+global___ModelSummary = ModelSummary
+
+@typing.final
+class ListModelsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: builtins.int
+    MORE_FIELD_NUMBER: builtins.int
+    more: builtins.bool
+    @property
+    def models(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ModelSummary]: ...
+    def __init__(
+        self,
+        *,
+        models: collections.abc.Iterable[global___ModelSummary] | None = ...,
+        more: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["models", b"models", "more", b"more"]) -> None: ...
+
+global___ListModelsResponse = ListModelsResponse
 
 @typing.final
 class SetLearningRateResponse(google.protobuf.message.Message):
@@ -1144,6 +1321,7 @@ class BlockHeader(google.protobuf.message.Message):
     CRC_FIELD_NUMBER: builtins.int
     VIEW_FIELD_NUMBER: builtins.int
     TERM_FIELD_NUMBER: builtins.int
+    SCALARS_FIELD_NUMBER: builtins.int
     AGE_MS_FIELD_NUMBER: builtins.int
     block: builtins.int
     step: builtins.int
@@ -1155,6 +1333,10 @@ class BlockHeader(google.protobuf.message.Message):
     term: builtins.int
     age_ms: builtins.int
     """pulls with linearizable or bounded_ms: at most this old when the block was read; else 0"""
+    @property
+    def scalars(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """pulls of a pinned version: the optimizer's numbers of the block"""
+
     def __init__(
         self,
         *,
@@ -1166,9 +1348,10 @@ class BlockHeader(google.protobuf.message.Message):
         crc: builtins.int = ...,
         view: builtins.int = ...,
         term: builtins.int = ...,
+        scalars: collections.abc.Iterable[builtins.float] | None = ...,
         age_ms: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["age_ms", b"age_ms", "block", b"block", "codec", b"codec", "crc", b"crc", "status", b"status", "step", b"step", "term", b"term", "version", b"version", "view", b"view"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["age_ms", b"age_ms", "block", b"block", "codec", b"codec", "crc", b"crc", "scalars", b"scalars", "status", b"status", "step", b"step", "term", b"term", "version", b"version", "view", b"view"]) -> None: ...
 
 global___BlockHeader = BlockHeader
 
@@ -1208,6 +1391,7 @@ class PullRequest(google.protobuf.message.Message):
     BOUNDED_MS_FIELD_NUMBER: builtins.int
     IF_NEWER_THAN_FIELD_NUMBER: builtins.int
     CODEC_FIELD_NUMBER: builtins.int
+    PART_FIELD_NUMBER: builtins.int
     cluster: builtins.bytes
     group: builtins.int
     model: builtins.int
@@ -1226,6 +1410,8 @@ class PullRequest(google.protobuf.message.Message):
     """Weights only of blocks above that version; of others NOT_NEWER with their version and no payload. Not with version."""
     codec: global___Codec.ValueType
     """of the weights in the answers"""
+    part: builtins.int
+    """0: weights; n: the optimizer's n-th array beside them, of a pinned version only"""
     @property
     def blocks(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """sorted, without repeats; empty: all of this group"""
@@ -1245,9 +1431,10 @@ class PullRequest(google.protobuf.message.Message):
         bounded_ms: builtins.int = ...,
         if_newer_than: builtins.int | None = ...,
         codec: global___Codec.ValueType = ...,
+        part: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_if_newer_than", b"_if_newer_than", "if_newer_than", b"if_newer_than", "min_version", b"min_version", "version", b"version", "want", b"want"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_if_newer_than", b"_if_newer_than", "blocks", b"blocks", "bounded_ms", b"bounded_ms", "cluster", b"cluster", "codec", b"codec", "generation", b"generation", "group", b"group", "if_newer_than", b"if_newer_than", "linearizable", b"linearizable", "min_version", b"min_version", "model", b"model", "placement_epoch", b"placement_epoch", "version", b"version", "want", b"want"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_if_newer_than", b"_if_newer_than", "blocks", b"blocks", "bounded_ms", b"bounded_ms", "cluster", b"cluster", "codec", b"codec", "generation", b"generation", "group", b"group", "if_newer_than", b"if_newer_than", "linearizable", b"linearizable", "min_version", b"min_version", "model", b"model", "part", b"part", "placement_epoch", b"placement_epoch", "version", b"version", "want", b"want"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_if_newer_than", b"_if_newer_than"]) -> typing.Literal["if_newer_than"] | None: ...
     @typing.overload
@@ -2399,6 +2586,8 @@ class ShardCommand(google.protobuf.message.Message):
     SET_VIEW_FIELD_NUMBER: builtins.int
     HOLD_FIELD_NUMBER: builtins.int
     SET_RATE_FIELD_NUMBER: builtins.int
+    PIN_FIELD_NUMBER: builtins.int
+    UNPIN_FIELD_NUMBER: builtins.int
     @property
     def create(self) -> global___CreateShard: ...
     @property
@@ -2409,6 +2598,10 @@ class ShardCommand(google.protobuf.message.Message):
     def hold(self) -> global___HoldShard: ...
     @property
     def set_rate(self) -> global___SetRate: ...
+    @property
+    def pin(self) -> global___PinShard: ...
+    @property
+    def unpin(self) -> global___UnpinShard: ...
     def __init__(
         self,
         *,
@@ -2417,12 +2610,61 @@ class ShardCommand(google.protobuf.message.Message):
         set_view: global___SetView | None = ...,
         hold: global___HoldShard | None = ...,
         set_rate: global___SetRate | None = ...,
+        pin: global___PinShard | None = ...,
+        unpin: global___UnpinShard | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["create", b"create", "hold", b"hold", "kind", b"kind", "open", b"open", "set_rate", b"set_rate", "set_view", b"set_view"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["create", b"create", "hold", b"hold", "kind", b"kind", "open", b"open", "set_rate", b"set_rate", "set_view", b"set_view"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["create", "open", "set_view", "hold", "set_rate"] | None: ...
+    def HasField(self, field_name: typing.Literal["create", b"create", "hold", b"hold", "kind", b"kind", "open", b"open", "pin", b"pin", "set_rate", b"set_rate", "set_view", b"set_view", "unpin", b"unpin"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["create", b"create", "hold", b"hold", "kind", b"kind", "open", b"open", "pin", b"pin", "set_rate", b"set_rate", "set_view", b"set_view", "unpin", b"unpin"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["create", "open", "set_view", "hold", "set_rate", "pin", "unpin"] | None: ...
 
 global___ShardCommand = ShardCommand
+
+@typing.final
+class PinShard(google.protobuf.message.Message):
+    """Version `step` of every block is kept, with what its optimizer holds, until the pin ends; one that is raised drops what it kept."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    NUMBER_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    model: builtins.int
+    generation: builtins.int
+    number: builtins.int
+    step: builtins.int
+    def __init__(
+        self,
+        *,
+        model: builtins.int = ...,
+        generation: builtins.int = ...,
+        number: builtins.int = ...,
+        step: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["generation", b"generation", "model", b"model", "number", b"number", "step", b"step"]) -> None: ...
+
+global___PinShard = PinShard
+
+@typing.final
+class UnpinShard(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    NUMBER_FIELD_NUMBER: builtins.int
+    model: builtins.int
+    generation: builtins.int
+    number: builtins.int
+    def __init__(
+        self,
+        *,
+        model: builtins.int = ...,
+        generation: builtins.int = ...,
+        number: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["generation", b"generation", "model", b"model", "number", b"number"]) -> None: ...
+
+global___UnpinShard = UnpinShard
 
 @typing.final
 class ShardResult(google.protobuf.message.Message):
@@ -2482,11 +2724,19 @@ class ShardSteps(google.protobuf.message.Message):
     HOLD_STEP_FIELD_NUMBER: builtins.int
     RATE_NUMBER_FIELD_NUMBER: builtins.int
     RATES_FIELD_NUMBER: builtins.int
+    PIN_NUMBER_FIELD_NUMBER: builtins.int
+    PIN_STEP_FIELD_NUMBER: builtins.int
+    PINS_ENDED_FIELD_NUMBER: builtins.int
     hold_number: builtins.int
     """0: none"""
     hold_step: builtins.int
     rate_number: builtins.int
     """of the last change"""
+    pin_number: builtins.int
+    """0: none"""
+    pin_step: builtins.int
+    pins_ended: builtins.int
+    """up to that number"""
     @property
     def rates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RateFrom]:
         """ascending"""
@@ -2498,8 +2748,11 @@ class ShardSteps(google.protobuf.message.Message):
         hold_step: builtins.int = ...,
         rate_number: builtins.int = ...,
         rates: collections.abc.Iterable[global___RateFrom] | None = ...,
+        pin_number: builtins.int = ...,
+        pin_step: builtins.int = ...,
+        pins_ended: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["hold_number", b"hold_number", "hold_step", b"hold_step", "rate_number", b"rate_number", "rates", b"rates"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["hold_number", b"hold_number", "hold_step", b"hold_step", "pin_number", b"pin_number", "pin_step", b"pin_step", "pins_ended", b"pins_ended", "rate_number", b"rate_number", "rates", b"rates"]) -> None: ...
 
 global___ShardSteps = ShardSteps
 
@@ -2781,6 +3034,75 @@ class RateAdvanced(google.protobuf.message.Message):
 global___RateAdvanced = RateAdvanced
 
 @typing.final
+class PinWish(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    model: builtins.int
+    generation: builtins.int
+    step: builtins.int
+    def __init__(
+        self,
+        *,
+        model: builtins.int = ...,
+        generation: builtins.int = ...,
+        step: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["generation", b"generation", "model", b"model", "step", b"step"]) -> None: ...
+
+global___PinWish = PinWish
+
+@typing.final
+class PinAdvanced(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    NUMBER_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    STAGE_FIELD_NUMBER: builtins.int
+    model: builtins.int
+    generation: builtins.int
+    number: builtins.int
+    step: builtins.int
+    stage: builtins.int
+    def __init__(
+        self,
+        *,
+        model: builtins.int = ...,
+        generation: builtins.int = ...,
+        number: builtins.int = ...,
+        step: builtins.int = ...,
+        stage: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["generation", b"generation", "model", b"model", "number", b"number", "stage", b"stage", "step", b"step"]) -> None: ...
+
+global___PinAdvanced = PinAdvanced
+
+@typing.final
+class ReleasePinWish(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    NUMBER_FIELD_NUMBER: builtins.int
+    model: builtins.int
+    generation: builtins.int
+    number: builtins.int
+    def __init__(
+        self,
+        *,
+        model: builtins.int = ...,
+        generation: builtins.int = ...,
+        number: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["generation", b"generation", "model", b"model", "number", b"number"]) -> None: ...
+
+global___ReleasePinWish = ReleasePinWish
+
+@typing.final
 class CatalogueCommand(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -2803,6 +3125,9 @@ class CatalogueCommand(google.protobuf.message.Message):
     NODE_REMOVED_FIELD_NUMBER: builtins.int
     CHANGE_RATE_FIELD_NUMBER: builtins.int
     RATE_ADVANCED_FIELD_NUMBER: builtins.int
+    PIN_FIELD_NUMBER: builtins.int
+    PIN_ADVANCED_FIELD_NUMBER: builtins.int
+    RELEASE_PIN_FIELD_NUMBER: builtins.int
     PLACEMENT_RULE_FIELD_NUMBER: builtins.int
     session: builtins.int
     sequence: builtins.int
@@ -2841,6 +3166,12 @@ class CatalogueCommand(google.protobuf.message.Message):
     def change_rate(self) -> global___ChangeRate: ...
     @property
     def rate_advanced(self) -> global___RateAdvanced: ...
+    @property
+    def pin(self) -> global___PinWish: ...
+    @property
+    def pin_advanced(self) -> global___PinAdvanced: ...
+    @property
+    def release_pin(self) -> global___ReleasePinWish: ...
     def __init__(
         self,
         *,
@@ -2863,11 +3194,14 @@ class CatalogueCommand(google.protobuf.message.Message):
         node_removed: global___NodeRemoved | None = ...,
         change_rate: global___ChangeRate | None = ...,
         rate_advanced: global___RateAdvanced | None = ...,
+        pin: global___PinWish | None = ...,
+        pin_advanced: global___PinAdvanced | None = ...,
+        release_pin: global___ReleasePinWish | None = ...,
         placement_rule: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["change_rate", b"change_rate", "claim_initialization", b"claim_initialization", "claim_rank", b"claim_rank", "create_model", b"create_model", "expire_lease", b"expire_lease", "kind", b"kind", "leftover_deleted", b"leftover_deleted", "model_opened", b"model_opened", "move_advanced", b"move_advanced", "move_ended", b"move_ended", "node_removed", b"node_removed", "open_session", b"open_session", "rate_advanced", b"rate_advanced", "register_node", b"register_node", "release_rank", b"release_rank", "reshape", b"reshape", "shard_created", b"shard_created"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["change_rate", b"change_rate", "claim_initialization", b"claim_initialization", "claim_rank", b"claim_rank", "create_model", b"create_model", "expire_lease", b"expire_lease", "kind", b"kind", "leftover_deleted", b"leftover_deleted", "model_opened", b"model_opened", "move_advanced", b"move_advanced", "move_ended", b"move_ended", "node_removed", b"node_removed", "open_session", b"open_session", "placement_rule", b"placement_rule", "rate_advanced", b"rate_advanced", "register_node", b"register_node", "release_rank", b"release_rank", "reshape", b"reshape", "secret_digest", b"secret_digest", "sequence", b"sequence", "session", b"session", "shard_created", b"shard_created"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register_node", "open_session", "create_model", "shard_created", "claim_initialization", "model_opened", "claim_rank", "release_rank", "expire_lease", "reshape", "move_advanced", "move_ended", "leftover_deleted", "node_removed", "change_rate", "rate_advanced"] | None: ...
+    def HasField(self, field_name: typing.Literal["change_rate", b"change_rate", "claim_initialization", b"claim_initialization", "claim_rank", b"claim_rank", "create_model", b"create_model", "expire_lease", b"expire_lease", "kind", b"kind", "leftover_deleted", b"leftover_deleted", "model_opened", b"model_opened", "move_advanced", b"move_advanced", "move_ended", b"move_ended", "node_removed", b"node_removed", "open_session", b"open_session", "pin", b"pin", "pin_advanced", b"pin_advanced", "rate_advanced", b"rate_advanced", "register_node", b"register_node", "release_pin", b"release_pin", "release_rank", b"release_rank", "reshape", b"reshape", "shard_created", b"shard_created"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["change_rate", b"change_rate", "claim_initialization", b"claim_initialization", "claim_rank", b"claim_rank", "create_model", b"create_model", "expire_lease", b"expire_lease", "kind", b"kind", "leftover_deleted", b"leftover_deleted", "model_opened", b"model_opened", "move_advanced", b"move_advanced", "move_ended", b"move_ended", "node_removed", b"node_removed", "open_session", b"open_session", "pin", b"pin", "pin_advanced", b"pin_advanced", "placement_rule", b"placement_rule", "rate_advanced", b"rate_advanced", "register_node", b"register_node", "release_pin", b"release_pin", "release_rank", b"release_rank", "reshape", b"reshape", "secret_digest", b"secret_digest", "sequence", b"sequence", "session", b"session", "shard_created", b"shard_created"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register_node", "open_session", "create_model", "shard_created", "claim_initialization", "model_opened", "claim_rank", "release_rank", "expire_lease", "reshape", "move_advanced", "move_ended", "leftover_deleted", "node_removed", "change_rate", "rate_advanced", "pin", "pin_advanced", "release_pin"] | None: ...
 
 global___CatalogueCommand = CatalogueCommand
 
@@ -3103,13 +3437,37 @@ class RateRecord(google.protobuf.message.Message):
 global___RateRecord = RateRecord
 
 @typing.final
+class PinRecord(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    SESSION_FIELD_NUMBER: builtins.int
+    STAGE_FIELD_NUMBER: builtins.int
+    number: builtins.int
+    step: builtins.int
+    session: builtins.int
+    stage: builtins.int
+    def __init__(
+        self,
+        *,
+        number: builtins.int = ...,
+        step: builtins.int = ...,
+        session: builtins.int = ...,
+        stage: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["number", b"number", "session", b"session", "stage", b"stage", "step", b"step"]) -> None: ...
+
+global___PinRecord = PinRecord
+
+@typing.final
 class ModelRecord(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     DESCRIPTION_FIELD_NUMBER: builtins.int
     CREATED_FIELD_NUMBER: builtins.int
     INITIALIZATION_SESSION_FIELD_NUMBER: builtins.int
-    RATES_FIELD_NUMBER: builtins.int
+    PIN_FIELD_NUMBER: builtins.int
     initialization_session: builtins.int
     """0: nobody holds the lease"""
     @property
@@ -3119,8 +3477,8 @@ class ModelRecord(google.protobuf.message.Message):
         """groups that have their shard"""
 
     @property
-    def rates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RateRecord]:
-        """the latest changes of the learning rate, the last of which may be under way"""
+    def pin(self) -> global___PinRecord:
+        """the latest"""
 
     def __init__(
         self,
@@ -3128,10 +3486,10 @@ class ModelRecord(google.protobuf.message.Message):
         description: global___ModelDescription | None = ...,
         created: collections.abc.Iterable[builtins.int] | None = ...,
         initialization_session: builtins.int = ...,
-        rates: collections.abc.Iterable[global___RateRecord] | None = ...,
+        pin: global___PinRecord | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["description", b"description"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["created", b"created", "description", b"description", "initialization_session", b"initialization_session", "rates", b"rates"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["description", b"description", "pin", b"pin"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["created", b"created", "description", b"description", "initialization_session", b"initialization_session", "pin", b"pin"]) -> None: ...
 
 global___ModelRecord = ModelRecord
 

@@ -60,6 +60,21 @@ class CatalogueStub(object):
                 request_serializer=paramserver_dot_v1_dot_paramserver__pb2.ReleaseRankRequest.SerializeToString,
                 response_deserializer=paramserver_dot_v1_dot_paramserver__pb2.ReleaseRankResponse.FromString,
                 )
+        self.PinModel = channel.unary_unary(
+                '/paramserver.v1.Catalogue/PinModel',
+                request_serializer=paramserver_dot_v1_dot_paramserver__pb2.PinModelRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_paramserver__pb2.PinModelResponse.FromString,
+                )
+        self.ReleasePin = channel.unary_unary(
+                '/paramserver.v1.Catalogue/ReleasePin',
+                request_serializer=paramserver_dot_v1_dot_paramserver__pb2.ReleasePinRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_paramserver__pb2.ReleasePinResponse.FromString,
+                )
+        self.ListModels = channel.unary_unary(
+                '/paramserver.v1.Catalogue/ListModels',
+                request_serializer=paramserver_dot_v1_dot_paramserver__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_paramserver__pb2.ListModelsResponse.FromString,
+                )
         self.SetLearningRate = channel.unary_unary(
                 '/paramserver.v1.Catalogue/SetLearningRate',
                 request_serializer=paramserver_dot_v1_dot_paramserver__pb2.SetLearningRateRequest.SerializeToString,
@@ -127,6 +142,25 @@ class CatalogueServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PinModel(self, request, context):
+        """every data group keeps that version when it returns
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleasePin(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListModels(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetLearningRate(self, request, context):
         """in force in every data group when it returns
         """
@@ -181,6 +215,21 @@ def add_CatalogueServicer_to_server(servicer, server):
                     servicer.ReleaseRank,
                     request_deserializer=paramserver_dot_v1_dot_paramserver__pb2.ReleaseRankRequest.FromString,
                     response_serializer=paramserver_dot_v1_dot_paramserver__pb2.ReleaseRankResponse.SerializeToString,
+            ),
+            'PinModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinModel,
+                    request_deserializer=paramserver_dot_v1_dot_paramserver__pb2.PinModelRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_paramserver__pb2.PinModelResponse.SerializeToString,
+            ),
+            'ReleasePin': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleasePin,
+                    request_deserializer=paramserver_dot_v1_dot_paramserver__pb2.ReleasePinRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_paramserver__pb2.ReleasePinResponse.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=paramserver_dot_v1_dot_paramserver__pb2.ListModelsRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_paramserver__pb2.ListModelsResponse.SerializeToString,
             ),
             'SetLearningRate': grpc.unary_unary_rpc_method_handler(
                     servicer.SetLearningRate,
@@ -348,6 +397,57 @@ class Catalogue(object):
         return grpc.experimental.unary_unary(request, target, '/paramserver.v1.Catalogue/ReleaseRank',
             paramserver_dot_v1_dot_paramserver__pb2.ReleaseRankRequest.SerializeToString,
             paramserver_dot_v1_dot_paramserver__pb2.ReleaseRankResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def PinModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/paramserver.v1.Catalogue/PinModel',
+            paramserver_dot_v1_dot_paramserver__pb2.PinModelRequest.SerializeToString,
+            paramserver_dot_v1_dot_paramserver__pb2.PinModelResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ReleasePin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/paramserver.v1.Catalogue/ReleasePin',
+            paramserver_dot_v1_dot_paramserver__pb2.ReleasePinRequest.SerializeToString,
+            paramserver_dot_v1_dot_paramserver__pb2.ReleasePinResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/paramserver.v1.Catalogue/ListModels',
+            paramserver_dot_v1_dot_paramserver__pb2.ListModelsRequest.SerializeToString,
+            paramserver_dot_v1_dot_paramserver__pb2.ListModelsResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

@@ -71,6 +71,22 @@ class CatalogueStub:
         paramserver.v1.paramserver_pb2.ReleaseRankResponse,
     ]
 
+    PinModel: grpc.UnaryUnaryMultiCallable[
+        paramserver.v1.paramserver_pb2.PinModelRequest,
+        paramserver.v1.paramserver_pb2.PinModelResponse,
+    ]
+    """every data group keeps that version when it returns"""
+
+    ReleasePin: grpc.UnaryUnaryMultiCallable[
+        paramserver.v1.paramserver_pb2.ReleasePinRequest,
+        paramserver.v1.paramserver_pb2.ReleasePinResponse,
+    ]
+
+    ListModels: grpc.UnaryUnaryMultiCallable[
+        paramserver.v1.paramserver_pb2.ListModelsRequest,
+        paramserver.v1.paramserver_pb2.ListModelsResponse,
+    ]
+
     SetLearningRate: grpc.UnaryUnaryMultiCallable[
         paramserver.v1.paramserver_pb2.SetLearningRateRequest,
         paramserver.v1.paramserver_pb2.SetLearningRateResponse,
@@ -125,6 +141,22 @@ class CatalogueAsyncStub:
     ReleaseRank: grpc.aio.UnaryUnaryMultiCallable[
         paramserver.v1.paramserver_pb2.ReleaseRankRequest,
         paramserver.v1.paramserver_pb2.ReleaseRankResponse,
+    ]
+
+    PinModel: grpc.aio.UnaryUnaryMultiCallable[
+        paramserver.v1.paramserver_pb2.PinModelRequest,
+        paramserver.v1.paramserver_pb2.PinModelResponse,
+    ]
+    """every data group keeps that version when it returns"""
+
+    ReleasePin: grpc.aio.UnaryUnaryMultiCallable[
+        paramserver.v1.paramserver_pb2.ReleasePinRequest,
+        paramserver.v1.paramserver_pb2.ReleasePinResponse,
+    ]
+
+    ListModels: grpc.aio.UnaryUnaryMultiCallable[
+        paramserver.v1.paramserver_pb2.ListModelsRequest,
+        paramserver.v1.paramserver_pb2.ListModelsResponse,
     ]
 
     SetLearningRate: grpc.aio.UnaryUnaryMultiCallable[
@@ -200,6 +232,28 @@ class CatalogueServicer(metaclass=abc.ABCMeta):
         request: paramserver.v1.paramserver_pb2.ReleaseRankRequest,
         context: _ServicerContext,
     ) -> typing.Union[paramserver.v1.paramserver_pb2.ReleaseRankResponse, collections.abc.Awaitable[paramserver.v1.paramserver_pb2.ReleaseRankResponse]]: ...
+
+    @abc.abstractmethod
+    def PinModel(
+        self,
+        request: paramserver.v1.paramserver_pb2.PinModelRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[paramserver.v1.paramserver_pb2.PinModelResponse, collections.abc.Awaitable[paramserver.v1.paramserver_pb2.PinModelResponse]]:
+        """every data group keeps that version when it returns"""
+
+    @abc.abstractmethod
+    def ReleasePin(
+        self,
+        request: paramserver.v1.paramserver_pb2.ReleasePinRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[paramserver.v1.paramserver_pb2.ReleasePinResponse, collections.abc.Awaitable[paramserver.v1.paramserver_pb2.ReleasePinResponse]]: ...
+
+    @abc.abstractmethod
+    def ListModels(
+        self,
+        request: paramserver.v1.paramserver_pb2.ListModelsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[paramserver.v1.paramserver_pb2.ListModelsResponse, collections.abc.Awaitable[paramserver.v1.paramserver_pb2.ListModelsResponse]]: ...
 
     @abc.abstractmethod
     def SetLearningRate(

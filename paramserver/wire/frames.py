@@ -103,6 +103,8 @@ class BlockFrame:
     term: int = 0
     age_ms: int = 0
     """Of a consistent pull (RULES R2, R3): it held everything acknowledged so long before it was read, or later."""
+    scalars: tuple[float, ...] = ()
+    """Of a pull of a pinned version: the optimizer's numbers of the block."""
     payload: memoryview | bytes = b""
     encoded: bytes = field(default=b"", init=False, repr=False, compare=False)
 
@@ -155,6 +157,7 @@ def encode_block(frame: BlockFrame) -> bytes:
         view=frame.view,
         term=frame.term,
         age_ms=frame.age_ms,
+        scalars=frame.scalars,
     )
     data = join_frame(header.SerializeToString(), frame.payload)
     object.__setattr__(frame, "encoded", data)  # a memory of what follows from the rest: the frame is what it was
@@ -176,6 +179,7 @@ def decode_block(data: bytes) -> BlockFrame:
         view=_bounded("view", header.view),
         term=header.term,
         age_ms=_bounded("age_ms", header.age_ms),
+        scalars=tuple(header.scalars),
         payload=payload,
     )
 

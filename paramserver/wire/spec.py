@@ -179,6 +179,22 @@ class Adam(_Hyperparameters):
 OptimizerSpec: TypeAlias = Sgd | Momentum | Adam
 
 
+def slot_names(optimizer: OptimizerSpec) -> tuple[str, ...]:
+    """The arrays that an optimizer keeps beside the weights, each of their shape; zeros at first."""
+    match optimizer:
+        case Sgd():
+            return ()
+        case Momentum():
+            return ("velocity",)
+        case Adam():
+            return ("first_moment", "second_moment")
+
+
+def scalar_names(optimizer: OptimizerSpec) -> tuple[str, ...]:
+    """The fp64 numbers that it keeps for each block."""
+    return ("beta1_power", "beta2_power") if isinstance(optimizer, Adam) else ()
+
+
 def sgd(learning_rate: float, *, weight_decay: float = 0.0) -> Sgd:
     """Plain stochastic gradient descent."""
     return Sgd(learning_rate, weight_decay)

@@ -1,7 +1,8 @@
 """Somebody who changes a model while it trains, through all the faults: a client like any other, that may die anywhere.
 
 Owns the lives of one process, and what it asks for and when. What it checks: each answer names a step at which group 0
-settled just that change. Must not know: what servers do, what the change does to the weights (`reference.py`).
+settled just that change; a model that it saved is, bit by bit, weights and optimizer of one version. Must not know:
+what servers do, what a change does to the weights (`reference.py`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from worker.catalogue import Catalogue, Description
 from worker.errors import FailedPrecondition, NotFound
 from worker.membership import Discovery
 from worker.routing import Routes
+from worker.saving import Saver
 from worker.session import Session
 
 PAUSE_MS = (20, 600)
@@ -34,8 +36,11 @@ LIFE_MS = (300, 2500)
 AWAY_MS = (1, 300)
 LATE_PERCENT, AT_ONCE_PERCENT = 10, 40
 """Wishes for a step that is past; wishes for the next that can be. The others name one that lies ahead."""
+SAVE_PERCENT = 40
+SAVE_S = 8.0
+"""A client's budget: the version that it waits for may lie behind the end of the run."""
 RATES = (0.2, 0.05, 0.01, 0.003, 0.0)
-CHANGES_AFTER = 2
+CHANGES_AFTER = 3
 """After healing, to show that there is progress."""
 
 
@@ -124,7 +129,11 @@ class SimulatedChanger:
         model = await self._model(catalogue)
         while self.left != 0:
             await self._pause()
-            await self._change(catalogue, model)
+            if self._random.randrange(100) < SAVE_PERCENT:
+                saver = Saver(network=network, cluster=cluster, routes=routes, catalogue=catalogue, replicas=None)
+                await self._save(saver)
+            else:
+                await self._change(catalogue, model)
             if self.left:
                 self.left -= 1
 
@@ -164,3 +173,32 @@ class SimulatedChanger:
             raise Violated(f"{self.name} was told that rate {rate} holds from step {step}, which nobody settled")
         if wanted is not None and step < wanted:
             raise Violated(f"{self.name} wanted a change from step {wanted}, it came at {step}")
+
+    async def _save(self, saver: Saver) -> None:
+        world, training = self._world, self._world.training
+        now = world.steps_seen(world.cluster.scheduler.now_us)
+        ahead = self.left is None and self._random.randrange(3) == 0
+        wanted = now + self._random.randrange(1, 5) if ahead else None
+        world.cluster.trace.add(self.name, f"saves version {wanted}")
+        try:
+            async with asyncio.timeout(SAVE_S):
+                saved = await saver.run(training.spec.name, wanted, lambda _done, _total: None)
+        except TimeoutError:
+            world.cluster.counts["save given up"] += 1
+            return
+        except (FailedPrecondition, NotFound) as refused:
+            world.cluster.trace.add(self.name, f"could not save: {refused.cause}")
+            world.cluster.counts["save refused"] += 1
+            return
+        world.cluster.trace.add(self.name, f"saved version {saved.step}")
+        world.cluster.counts["model saved"] += 1
+        if wanted is not None and saved.step < wanted:
+            raise Violated(f"{self.name} wanted version {wanted}, it got {saved.step}")
+        if saved.weights.tobytes() != training.at(saved.step).tobytes():
+            raise Violated(f"{self.name} saved other weights than version {saved.step}")
+        for block in range(training.layout.blocks):
+            place = training.layout.block_slice(block)
+            arrays, numbers = training.state_at(saved.step, block)
+            right = [array.tobytes() for array in arrays] == [slot[place].tobytes() for slot in saved.slots]
+            if not right or tuple(saved.scalars[block]) != numbers:
+                raise Violated(f"{self.name} saved another state of block {block} than version {saved.step} has")

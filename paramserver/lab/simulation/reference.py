@@ -76,12 +76,18 @@ class Training:
         self._blocks = [
             Block(spec.optimizer, self.initial[self.layout.block_slice(block)]) for block in range(self.layout.blocks)
         ]
+        self._states = [[block.state() for block in self._blocks]]
 
     def at(self, version: int) -> Array:
         """All weights after that many steps."""
         while len(self._weights) <= version:
             self._step(len(self._weights) - 1)
         return self._weights[version]
+
+    def state_at(self, version: int, block: int) -> tuple[list[Array], tuple[float, ...]]:
+        """What the optimizer remembers of a block after that many steps: its arrays, its numbers."""
+        self.at(version)
+        return self._states[version][block]
 
     @property
     def computed(self) -> int:
@@ -126,6 +132,7 @@ class Training:
                 logged = rounded(self.spec.log_codec, total)
                 after[place] = state.update(before[place], logged / np.float32(self.spec.ranks), rate)
         self._weights.append(after)
+        self._states.append([block.state() for block in self._blocks])
 
 
 class Block:
@@ -136,6 +143,16 @@ class Block:
         self._first = np.zeros_like(weights)
         self._second = np.zeros_like(weights)
         self._power1 = self._power2 = 1.0
+
+    def state(self) -> tuple[list[Array], tuple[float, ...]]:
+        """Arrays are replaced at each update, never written."""
+        match self._optimizer:
+            case Sgd():
+                return [], ()
+            case Momentum():
+                return [self._first], ()
+            case Adam():
+                return [self._first, self._second], (self._power1, self._power2)
 
     def update(self, weights: Array, gradient: Array, changed: float | None = None) -> Array:
         """`changed`: another learning rate than the optimizer's own."""

@@ -83,6 +83,7 @@ class SystemLoad:
         self._changing = changing
         self._changer: SimulatedChanger | None = None
         self._settled: dict[int, RateChange] = {}
+        self._pinned: set[tuple[int, int]] = set()
         """Changes of the learning rate whose step is final, by number."""
         self.training.rate_at = self._rate_at
         self._lines: list[Line] = []
@@ -151,7 +152,7 @@ class SystemLoad:
 
     def done(self) -> bool:
         changed = self._changer is None or self._changer.done
-        return all(worker.done for worker in self._workers) and changed and not self._underway()
+        return all(worker.done for worker in self._workers) and changed and not self._pins() and not self._underway()
 
     def waits_for(self) -> str:
         waiting = [
@@ -160,8 +161,16 @@ class SystemLoad:
             if not worker.done
         ]
         if self._changer is not None and not self._changer.done:
-            waiting.append("changes of the learning rate")
+            waiting.append("changes of the model")
+        waiting += self._pins()
         return ", ".join(waiting + self._underway())
+
+    def _pins(self) -> list[str]:
+        """Who died while a version was kept for it leaves a pin, which ends by its bound."""
+        leader = self.cluster.leader_of(CATALOGUE_GROUP) if self._changing else None
+        if leader is None or leader not in self._servers:
+            return []
+        return [f"{model.pinned} to end" for model in self._servers[leader].catalogue.models.values() if model.pinned]
 
     def _underway(self) -> list[str]:
         """What of the operator's wishes is not done; while a part of the nodes is away nobody waits for it."""
@@ -211,6 +220,7 @@ class SystemLoad:
         return self.acknowledged() + counts["linearizable reads"] + counts["bounded reads"]
 
     def check(self) -> None:
+        self.cluster.counts["pins"] += len({number for number, _ in self._pinned})
         steps = self._workers[0].step
         if steps < self._steps_seen:
             raise Violated(f"a rank saw the end of step {self._steps_seen}, now the model is at {steps}")
@@ -238,6 +248,8 @@ class SystemLoad:
                 if published.version != steps:
                     raise Violated(f"node {node}: block {block} is at version {published.version}, not {steps}")
                 expected = self.training.at(steps)[self.training.layout.block_slice(block)]
+                if shard.kept[place] is not None and shard.info.steps.pin is None:
+                    raise Violated(f"node {node}: block {block} keeps a version that nobody has pinned")
                 if getattr(published.weights, "tobytes", bytes)() != expected.tobytes():
                     raise Violated(
                         f"node {node}: block {block}, version {steps}, has other bits than the reference run"
@@ -271,6 +283,8 @@ class SystemLoad:
         return self._settled
 
     def decided(self, model: Model) -> None:
+        if model.pinned is not None:
+            self._pinned.add((model.pinned.number, model.pinned.stage))
         for change in model.rates:
             if change.stage is RateStage.HOLDING:
                 continue
