@@ -19,6 +19,9 @@ from paramserver.wire.errors import Reason, Refusal, refuse_problems
 from paramserver.wire.frames import STEP_MAX
 from paramserver.wire.spec import float32, rate_problems
 
+TOO_MANY = "TOO_MANY"
+"""A data group's reason: as many changes of the rate lie ahead as may."""
+
 
 class Changes:
     """All raise `Refusal`. drives: of the present tenure, or a refusal that says who leads. answered: whether the
@@ -91,11 +94,12 @@ class Changes:
         question = HoldShard(model.model, model.generation, 0, 0, check_only=True)
         replies = await drives.ask_all(model, question)
         for group, reply in replies.items():
-            if not reply.ok:
+            # Too many changes of the rate lie ahead: no matter to a pin.
+            if not reply.ok and (field == "from_step" or reply.reason != TOO_MANY):
                 raise Refusal(
                     Reason.CONFLICT,
-                    f"group {group} takes no more changes of the learning rate now: {reply.message or reply.reason}",
-                    hint="if too many lie ahead, make them as training gets there",
+                    f"group {group} says {reply.reason}: {reply.message}",
+                    hint="if too many changes of the rate lie ahead, make them as training gets there",
                 )
         earliest = max(reply.highest_version for reply in replies.values())
         if from_step is None:

@@ -16,8 +16,9 @@ from paramserver.wire.errors import Reason
 from paramserver.wire.frames import STEP_MAX
 from paramserver.wire.spec import rate_problems
 
-RATES_KEPT = 64
-"""Changes that are remembered of a model, for those who asked for them and for people."""
+RATES_KEPT = 1024
+"""Changes that are remembered of a model, for those who asked for them, for checkpoints, for people;
+more than may lie ahead in a data group."""
 
 
 def change(model: Model, command: ChangeRate) -> tuple[Model, Answer]:

@@ -35,7 +35,7 @@ from paramserver.shard.errors import CommandError
 from paramserver.shard.loans import Loans
 from paramserver.shard.results import Answer, Duplicate, NotTaken, Result, Stored, Updated, Why
 from paramserver.shard.state import Shard, new_shard
-from paramserver.shard.steps import Hold, Pin, RateFrom
+from paramserver.shard.steps import RATE_CHANGES_MAX, Hold, Pin, RateFrom
 from paramserver.wire.frames import PushKind
 from paramserver.wire.spec import NonFinite
 
@@ -255,7 +255,8 @@ class ShardMachine:
             return Answer(model=command.model, ok=False, why=found, message="hold")
         steps = found.info.steps
         if command.check_only:
-            return self._answer(found, ok=not steps.full, why=Why.TOO_MANY if steps.full else None)
+            message = f"{RATE_CHANGES_MAX} changes of the learning rate lie ahead" if steps.full else ""
+            return self._answer(found, ok=not steps.full, why=Why.TOO_MANY if steps.full else None, message=message)
         if command.number <= steps.rate_number:
             return self._answer(found, ok=True)  # said again: the change is here already
         same = steps.hold if steps.hold is not None and steps.hold.number == command.number else None

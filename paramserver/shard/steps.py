@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-RATE_CHANGES_MAX = 1024
+RATE_CHANGES_MAX = 256
 """Changes of the learning rate that lie ahead of a shard; one more is refused while it is only asked about."""
 
 

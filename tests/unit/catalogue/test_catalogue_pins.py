@@ -55,6 +55,25 @@ def test_a_pin_is_answered_when_every_group_has_it_at_one_step() -> None:
     run(story)
 
 
+def test_changes_of_the_rate_that_lie_ahead_are_no_matter_to_a_pin() -> None:
+    async def story(world: World) -> None:
+        model = await world.opened()
+        groups = Groups(world, {1: 5, 2: 5, 3: 5})
+
+        def full(group: int, command: drive.ShardCommand) -> ShardReply | Refusal:
+            if isinstance(command, HoldShard):
+                return ShardReply(False, "TOO_MANY", "256 changes lie ahead", highest_version=5)
+            return groups.answer(group, command)
+
+        world.answer = full
+        assert (await world.leader.changes.pin(world.caller(), model.model, 1, None)).step == 5
+        change = await refused(world.leader.changes.set_learning_rate(world.caller(), model.model, 1, 0.1, 9))
+        assert (change.reason, change.retryable) == (Reason.CONFLICT, False)
+        assert "256 changes lie ahead" in change.message
+
+    run(story)
+
+
 def test_an_idle_model_is_pinned_where_it_stands() -> None:
     async def story(world: World) -> None:
         model = await world.opened()
