@@ -179,6 +179,8 @@ class SessionFileError(ParameterServerError):
 
 
 class CheckpointError(ParameterServerError):
+    """A file could not be written, or is not what a checkpoint of this version is; what was there is as it was."""
+
     code = "FAILED_PRECONDITION"
 
 
