@@ -36,7 +36,7 @@ from worker.network import Network
 from worker.replicas import PullPolicy
 from worker.retry import TIMEOUT_S
 from worker.routing import Route
-from worker.saving import SAVE_TIMEOUT_S, Saved, no_progress
+from worker.saving import SAVE_TIMEOUT_S, Progress, Saved
 from worker.spec import Bsp, Shapes, Spec
 from worker.tensors import Pushed, Tensors
 
@@ -187,9 +187,9 @@ class Client:
         *,
         step: int | None = None,
         timeout: float = SAVE_TIMEOUT_S,
-        progress: Callable[[int, int], None] = no_progress,
+        progress: Progress | None = None,
     ) -> Saved:
-        """`paramserver.Client.save`, awaited, with the same errors."""
+        """`paramserver.Client.save`, awaited. Raises what that does."""
         return await settled(self._client._saving(name, path, step, timeout, progress))
 
     async def close(self, *, release: bool = True) -> None:
@@ -356,9 +356,9 @@ class Model:
         *,
         step: int | None = None,
         timeout: float = SAVE_TIMEOUT_S,
-        progress: Callable[[int, int], None] = no_progress,
+        progress: Progress | None = None,
     ) -> Saved:
-        """`paramserver.Client.save` of this model, awaited, with the same errors."""
+        """`paramserver.Client.save` of this model, awaited. Raises what that does."""
         return await settled(self._model._saving(path, step, timeout, progress))
 
     async def close(self, *, release: bool = True) -> None:

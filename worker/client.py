@@ -51,7 +51,7 @@ from worker.refusals import to_error
 from worker.replicas import PullPolicy, Replicas, checked_policy
 from worker.retry import CLOSE_TIMEOUT_S, TIMEOUT_S, Budget, check_timeout
 from worker.routing import Route, Routes
-from worker.saving import SAVE_TIMEOUT_S, Saved, Saver, no_progress
+from worker.saving import SAVE_TIMEOUT_S, Progress, Saved, Saver, no_progress
 from worker.spec import Bsp, Shapes, Spec, check_mode, check_name, codec_of
 from worker.within import within
 
@@ -399,7 +399,7 @@ class Client:
         *,
         step: int | None = None,
         timeout: float = SAVE_TIMEOUT_S,
-        progress: Callable[[int, int], None] = no_progress,
+        progress: Progress | None = None,
     ) -> Saved:
         """Save a model at one step, while it trains: weights, all that its optimizer holds, the step, and the changes
         of its learning rate.
@@ -421,7 +421,7 @@ class Client:
         path: str | os.PathLike[str],
         step: int | None,
         timeout: float,
-        progress: Callable[[int, int], None],
+        progress: Progress | None,
     ) -> Future[Saved]:
         self._check()
         place = checkpoint_files.check_path(path, reading=False)
@@ -436,7 +436,7 @@ class Client:
         )
 
         async def work() -> Saved:
-            checkpoint = await saver.run(name, step, progress)
+            checkpoint = await saver.run(name, step, progress or no_progress)
             size = await asyncio.to_thread(checkpoint_files.write, place, checkpoint)
             return Saved(str(place), checkpoint.step, size)
 

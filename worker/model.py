@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -22,7 +22,7 @@ from worker.futures import Future
 from worker.intake import Counts, Intake, Norms
 from worker.parts import Part, Parts
 from worker.retry import CLOSE_TIMEOUT_S, Budget
-from worker.saving import SAVE_TIMEOUT_S, Saved, no_progress
+from worker.saving import SAVE_TIMEOUT_S, Progress, Saved
 from worker.tensors import Pushed, Tensors
 from worker.within import within
 
@@ -429,9 +429,9 @@ class Model:
         *,
         step: int | None = None,
         timeout: float = SAVE_TIMEOUT_S,
-        progress: Callable[[int, int], None] = no_progress,
+        progress: Progress | None = None,
     ) -> Saved:
-        """`Client.save` of this model, with the same errors."""
+        """`Client.save` of this model. Raises what that does."""
         return self._client._result(self._saving(path, step, timeout, progress))
 
     def _saving(
@@ -439,7 +439,7 @@ class Model:
         path: str | os.PathLike[str],
         step: int | None,
         timeout: float,
-        progress: Callable[[int, int], None],
+        progress: Progress | None,
     ) -> Future[Saved]:
         self._check()
         return self._client._saving(self.name, path, step, timeout, progress)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -41,6 +42,10 @@ class Saved:
     size: int
 
 
+Progress: TypeAlias = Callable[[int, int], None]
+"""(bytes so far, bytes in all)."""
+
+
 def no_progress(_done: int, _total: int) -> None:
     """Nobody watches."""
 
@@ -65,7 +70,7 @@ class Saver:
         problems = [f"group {group}: {problem}" for group, problem in sorted(self._puller.problems.items())]
         return "; ".join([f"version {self.step} is awaited", *problems])
 
-    async def run(self, name: str, step: int | None, progress: Callable[[int, int], None]) -> Checkpoint:
+    async def run(self, name: str, step: int | None, progress: Progress) -> Checkpoint:
         """`progress(bytes so far, bytes in all)` is called on the event loop. Goes on until it is cancelled."""
         model = await self._catalogue.describe(name)
         if not model.open:
@@ -86,7 +91,7 @@ class Saver:
         )
 
     async def _pull(
-        self, model: Description, pin: PinGrant, progress: Callable[[int, int], None]
+        self, model: Description, pin: PinGrant, progress: Progress
     ) -> tuple[Flat, tuple[Flat, ...], np.ndarray]:
         layout = Layout(model.spec)
         parts = [np.empty(layout.elements, FLOAT) for _ in range(1 + len(slot_names(model.spec.optimizer)))]
