@@ -375,7 +375,7 @@ class Client:
     # --- all of a model
 
     def models(self, *, timeout: float | None = None) -> list[ModelSummary]:
-        """The cluster's models, by name. Raises Unavailable, DeadlineExceeded, Closed, Forked."""
+        """The cluster's models, by name. timeout: seconds. Raises Unavailable, DeadlineExceeded, Closed, Forked."""
         return self._result(self._models_listed(timeout))
 
     def _models_listed(self, timeout: float | None) -> Future[list[ModelSummary]]:
@@ -384,7 +384,8 @@ class Client:
         return self._call(work, self._budget_s(timeout), "models", lambda: self._catalogue.problem)
 
     def describe(self, name: str, *, timeout: float | None = None) -> Description:
-        """A model as group 0 knows it, without opening it. Raises NotFound, DeadlineExceeded, Closed, Forked."""
+        """A model as group 0 knows it, without opening it. timeout: seconds. Raises NotFound, DeadlineExceeded, Closed,
+        Forked."""
         return self._result(self._described(name, timeout))
 
     def _described(self, name: str, timeout: float | None) -> Future[Description]:
@@ -406,8 +407,8 @@ class Client:
 
         path: a file in .safetensors or .npz; it appears whole, in place of what was there, or not at all. step: the
             version to save; it must not be past. None: the one that training is at. Where training goes past it while
-            the servers agree, it is a later one, which the answer names. progress(bytes so far, bytes in all): called
-            on another thread.
+            the servers agree, it is a later one, which the answer names. timeout: seconds, until the file is written.
+        progress: called with (bytes so far, bytes in all), on another thread.
 
         The servers keep that version for this call, and training goes on; one save of a model at a time. The whole
         state is in this process's memory until it is written. Raises NotFound, InvalidArgument (the path; a safetensors

@@ -431,7 +431,7 @@ class Model:
         timeout: float = SAVE_TIMEOUT_S,
         progress: Progress | None = None,
     ) -> Saved:
-        """`Client.save` of this model. Raises what that does."""
+        """`Client.save` of this model. timeout: seconds. Raises what that does."""
         return self._client._result(self._saving(path, step, timeout, progress))
 
     def _saving(
