@@ -98,7 +98,6 @@ class Load:
             WorkerOptions(
                 rank=rank, ranks=self.plan.digits_ranks, steps=STEPS_FOR_EVER, model_name=DIGITS, seed=self.seed,
                 device="numpy",
-                flags=("--pace-ms", str(self.plan.digits_pace_ms)) if self.plan.digits_pace_ms else (),
             )
         )  # fmt: skip
 

@@ -56,7 +56,6 @@ class Plan:
     rest_s: Range = (0.6, 1.2)
     baseline_s: float = 3.0
     digits_ranks: int = 2
-    digits_pace_ms: float = 0.0
     counting_pace_ms: float = 100.0
     reads_pace_ms: float = 100.0
     node_reads_pace_ms: float = 250.0
@@ -223,7 +222,6 @@ _FIELDS: Mapping[str, Any] = {
     "rest_s": _Between(0.0, SECONDS_MAX),
     "baseline_s": _Number(0.0, SECONDS_MAX),
     "digits_ranks": _Whole(1, 8),
-    "digits_pace_ms": _Number(0.0, 10_000.0),
     "counting_pace_ms": _Number(0.0, 10_000.0),
     "reads_pace_ms": _Number(1.0, 10_000.0),
     "node_reads_pace_ms": _Number(1.0, 10_000.0),
