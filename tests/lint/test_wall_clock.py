@@ -20,6 +20,11 @@ WALL = {
     ("date", "today"),
 }
 
+ALLOWED = {
+    "paramserver/injection/clock.py": "makes the clock jump, in servers started for that",
+    "paramserver/lab/chaos/run.py": "dates a result",
+}
+
 
 def reads(source: str) -> list[str]:
     found = []
@@ -36,7 +41,8 @@ def reads(source: str) -> list[str]:
 def test_nothing_reads_the_wall_clock() -> None:
     paths = [path for room in ("consensus", "paramserver", "worker") for path in sorted((ROOT / room).rglob("*.py"))]
     assert len(paths) > 150
-    assert {str(path): found for path in paths if (found := reads(path.read_text()))} == {}
+    readers = {str(path.relative_to(ROOT)) for path in paths if reads(path.read_text())}
+    assert readers == set(ALLOWED)
 
 
 def test_a_reader_is_noticed() -> None:
