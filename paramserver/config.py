@@ -231,11 +231,12 @@ class NodeConfig:
         taken = [node for node, address in self.members.items() if address == self.join and node != self.node]
         if taken:
             problems.append(f"join is {self.join}, which is the address of node {taken[0]} in members")
-        host = split_address(self.bind)
-        if self.fault_injection and (host is None or not is_loopback(host[0])):
-            problems.append(
-                f"fault_injection is for tests on one machine, and {self.bind} is not loopback; leave it out"
-            )
+        for bind in (self.bind, self.peer_listen):
+            host = split_address(bind)
+            if self.fault_injection and bind and (host is None or not is_loopback(host[0])):
+                problems.append(
+                    f"fault_injection is for tests on one machine, and {bind} is not loopback; leave it out"
+                )
         if len(os.fsencode(self.fault_injection)) > SOCKET_PATH_BYTES_MAX:
             problems.append(
                 f"fault_injection is {len(os.fsencode(self.fault_injection))} bytes long; "

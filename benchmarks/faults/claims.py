@@ -84,6 +84,7 @@ def judged(runs: Sequence[ChaosResult]) -> list[Row]:
         ("invalid", "faults that prove nothing"),
     ):
         rows.append(_less(name, what, 0, None, float(sum(getattr(run.summary, name) for run in runs))))
+    rows.append(_less("problems", "checks that failed", 0, None, float(sum(len(run.problems) for run in runs))))
     grown = [one for run in runs for one in run.growth]
     for field, what in (
         ("rss_mb_per_minute", "memory of a server in the soak, worst, MB a minute"),

@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,7 +86,12 @@ def _chaos(values: flags.Values, mode: str) -> int:
     minutes = values["minutes"] if mode == "soak" else None
     out = Path(values["out"]) if values["out"] else None
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=out).close()
+        except OSError as error:
+            hint = "name a folder that can be made and written to; nothing was started"
+            raise CommandError(f"--out {out}: {error.strerror}", hint, code=codes.USAGE) from None
     stream = sys.stderr if values["json"] else sys.stdout
 
     def tell(text: str) -> None:

@@ -41,13 +41,19 @@ def around(times: Sequence[float], start_s: float, limit_s: float) -> list[float
     return found
 
 
-def stall_ms(workers: Sequence[Sequence[float]], start_s: float, limit_s: float) -> float | None:
+def stall_ms(
+    workers: Sequence[Sequence[float]], start_s: float, limit_s: float, *, until_s: float = math.inf
+) -> float | None:
     """RULES F1: the longest time between two consecutive completed steps of a worker around the fault, less that
-    worker's median step in the run; the worst worker counts. None when a worker completed no step after the fault."""
+    worker's median step in the run; the worst worker counts. None when a worker completed no step after the fault.
+    `until_s`: what comes later belongs to another fault."""
     worst = 0.0
     for times in workers:
-        lengths = around(times, start_s, limit_s)
-        if not lengths or times[-1] < start_s:
+        if not times or times[-1] < start_s:
+            return None
+        seen = times if times[-1] < until_s else [*times[: bisect_left(times, until_s)], until_s]
+        lengths = around(seen, start_s, limit_s)
+        if not lengths:
             return None
         worst = max(worst, max(lengths) - typical_s(times))
     return worst * 1000.0 if workers else None

@@ -166,7 +166,7 @@ class _Nemesis:
             one.hang = one.hang or not self._load.await_steps(1, one.healed_s, self._plan.hang_s)
             if not one.hang:
                 self._rest(one, planned.rest_s)
-                one.notes += [f"not seen: {what}" for what in self._replicas.look()]
+                one.unseen = self._replicas.look()
         except LabError as error:
             one.problem = f"{error.cause} ({error.hint})" if error.hint else error.cause
             self._run.failed.append(f"{kind.name} {planned.repetition} ({one.target or 'not injected'}): {one.problem}")

@@ -32,6 +32,20 @@ VERSION = 1
 FAULTS_MAX = 100_000
 REPETITIONS_MAX = 10_000
 SECONDS_MAX = 3600.0
+LIMITS: Mapping[str, tuple[float, float]] = {
+    "hold_s": (0.0, SECONDS_MAX),
+    "p": (0.0, 1.0),
+    "ms": (0.0, 60_000.0),
+    "jitter_ms": (0.0, 60_000.0),
+    "mb_per_s": (0.001, 100_000.0),
+    "slow_ms": (0.0, 60_000.0),
+    "stall_s": (0.0, 60.0),
+    "hours": (-80_000.0, 80_000.0),
+    "transfers": (1.0, 1000.0),
+    "moves": (1.0, 7.0),
+    "kills": (0.0, 1.0),
+}
+"""What each range may hold: what servers and links take."""
 Range = tuple[float, float]
 
 
@@ -113,6 +127,8 @@ def load(path: Path) -> Plan:
         raise PlanError([f"plan {path}: {error.strerror}"]) from None
     try:
         data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text.decode())
+    except RecursionError:
+        raise PlanError([f"plan {path}: nested too deep"]) from None
     except ValueError as error:
         raise PlanError([f"plan {path}: not {'JSON' if path.suffix == '.json' else 'TOML'}: {error}"]) from None
     return parse(data, path.stem)
@@ -164,7 +180,7 @@ def _entry(data: Any, path: str, problems: list[str]) -> Entry | None:
         if key == "repetitions":
             _take(repetitions, key, value, _Whole(1, REPETITIONS_MAX), problems, where)
         elif key in kinds[kind].ranges:
-            _take(ranges, key, value, _Between(0.0, 1e9), problems, where)
+            _take(ranges, key, value, _Between(*LIMITS[key]), problems, where)
         else:
             near = _did_you_mean(key, ["repetitions", *kinds[kind].ranges])
             problems.append(f"{where}: unknown key{near}; {kind} has {', '.join(kinds[kind].ranges) or 'none'}")

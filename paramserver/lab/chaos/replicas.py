@@ -60,8 +60,8 @@ class Replicas:
         except raw.Failed as failed:
             return {}, [f"model {name}: {failed}"]
         found: dict[int, dict[int, tuple[int, counting.Array]]] = {}
-        problems = []
-        for node, group in self._places(model):
+        places, problems = self._places(model)
+        for node, group in places:
             for again in (False, True):
                 try:
                     blocks = model.pull(node, group, CALL_S, min_version=least)
@@ -80,12 +80,15 @@ class Replicas:
             self._models[name] = raw.Model(self._nodes, name)
         return self._models[name]
 
-    def _places(self, model: raw.Model) -> list[tuple[int, int]]:
-        """(node, group) of every voter."""
+    def _places(self, model: raw.Model) -> tuple[list[tuple[int, int]], list[str]]:
+        """(node, group) of every voter, and the groups whose voters nobody could tell."""
         answers = self._cluster.statuses()
-        found = []
+        found, problems = [], []
         for group in model.groups:
             leader = status.leader_of(answers, group)
             state = leader.group(group) if leader is not None else None
-            found += [(member.node, group) for member in state.members] if state is not None else []
-        return [(node, group) for node, group in found if node in self._cluster.addresses]
+            if state is None:
+                problems.append(f"the replicas of group {group}: nobody said that it leads it")
+                continue
+            found += [(member.node, group) for member in state.members]
+        return [(node, group) for node, group in found if node in self._cluster.addresses], problems

@@ -40,7 +40,8 @@ class FaultResult:
     """One fault, one repetition. `start_ms` when it was injected, `end_ms` when it was taken back (a process started, a
     link healed), `healed_ms` when every replica was up and caught up again; `until_ms` the beginning of the next one.
 
-    A figure of a fault is taken from `start_ms` to `until_ms`; `before` counts from `healed_ms` of the one before it.
+    A figure of a fault is taken from `start_ms` to `until_ms`; `before` counts from `healed_ms` of the one before it,
+    and what is lost, doubled, stale or differs counts from its `until_ms`, so that no look goes unjudged.
     """
 
     kind: str
@@ -148,6 +149,8 @@ class Stage:
     lost: int = 0
     duplicated: int = 0
     """First seen at the end."""
+    stale_reads: int = 0
+    """After the last fault."""
     bit_identical: bool = True
 
 

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from paramserver.lab import machine
@@ -55,9 +55,12 @@ def run_chaos(options: ChaosOptions, tell: Tell) -> ChaosResult:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="paramserver-chaos-"))
     try:
         result = _run(options, folder, tell)
-    except BaseException:
+    except KeyboardInterrupt:
         if not options.keep:
             _remove(options, folder)
+        raise
+    except Exception:
+        tell(f"logs and data folders: {folder}")
         raise
     if result.passed and not options.keep:
         _remove(options, folder)
@@ -75,7 +78,7 @@ def _remove(options: ChaosOptions, folder: Path) -> None:
 
 def _run(options: ChaosOptions, folder: Path, tell: Tell) -> ChaosResult:
     begun, origin_s = datetime.datetime.now(datetime.UTC), time.monotonic()
-    plan = options.plan
+    plan = options.plan if options.minutes is None else replace(options.plan, together=True)
     stages = drawn(plan, options.seed)
     total = 0 if options.minutes is not None else sum(len(stage.faults) for stage in stages)
     counter = iter(range(1, 10**9))
@@ -159,11 +162,13 @@ def _judge(run: StageRun, plan: Plan, seed: int, origin_s: float) -> tuple[tuple
     conditions = Conditions(stage=run.plan.name, origin_s=origin_s, margin=plan.margin, proxied=run.proxied)
     faults = verdict.judge(run.struck, run.seen, bits, conditions)
     lost, duplicated = verdict.beyond(run.struck, run.seen)
+    stale = verdict.stale_beyond(run.struck, run.seen)
     last_s = run.struck[-1].until_s if run.struck else run.begun_s
     different = verdict.differing([look for look in run.seen.digests if look.time_s >= last_s], bits)
     final = list(run.final)
     final += [f"{lost} acknowledged updates are lost"] if lost else []
     final += [f"{duplicated} updates were applied twice"] if duplicated else []
+    final += [f"{stale} linearizable reads were stale"] if stale else []
     final += different[: verdict.PROBLEMS_SHOWN_MAX]
     stage = Stage(
         name=run.plan.name,
@@ -176,6 +181,7 @@ def _judge(run: StageRun, plan: Plan, seed: int, origin_s: float) -> tuple[tuple
         final=tuple(final),
         lost=lost,
         duplicated=duplicated,
+        stale_reads=stale,
         bit_identical=not different,
     )
     return faults, stage

@@ -47,6 +47,8 @@ class Struck:
     hang: bool = False
     problem: str = ""
     """It could not be injected or taken back as it should, or did not become whole again."""
+    unseen: list[str] = field(default_factory=list)
+    """Replicas that could not be looked at after it."""
     notes: list[str] = field(default_factory=list)
     acts: list[float] = field(default_factory=list)
 
@@ -80,13 +82,16 @@ def differing(looks: Iterable[Digests], reference: Reference) -> list[str]:
 def judge(
     struck: Sequence[Struck], observed: Observed, reference: Reference, conditions: Conditions
 ) -> tuple[FaultResult, ...]:
-    """In the order in which they were injected."""
+    """In the order in which they were injected. What is wrong between a fault and the next, such as while the next is
+    prepared, counts at the next: nothing that was seen stays unjudged."""
     usual = undisturbed(struck, observed)
     found = []
     known = _Known()
+    since_s = float("-inf")
     for one in struck:
         lost, duplicated = known.more(observed, one.until_s)
-        found.append(_judge(one, observed, reference, conditions, usual, lost, duplicated))
+        found.append(_judge(one, observed, reference, conditions, usual, lost, duplicated, since_s))
+        since_s = one.until_s
     return tuple(found)
 
 
@@ -98,6 +103,12 @@ def beyond(struck: Sequence[Struck], observed: Observed) -> tuple[int, int]:
         known.more(observed, one.until_s)
     last = max((read for read in observed.reads if read.node == 0), key=lambda read: read.ended_s, default=None)
     return known.more(observed, float("inf"), lacking=last.missing if last is not None else 0)
+
+
+def stale_beyond(struck: Sequence[Struck], observed: Observed) -> int:
+    """Stale reads after the last fault's time."""
+    since_s = struck[-1].until_s if struck else float("-inf")
+    return sum(read.stale for read in observed.reads if read.ended_s >= since_s)
 
 
 def undisturbed(struck: Sequence[Struck], observed: Observed) -> dict[str, Distribution]:
@@ -149,6 +160,7 @@ def _judge(
     usual: Mapping[str, Distribution],
     lost: int,
     duplicated: int,
+    since_s: float,
 ) -> FaultResult:
     workers = [worker.times for worker in observed.workers]
     reads = [read for read in observed.reads if one.start_s <= read.ended_s < one.until_s]
@@ -171,7 +183,8 @@ def _judge(
         limits = [*one.acts[1:], one.end_s]
         stalls = [figures.stall_ms(workers, at, limit) for at, limit in zip(one.acts, limits, strict=True)]
         parameters["stalls_ms"] = [round(stall, 2) for stall in stalls if stall is not None]
-    different = differing(looks, reference)
+    different = differing((look for look in observed.digests if since_s <= look.time_s < one.until_s), reference)
+    stale = sum(read.stale for read in observed.reads if since_s <= read.ended_s < one.until_s)
     return FaultResult(
         kind=one.kind,
         repetition=one.repetition,
@@ -185,8 +198,8 @@ def _judge(
         invalid=_invalid(one, steps, reads=len(reads), looks=len(looks), margin=conditions.margin),
         error=errors[0] if errors else NO_ERROR,
         hang=one.hang,
-        stall_ms=_rounded(figures.stall_ms(workers, one.start_s, one.end_s)),
-        recovery_stall_ms=_rounded(figures.stall_ms(workers, one.end_s, one.until_s)),
+        stall_ms=None if one.hang else _rounded(figures.stall_ms(workers, one.start_s, one.end_s)),
+        recovery_stall_ms=_rounded(figures.stall_ms(workers, one.end_s, one.until_s, until_s=one.until_s)),
         steps=steps,
         commits=Around(
             before=one.commits[1] - one.commits[0],
@@ -208,7 +221,7 @@ def _judge(
         ),
         lost=lost,
         duplicated=duplicated,
-        stale_reads=sum(read.stale for read in reads),
+        stale_reads=stale,
         bit_identical=not different,
         leader_changes=one.terms[3] - one.terms[1],
         step_p99_ms=_rounded(p99_ms),
@@ -219,10 +232,12 @@ def _judge(
 
 
 def _invalid(one: Struck, steps: Around, *, reads: int, looks: int, margin: int) -> str:
-    """Why it proves nothing. What hung or could not be healed proves enough."""
-    if one.hang or one.problem:
+    """Why it proves nothing. A hang proves enough."""
+    if one.hang:
         return ""
-    reasons = []
+    if one.problem:
+        return f"not injected, or not taken back as it should be: {one.problem.splitlines()[0]}"
+    reasons = [f"not seen: {what}" for what in one.unseen]
     if steps.before < margin:
         reasons.append(f"{steps.before} steps before it, not {margin}")
     if one.during is During.STEPS and steps.during < DURING_STEPS_MIN:
@@ -281,7 +296,7 @@ def summary(faults: Sequence[FaultResult], stages: Sequence[Stage]) -> Summary:
         invalid=len(faults) - len(valid),
         lost=sum(one.lost for one in faults) + sum(stage.lost for stage in stages),
         duplicated=sum(one.duplicated for one in faults) + sum(stage.duplicated for stage in stages),
-        stale_reads=sum(one.stale_reads for one in faults),
+        stale_reads=sum(one.stale_reads for one in faults) + sum(stage.stale_reads for stage in stages),
         not_identical=sum(not one.bit_identical for one in faults) + sum(not stage.bit_identical for stage in stages),
         hangs=sum(one.hang for one in faults),
         stall_ms={kind: figures.distribution(values) for kind, values in sorted(stalls.items())},

@@ -31,6 +31,7 @@ def test_each_claim_is_judged_from_its_figures() -> None:
     assert row("pause_leader_p95", run)["met"] is None
     assert row("faults", run, run)["value"] == 8.0
     assert row("rss_mb_per_minute", run)["value"] == 0.1
+    assert row("problems", replace(run, problems=("server 1 ended with 1, not 74",)))["met"] is False
     assert row("lost", replace(run, summary=replace(run.summary, lost=1)))["met"] is False
 
 

@@ -71,3 +71,13 @@ def test_the_exit_code_says_whether_a_check_failed(
     assert ("logs and data folders: /x" in said.err) is not sound
     assert (tmp_path / "chaos.json").exists()
     assert chaos.RUN.name == "chaos run"
+
+
+def test_a_folder_that_cannot_be_made_is_said_and_nothing_is_started(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    lines = refused(capsys, "run", "--kinds", "kill_leader", "--out", str(tmp_path / "file" / "out"))
+    assert "--out" in lines[0]
+    assert "Not a directory" in lines[0]
+    assert "a folder that can be made" in lines[1]

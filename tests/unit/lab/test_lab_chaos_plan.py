@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from paramserver.lab.chaos.kinds import all_kinds
-from paramserver.lab.chaos.plan import Entry, Plan, PlanError, drawn, load, narrowed, parse, skipped
+from paramserver.lab.chaos.plan import LIMITS, Entry, Plan, PlanError, drawn, load, narrowed, parse, skipped
 from paramserver.lab.chaos.suites import EVERY_KIND, SUITES
 
 KINDS = {
@@ -104,7 +104,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         "faults[0].kind: 'kil_leader' is no kind of fault; did you mean kill_leader?",
         "faults[1].repetitions: expected a whole number from 1 to 10000, received 0",
         "faults[1].hold: unknown key; did you mean hold_s?; kill_leader has hold_s",
-        "faults[2].ms: expected a number from 0 to 1e+09, received 'many'",
+        "faults[2].ms: expected a number from 0 to 60000, received 'many'",
     ]
 
 
@@ -156,3 +156,27 @@ def test_what_cannot_be_run_is_left_out_and_said() -> None:
 def test_only_kinds_there_are_can_be_chosen() -> None:
     with pytest.raises(PlanError, match="'kill_leadr' is no kind of fault; did you mean kill_leader"):
         narrowed(SUITES["quick"], ["kill_leadr"], None)
+
+
+def test_every_range_of_a_kind_has_limits_and_its_own_values_lie_within() -> None:
+    for kind in all_kinds().values():
+        for name, (low, high) in kind.ranges.items():
+            assert LIMITS[name][0] <= low <= high <= LIMITS[name][1], f"{kind.name} {name}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [("loss", "p", [0.1, 2.0]), ("transfer_storm", "transfers", 0), ("stall_leader", "stall_s", 61)],
+)
+def test_what_no_server_and_no_link_takes_is_refused_before_anything_starts(
+    kind: str, name: str, value: object
+) -> None:  # fmt: skip
+    with pytest.raises(PlanError, match=rf"faults\[0\]\.{name}: expected a number from"):
+        parse({"version": 1, "faults": [{"kind": kind, name: value}]})
+    assert parse({"version": 1, "faults": [{"kind": "clock_jump", "hours": [-5, -2]}]}).faults
+
+
+def test_a_plan_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(PlanError, match="nested too deep"):
+        load(tmp_path / "deep.json")

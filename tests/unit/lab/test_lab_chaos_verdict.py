@@ -241,3 +241,58 @@ def test_what_the_last_linearizable_read_lacks_is_lost_and_what_a_later_one_hold
     seen.reads.append(Read(109.1, 109.2, 2, 0, 5, 0))  # of one node by itself: it may be behind
     seen.reads.append(Read(109.2, 109.3, 0, 0, 0, 0))
     assert verdict.beyond(struck(), seen) == (0, 0)
+
+
+def test_what_is_seen_between_two_faults_counts_at_the_next_one() -> None:
+    some = struck()
+    some[1].start_s = 106.2  # prepared for 700 ms, such as a node whose groups others take over before
+    seen = history()
+    seen.reads.append(Read(105.6, 105.7, 3, 1, 0, 0))
+    seen.digests.append(Digests(105.7, (50, 50), ("a50", "other"), node=3))
+    first, second = judged(seen, some)
+    assert (first.stale_reads, first.bit_identical) == (0, True)
+    assert (second.stale_reads, second.bit_identical) == (1, False)
+
+
+def test_what_is_seen_before_the_first_fault_and_after_the_last_counts() -> None:
+    seen = history()
+    seen.reads.append(Read(101.5, 101.6, 1, 1, 0, 0))
+    seen.reads.append(Read(108.9, 109.0, 1, 1, 0, 0))
+    assert [one.stale_reads for one in judged(seen)] == [1, 0]
+    assert verdict.stale_beyond(struck(), seen) == 1
+    stage = Stage(
+        name="processes", nodes=3, proxied=False, seams=False, start_ms=0, end_ms=1, undisturbed={}, final=(),
+        stale_reads=1,
+    )  # fmt: skip
+    assert verdict.summary(judged(seen), (stage,)).stale_reads == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"problem": "server 1 ended with 1, not 74"}, "server 1 ended with 1, not 74"),
+        ({"unseen": ["node 3 did not serve version 9"]}, "not seen: node 3 did not serve version 9"),
+    ],
+)
+def test_a_fault_that_went_wrong_or_was_not_looked_at_is_invalid(changes: dict[str, Any], said: str) -> None:
+    found = judged(history(), struck(**changes))
+    assert said in found[0].invalid
+    counted = verdict.summary(found, ())
+    assert (counted.faults, counted.invalid) == (1, 1)
+
+
+def test_the_way_back_is_not_blamed_for_the_next_fault() -> None:
+    seen = history()
+    for worker in seen.workers:
+        worker.times = [time_s for time_s in worker.times if not 105.48 <= time_s < 106.4]
+    first = judged(seen)[0]
+    assert first.recovery_stall_ms is not None
+    assert first.recovery_stall_ms < 100.0
+
+
+def test_a_hang_has_no_stall_that_could_be_taken_for_a_short_one() -> None:
+    seen = history()
+    for worker in seen.workers:
+        worker.times = [time_s for time_s in worker.times if time_s < 103.1]
+    first = judged(seen, struck(hang=True, during=During.WAITS))[0]
+    assert first.stall_ms is None

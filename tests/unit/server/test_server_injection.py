@@ -253,5 +253,11 @@ def test_it_is_off_unless_asked_for_and_refused_where_others_could_reach_it() ->
     assert elsewhere.validate() == [
         "fault_injection is for tests on one machine, and 0.0.0.0:7001 is not loopback; leave it out"
     ]
+    peers = NodeConfig(
+        node=1, members=members, data_dir="d", peer_listen="0.0.0.0:7009", allow_remote=True, fault_injection="s"
+    )
+    assert peers.validate() == [
+        "fault_injection is for tests on one machine, and 0.0.0.0:7009 is not loopback; leave it out"
+    ]
     (problem,) = NodeConfig(node=1, members=members, data_dir="d", fault_injection="s" * 108).validate()
     assert "108 bytes" in problem

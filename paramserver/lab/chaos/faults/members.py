@@ -55,8 +55,8 @@ def membership_churn(scene: Scene, draw: Draw) -> Injection:
     scene.load.tell_nodes()
     scene.insist(add=pb.AddNode(node=spare, address=address))
     scene.until_view(lambda view: (found := view.node(spare)) is not None and found.up, f"node {spare} to be there")
-    moved = []
-    for group in choice.sample(scene.groups(), round(draw["moves"])):
+    moved, groups = [], scene.groups()
+    for group in choice.sample(groups, min(len(groups), round(draw["moves"]))):
         source = choice.choice([node for node in scene.members() if node != spare])
         scene.insist(move=pb.MoveReplica(group=group, from_node=source, to_node=spare))
         moved.append(group)
