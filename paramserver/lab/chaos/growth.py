@@ -18,6 +18,8 @@ from paramserver.lab.usage import descriptors, resident_bytes
 SAMPLE_S = 1.0
 SLOPE_MINUTES_MIN = 4.0
 """A life that was shorter says nothing of growth: it begins with everything that is loaded once."""
+WATCHED_MINUTES_MIN = 20.0
+"""A soak that is shorter need not have such a life in it: servers are killed all the time."""
 
 
 @dataclass(slots=True)
@@ -53,6 +55,13 @@ class Sampler:
                     earlier = sum(one.node == node for one in self._series.values())
                     self._series[pid] = _Series(node, earlier + 1)
                 self._series[pid].points.append((time.monotonic() / 60, bytes_now, descriptors(pid)))
+
+
+def unwatched(found: Sequence[Growth], minutes: float) -> list[str]:
+    """What a soak that lasted long enough can't say of growth."""
+    if minutes < WATCHED_MINUTES_MIN or any(one.rss_mb_per_minute is not None for one in found):
+        return []
+    return [f"no server lived for {SLOPE_MINUTES_MIN:g} minutes: nothing says whether memory and descriptors grow"]
 
 
 def growth(node: int, incarnation: int, points: Sequence[tuple[float, int, int]]) -> Growth:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -97,11 +98,14 @@ class Probe:
     def each_node(self, node: int, address: str) -> None:
         """For as long as the node is there."""
         nodes = raw.Nodes(self.addresses())
-        try:
-            model = raw.Model(nodes, counting.MODEL)
-        except raw.Failed as failed:
-            self.refused(time.monotonic(), node, failed.code, str(failed))
-            return
+        while True:
+            try:
+                model = raw.Model(nodes, counting.MODEL)
+            except raw.Failed as failed:
+                self.refused(time.monotonic(), node, failed.code, str(failed))
+                nodes.addresses.update(self.addresses())
+            else:
+                break
         turn = 0
         while self.addresses().get(node) == address:
             turn += 1
@@ -171,7 +175,14 @@ def existing(client: paramserver.Client, name: str) -> Model:
             time.sleep(0.05)
 
 
+def _end_all(failed: threading.ExceptHookArgs) -> None:
+    """A thread that broke would leave its reads out unseen; a process that ended is seen at once."""
+    threading.__excepthook__(failed)
+    os._exit(1)
+
+
 def main() -> None:
+    threading.excepthook = _end_all
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--servers", required=True)
     parser.add_argument("--nodes", type=Path, required=True, help="JSON file: node -> address, now")

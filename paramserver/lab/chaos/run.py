@@ -17,6 +17,7 @@ from pathlib import Path
 
 from paramserver.lab import machine
 from paramserver.lab.chaos import counting, figures, reference, verdict
+from paramserver.lab.chaos.growth import unwatched
 from paramserver.lab.chaos.load import COUNTING, DIGITS, READS
 from paramserver.lab.chaos.nemesis import SERVER_FLAGS, StageRun, run_stage
 from paramserver.lab.chaos.plan import Plan, Planned, StagePlan, drawn, skipped
@@ -115,6 +116,8 @@ def _run(options: ChaosOptions, folder: Path, tell: Tell) -> ChaosResult:
         growth=growth,
         failed=[said for run in runs for said in run.failed],
     )
+    if options.minutes is not None:
+        problems = (*problems, *unwatched(growth, options.minutes))
     if not faults_found:
         problems = (*problems, "no fault was injected")
     kept = str(folder) if problems or options.keep else ""

@@ -10,6 +10,7 @@ import pytest
 
 from paramserver.lab.chaos import verdict
 from paramserver.lab.chaos.figures import distribution, stall_ms, without_answer_ms
+from paramserver.lab.chaos.growth import unwatched
 from paramserver.lab.chaos.kinds import During
 from paramserver.lab.chaos.observed import Counted, Digests, ErrorSeen, Observed, Read
 from paramserver.lab.chaos.result import FaultResult, Growth, Stage
@@ -296,3 +297,12 @@ def test_a_hang_has_no_stall_that_could_be_taken_for_a_short_one() -> None:
         worker.times = [time_s for time_s in worker.times if time_s < 103.1]
     first = judged(seen, struck(hang=True, during=During.WAITS))[0]
     assert first.stall_ms is None
+
+
+def test_a_long_soak_without_a_life_to_watch_says_so() -> None:
+    short = replace(GROWTH, rss_mb_per_minute=None)
+    assert unwatched([GROWTH, short], 30.0) == []
+    assert unwatched([short], 5.0) == [], "too short to ask for it"
+    (said,) = unwatched([short], 30.0)
+    assert "no server lived for 4 minutes" in said
+    assert unwatched([], 30.0) != []
