@@ -28,6 +28,7 @@ from worker.catalogue import Description, ModelSummary
 from worker.channels import GrpcNetwork
 from worker.client import SessionPlace
 from worker.consistency import Consistency
+from worker.environment import from_environment
 from worker.futures import settled
 from worker.initialize import Initial
 from worker.intake import Counts, Norms
@@ -46,7 +47,7 @@ __all__ = ["Client", "Connecting", "Model", "connect"]
 
 
 def connect(
-    servers: str | Sequence[str],
+    servers: str | Sequence[str] | None = None,
     *,
     name: str | None = None,
     timeout: float = TIMEOUT_S,
@@ -58,6 +59,7 @@ def connect(
     """`paramserver.connect`: `async with connect(...) as client`, or `client = await connect(...)`.
 
     Raises InvalidArgument at once; Unavailable and SessionFileError when it is awaited."""
+    servers, session_file = from_environment(servers, session_file)
     client = blocking.client_of(servers, name, timeout, pull_policy, zone, network)
     return Connecting(client, session_file)
 

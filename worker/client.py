@@ -29,6 +29,7 @@ from worker import checkpoint_files
 from worker import session as sessions
 from worker.catalogue import Catalogue, Description, ModelSummary
 from worker.channels import GrpcNetwork
+from worker.environment import from_environment
 from worker.errors import (
     Closed,
     DeadlineExceeded,
@@ -63,7 +64,7 @@ SERVERS_MAX = 1024
 
 
 def connect(
-    servers: str | Sequence[str],
+    servers: str | Sequence[str] | None = None,
     *,
     name: str | None = None,
     timeout: float = TIMEOUT_S,
@@ -74,7 +75,8 @@ def connect(
 ) -> Client:
     """Connect to a cluster.
 
-    servers: "host:port,host:port,..." or a list; one that answers is enough, all others are learned from it.
+    servers: "host:port,host:port,..." or a list; one that answers is enough, all others are learned from it. None: what
+        PARAMSERVER_SERVERS says, and PARAMSERVER_SESSION for `session_file`, as `paramserver launch` sets them.
     name: how servers name this client to others; None: host and process id.
     timeout: seconds, up to a day; of this call, and the default of every call on the client.
     session_file: where the session is kept, so that the same program started again takes its rank back at once. A path,
@@ -88,6 +90,7 @@ def connect(
     Returns a context manager, which is closed at its end. Raises InvalidArgument, Unavailable (nobody answered in
     time), SessionFileError.
     """
+    servers, session_file = from_environment(servers, session_file)
     client = client_of(servers, name, timeout, pull_policy, zone, network)
     try:
         client._result(client._opening(session_file))

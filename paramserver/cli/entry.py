@@ -34,6 +34,7 @@ COMMANDS = (
     Command("demo", "three servers, two workers, two faults: the same bits as without", "paramserver.cli.demo"),
     Command("server", "one node of a cluster", "paramserver.cli.server"),
     Command("worker", "train the bundled model on a cluster, as one rank", "paramserver.cli.worker"),
+    Command("launch", "a training script of yours N times, each with its rank", "paramserver.cli.launch"),
     Command("status", "nodes, groups, leaders, versions, digests", "paramserver.cli.status"),
     Command("node list", "the nodes of a cluster and their states", "paramserver.cli.nodes:LIST"),
     Command("node add", "admit a server that waits", "paramserver.cli.nodes:ADD"),
@@ -201,12 +202,25 @@ def run_command(command: Command, words: list[str]) -> int:
         allow_abbrev=False,
     )
     flags.add(parser, module.FLAGS)
+    example = getattr(module, "COMMAND", "")  # of those that start what stands after `--`
+    ours, rest = split(words) if example else (words, ())
     try:
-        parsed, unknown = parser.parse_known_args(words)
+        parsed, unknown = parser.parse_known_args(ours)
     except SystemExit as done:  # --help
         return done.code if isinstance(done.code, int) else codes.USAGE
+    if example and not rest:
+        raise UsageProblems(["no command: it stands after --"], f"such as: {example}")
     values, problems = flags.read(module.FLAGS, parsed, unknown, ("--help",))
+    values.command = rest
     return module.run(values, problems)
+
+
+def split(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """What stands before the first `--`, and what after it."""
+    if "--" not in words:
+        return words, ()
+    at = words.index("--")
+    return words[:at], tuple(words[at + 1 :])
 
 
 def report(error: CommandError) -> int:

@@ -34,6 +34,8 @@ class Flag:
     default: Any = None
     metavar: str = ""
     required: bool = False
+    short: str = ""
+    """Another name: one dash, one letter."""
 
     @property
     def key(self) -> str:
@@ -42,6 +44,9 @@ class Flag:
 
 class Values:
     """Converted flags by their key; what had a problem holds its default."""
+
+    command: tuple[str, ...] = ()
+    """What stood after `--`, for the one that starts it."""
 
     def __init__(self, values: dict[str, Any], given: frozenset[str]) -> None:
         self._values = values
@@ -75,8 +80,9 @@ def add(parser: argparse.ArgumentParser, flags: Sequence[Flag]) -> None:
             continue
         shown = "" if flag.default is None else f" (default {flag.default})"
         text = (flag.help + (" (required)" if flag.required else shown)).replace("%", "%%")
+        names = [flag.short, flag.name] if flag.short else [flag.name]
         parser.add_argument(
-            flag.name, nargs="?", const=_NO_VALUE, default=None, metavar=flag.metavar or flag.key.upper(), help=text
+            *names, nargs="?", const=_NO_VALUE, default=None, metavar=flag.metavar or flag.key.upper(), help=text
         )
 
 
