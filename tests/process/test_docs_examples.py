@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from paramserver.lab.cluster import Cluster
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 60
+LAUNCHED_STEPS = 200
 DOCUMENTED = "127.0.0.1:7101,127.0.0.1:7102,127.0.0.1:7103"
 
 
@@ -75,6 +77,52 @@ def test_example_with_two_ranks(cluster: Cluster, tmp_path: Path) -> None:
         assert rank.returncode == 0, error
         digests.add(re.search(r"digest ([0-9a-f]+), b = (1\.0|0\.99)", out).group(1))
     assert len(digests) == 1
+
+
+def launched(servers: str, model: str) -> subprocess.Popen[str]:
+    words = ["launch", "-n", "2", "--servers", servers, "--", sys.executable, str(ROOT / "examples/embed_launch.py")]
+    return subprocess.Popen(
+        [sys.executable, "-m", "paramserver", *words, str(LAUNCHED_STEPS), model],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def digests(out: str) -> dict[str, str]:
+    """By rank."""
+    words = rf"^\[(\d)\] step {LAUNCHED_STEPS}, digest ([0-9a-f]+), w\[1\] = (?:1\.0|0\.99)"
+    return dict(re.findall(words, out, re.MULTILINE))
+
+
+def test_a_launched_worker_that_is_killed_changes_no_bit(cluster: Cluster) -> None:
+    """It is started again by the launcher, and takes its rank back at once."""
+    with launched(cluster.endpoints, "disturbed") as job:
+        try:
+            assert job.stdout is not None
+            assert job.stderr is not None
+            pids = [int(pid) for pid in re.findall(r"\d+", job.stderr.readline().partition("processes")[2])]
+            while (line := job.stdout.readline()) != "[1] step 50\n":
+                assert line, job.stderr.read()
+            os.kill(pids[1], signal.SIGKILL)
+            # Not communicate(), which would miss what was read ahead.
+            out, error = job.stdout.read(), job.stderr.read()
+            job.wait(TIMEOUT_S)
+        finally:
+            job.kill()
+    assert job.returncode == 0, error
+    assert re.search(r"rank 1 was killed by SIGKILL after [\d.]+ s: restart 1 of 3", error), error
+
+    with launched(cluster.endpoints, "undisturbed") as job:
+        try:
+            reference, error = job.communicate(timeout=TIMEOUT_S)
+        finally:
+            job.kill()
+    assert job.returncode == 0, error
+    assert set(digests(reference)) == {"0", "1"}, reference
+    assert digests(out) == digests(reference), out
+    assert len(set(digests(out).values())) == 1
 
 
 @pytest.mark.parametrize(

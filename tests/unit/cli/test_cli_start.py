@@ -19,7 +19,15 @@ def loaded_by(*words: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "words",
-    [("--help",), ("--version",), ("server", "--help"), ("worker", "--help"), ("status", "--help"), ("demo", "--help")],
+    [
+        ("--help",),
+        ("--version",),
+        ("server", "--help"),
+        ("launch", "--help"),
+        ("worker", "--help"),
+        ("status", "--help"),
+        ("demo", "--help"),
+    ],
 )
 def test_help_loads_nothing_heavy(words: tuple[str, ...]) -> None:
     loaded = loaded_by(*words)
