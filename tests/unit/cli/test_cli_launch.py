@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -217,11 +218,13 @@ def test_what_a_worker_leaves_behind_ends_with_it() -> None:
 
 def test_no_worker_outlives_a_killed_launcher() -> None:
     with launching("-n", "2", *python(DEAF)) as process:
-        pids = listening(process, 2)
+        watched = [os.pidfd_open(pid) for pid in listening(process, 2)]
         process.kill()
-        # The pipes end when nobody holds them any more: workers included.
-        assert rest(process)[0] == ""
-    assert not any(runs(pid) for pid in pids)
+        # Readable once the worker has ended.
+        ended = [bool(select.select([one], [], [], 20)[0]) for one in watched]
+    for one in watched:
+        os.close(one)
+    assert ended == [True, True]
 
 
 # --- bad input
