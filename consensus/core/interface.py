@@ -52,9 +52,12 @@ class Entry:
     stored_bytes: int = 0
 
     def left_out(self) -> Entry:
-        """The same, without the payload of a command."""
+        """The same, without the payload of a command, and with nothing that refers to the buffer it came in, which
+        holds other payloads: a view does, be it of nothing."""
         if self.kind is not EntryKind.NORMAL or not len(self.payload):
-            return self
+            if isinstance(self.payload, bytes):
+                return self
+            return Entry(self.term, self.index, self.kind, bytes(self.payload), self.crc, self.stored_bytes)
         return Entry(self.term, self.index, self.kind, b"", self.crc, memoryview(self.payload).nbytes)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from consensus.core.interface import EntryKind, HardState, SnapshotMeta
+from consensus.core.interface import Entry, EntryKind, HardState, SnapshotMeta
 from consensus.core.raft import RaftConfig
 from consensus.core.raft.log import Log, size_of
 from consensus.core.raft.membership import Membership
@@ -154,6 +154,19 @@ def test_configurations_stay() -> None:
     kept = host.core.entry(2)
     assert kept is not None
     assert kept.payload
+
+
+@pytest.mark.parametrize("kind", EntryKind)
+@pytest.mark.parametrize("length", [0, 10])
+def test_nothing_that_stays_refers_to_the_frame_it_came_in(kind: EntryKind, length: int) -> None:
+    """A no-op is a view of nothing, which holds a frame of megabytes all the same."""
+    frame = bytearray(1000)
+    came = Entry(1, 1, kind, memoryview(frame)[5 : 5 + length].toreadonly(), 0)
+    kept = came.left_out()
+    assert len(kept.payload) + kept.stored_bytes == length
+    del came
+    frame.clear()  # BufferError while anything refers to it
+    assert kept.left_out() == kept
 
 
 def test_what_recovery_left_on_disk_is_applied_sent_and_overwritten_like_the_rest() -> None:
