@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 UNKNOWN_MAX = 32
-"""Connections that have not said yet who they are; further ones are closed."""
+"""Connections that have not said yet who they are; for a further one the oldest is closed. A peer says it at once."""
 BACKLOG = 64
 READ_BYTES = 1 << 20
 """At most so much is taken at once: the loop stands still meanwhile."""
@@ -63,7 +63,8 @@ class FrameListener:
         self.dropped = dropped
         self.receiver: Receiver | None = None
         self._socket: socket.socket | None = None
-        self._unknown: set[Connection] = set()
+        self._unknown: dict[Connection, None] = {}
+        """Oldest first."""
         self._peers: dict[tuple[NodeId, Channel], Connection] = {}
         self._handle: asyncio.TimerHandle | None = None
 
@@ -109,15 +110,14 @@ class FrameListener:
             return
         if len(self._unknown) >= UNKNOWN_MAX:
             self.dropped["connections_full"] += 1
-            taken.close()
-            return
+            next(iter(self._unknown)).close()
         taken.setblocking(False)
         taken.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._unknown.add(Connection(self, taken))
+        self._unknown[Connection(self, taken)] = None
 
     def known(self, hello: wire.Hello, connection: Connection) -> None:
         """It is that peer's; an earlier one of its is over."""
-        self._unknown.discard(connection)
+        self._unknown.pop(connection, None)
         earlier = self._peers.get((hello.origin.node, hello.channel))
         if earlier is not None:
             earlier.close()
@@ -125,7 +125,7 @@ class FrameListener:
         self._tell(hello, opened=True)
 
     def gone(self, hello: wire.Hello | None, connection: Connection) -> None:
-        self._unknown.discard(connection)
+        self._unknown.pop(connection, None)
         if hello is not None:
             del self._peers[hello.origin.node, hello.channel]
             self._tell(hello, opened=False)

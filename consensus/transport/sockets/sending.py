@@ -13,7 +13,7 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from consensus.core.interface import NodeId
 from consensus.transport.codec import Origin, encode_parts
@@ -100,19 +100,19 @@ class FrameLink:
         return connection
 
     async def _connect(self) -> socket.socket:
+        """At the first of the host's addresses that answers: the peer may listen at one of them only."""
         loop = asyncio.get_running_loop()
         host, _, port = self._where().rpartition(":")
         found = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-        family, kind, protocol, _, address = found[0]
-        connection = socket.socket(family, kind, protocol)
-        try:
-            connection.setblocking(False)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await loop.sock_connect(connection, address)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        problem = OSError(f"{host} has no address")
+        for family, kind, protocol, _, address in found:
+            try:
+                # One that says nothing leaves the others their time.
+                async with asyncio.timeout(self._options.introduce_ms / 1000 / len(found)):
+                    return await _connected(socket.socket(family, kind, protocol), address)
+            except OSError as error:
+                problem = error
+        raise problem
 
     async def _open(self, connection: socket.socket) -> None:
         hello = wire.Hello(self._channel, self._origin, self._node, self._uuid())
@@ -229,6 +229,17 @@ class FrameLink:
         self._lost = True
         self._queue.wake()
         self._wake()
+
+
+async def _connected(connection: socket.socket, address: tuple[Any, ...]) -> socket.socket:
+    try:
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await asyncio.get_running_loop().sock_connect(connection, address)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 async def _exactly(connection: socket.socket, length: int) -> bytes:

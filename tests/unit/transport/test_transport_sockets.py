@@ -181,6 +181,39 @@ def test_who_says_nothing_is_not_waited_for_and_many_of_them_take_no_memory() ->
     asyncio.run(main())
 
 
+def test_who_says_nothing_keeps_no_peer_out() -> None:
+    async def main() -> None:
+        async with alone() as one, AsyncExitStack() as stack:
+            silent = [await stack.enter_async_context(by_hand(one)) for _ in range(UNKNOWN_MAX)]
+            async with by_hand(one) as peer:
+                await peer.accepted()
+                await silent[0].ended()
+                assert one.transport.dropped["connections_full"] == 1
+                late = await stack.enter_async_context(by_hand(one))
+                await silent[-1].accepted(replace(GOOD, channel=Channel.CONTROL))
+                await late.accepted(replace(GOOD, channel=Channel.CONTROL))
+
+    asyncio.run(main())
+
+
+def test_all_addresses_of_a_host_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name of both families, and a node that listens in one of them."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        real = loop.getaddrinfo
+
+        async def both(host: str, port: int, **kinds: int) -> list[tuple[object, ...]]:
+            (family, kind, protocol, name, _), *_ = await real(host, port, **kinds)
+            return [(family, kind, protocol, name, (each, port)) for each in ("127.0.0.2", "127.0.0.1")]
+
+        monkeypatch.setattr(loop, "getaddrinfo", both)
+        async with ends(2) as (one, _):
+            assert one.transport.dropped["bulk_broken"] == 0
+
+    asyncio.run(main())
+
+
 def test_a_hello_may_come_in_pieces() -> None:
     async def main() -> None:
         async with alone() as one, by_hand(one) as peer:
