@@ -91,7 +91,11 @@ class NodeIdentity:
         if len(uuid) != UUID_BYTES:
             raise IdentityMismatch(f"uuid of node {node} is {len(uuid)} bytes long, not {UUID_BYTES}")
         self._peers[node] = uuid
-        self._save()
+        try:
+            self._save()
+        except StorageFailed:
+            del self._peers[node]  # It would count as held when it is told again.
+            raise
 
     def replace_peer(self, node: NodeId, uuid: bytes) -> None:
         """Hold that uuid for the node from now on, whatever was known: whoever decides on members said so."""

@@ -1,5 +1,6 @@
 """Whose folder this is (RULES I2): made once, durable, never silently made anew."""
 
+import errno
 import random
 
 import pytest
@@ -38,6 +39,24 @@ def test_peers_and_activation_are_durable() -> None:
     again = load(disk)
     assert again.peers == {2: b"2" * 16, 3: b"3" * 16} == again.identity().peers
     assert again.activated
+
+
+def test_a_peer_that_could_not_be_written_down_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would be confirmed when it asks again, and forgotten in the next life (RULES I2)."""
+    disk = MemoryFileSystem()
+    identity = load(disk)
+
+    def full(path: str, *, create: bool = False) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with monkeypatch.context() as now:
+        now.setattr(disk, "open", full)
+        with pytest.raises(StorageFailed):
+            identity.remember_peer(2, b"2" * 16)
+    assert identity.peers == {}
+    identity.remember_peer(2, b"2" * 16)
+    disk.crash(random.Random(1), torn=False)
+    assert load(disk).peers == {2: b"2" * 16}
 
 
 def test_another_folder_under_a_known_node_is_refused() -> None:

@@ -128,6 +128,11 @@ class PeerLink:
                 await self._connected()
             except (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError, OSError, BadFrame):
                 pass  # The peer is away, went away or refuses: what the state of the link and its log line say already.
+            except Exception as error:
+                # A peer that answers with other bytes, or a disk that does not hold its folder's uuid: a link that
+                # ended here would never come back.
+                self._dropped["link_failed"] += 1
+                _log.error("the link to node %d: %s: %s", self.node, type(error).__name__, error)
             finally:
                 was_up = self.up
                 self._down()

@@ -9,6 +9,7 @@ import pytest
 from crc32c import crc32c
 
 from consensus.core.interface import AppendRequest, Entry, EntryKind, Heartbeat
+from consensus.storage.errors import StorageFailed
 from consensus.transport.codec import encode_parts
 from consensus.transport.errors import FolderOutdated, IntroductionRefused
 from consensus.transport.grpc.introduction import PROTOCOL
@@ -405,6 +406,46 @@ def test_bad_introductions_and_unknown_methods_get_their_status() -> None:
                 assert not answer.accepted
                 assert not answer.holds_uuid
                 assert "expected" in answer.refusal or "check" in answer.refusal
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("trouble", ["disk", "bytes"])
+def test_a_link_outlives_an_introduction_that_goes_wrong(trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once; what was wrong is over when it is tried again."""
+
+    async def main() -> None:
+        members = addresses(2)
+        one, two = (End(Folder(node), members) for node in members)
+        wrong: list[str] = []
+        real_remember, real_answered = one.folder.remember_peer, one.transport.introductions.answered
+
+        def remember(node: int, uuid: bytes) -> None:
+            if not wrong:
+                wrong.append(trouble)
+                raise StorageFailed("no space left on device")
+            real_remember(node, uuid)
+
+        async def answered(node: int, response: pb.IntroduceResponse) -> str:
+            if not wrong:
+                wrong.append(trouble)
+                pb.IntroduceResponse.FromString(b"\xff" * 20)
+            return await real_answered(node, response)
+
+        if trouble == "disk":
+            monkeypatch.setattr(one.folder, "remember_peer", remember)
+        else:
+            monkeypatch.setattr(one.transport.introductions, "answered", answered)
+        try:
+            await two.server.start()
+            await one.start()
+            await until(lambda: wrong == [trouble])
+            two.transport.start()
+            await until(lambda: one.transport.connected == {2})
+            assert one.transport.dropped["link_failed"] == 1
+        finally:
+            await one.stop()
+            await two.stop()
 
     asyncio.run(main())
 
