@@ -82,7 +82,8 @@ class Routes:
         """Wait for news of this group from now on; False after `timeout_s` without any."""
         event = self._changed.setdefault(group, asyncio.Event())
         try:
-            await asyncio.wait_for(event.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await event.wait()
         except TimeoutError:
             return False
         return True

@@ -143,8 +143,10 @@ class PeerLink:
 
     async def _pause(self, pause_ms: int) -> None:
         """Until the next attempt is due, or the peer is heard of."""
+        # Not wait_for: it forgets that it was cancelled when what it waits for comes in the same moment (Python 3.11).
         try:
-            await asyncio.wait_for(self._sign_of_life.wait(), pause_ms / 1000)
+            async with asyncio.timeout(pause_ms / 1000):
+                await self._sign_of_life.wait()
         except TimeoutError:
             return
         self._sign_of_life.clear()

@@ -127,7 +127,8 @@ class GrpcTransport:
                 return
             introductions.changed.clear()
             try:
-                await asyncio.wait_for(introductions.changed.wait(), REPORT_S)
+                async with asyncio.timeout(REPORT_S):
+                    await introductions.changed.wait()
             except TimeoutError:
                 if waiting is not None:
                     waiting(missing)

@@ -523,3 +523,22 @@ def test_random_and_damaged_heads_are_refused(data: bytes, bit: int) -> None:
 def read(data: bytes) -> None:
     prefix = wire.decode_prefix(data[: wire.PREFIX_BYTES], bytes_max=1 << 20)
     prefix.check(data[wire.PREFIX_BYTES :])
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_link_ends_though_its_peer_is_heard_of_in_the_same_moment(turns: int) -> None:
+    """`asyncio.wait_for` forgot the cancellation, and a server that stopped waited for ever."""
+
+    async def main() -> None:
+        async with alone(replace(FAST, reconnect_ms_min=5000, reconnect_ms_max=5000)) as one:
+            link = one.transport._links[2]
+            link.heard_of()
+            await until(lambda: not link._sign_of_life.is_set())
+            await until(lambda: bool(link._sign_of_life._waiters))  # Between two attempts.
+            link.heard_of()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            async with asyncio.timeout(3):
+                await link.close()
+
+    asyncio.run(main())
