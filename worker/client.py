@@ -411,7 +411,8 @@ class Client:
         path: a file in .safetensors or .npz; it appears whole, in place of what was there, or not at all. step: the
             version to save; it must not be past. None: the one that training is at. Where training goes past it while
             the servers agree, it is a later one, which the answer names. timeout: seconds, until the file is written.
-        progress: called with (bytes so far, bytes in all), on another thread.
+        progress: called with (bytes so far, bytes in all), on another thread; first with 0, once the servers agreed on
+            the version: training goes past it no more unsaved.
 
         The servers keep that version for this call, and training goes on; one save of a model at a time. The whole
         state is in this process's memory until it is written. Raises NotFound, InvalidArgument (the path; a safetensors

@@ -71,7 +71,8 @@ class Saver:
         return "; ".join([f"version {self.step} is awaited", *problems])
 
     async def run(self, name: str, step: int | None, progress: Progress) -> Checkpoint:
-        """`progress(bytes so far, bytes in all)` is called on the event loop. Goes on until it is cancelled."""
+        """`progress(bytes so far, bytes in all)` is called on the event loop, first with 0 once the version is pinned.
+        Goes on until it is cancelled."""
         model = await self._catalogue.describe(name)
         if not model.open:
             raise FailedPrecondition(f"model {name!r} has no values yet", "wait until it was initialised")
@@ -96,6 +97,7 @@ class Saver:
         layout = Layout(model.spec)
         parts = [np.empty(layout.elements, FLOAT) for _ in range(1 + len(slot_names(model.spec.optimizer)))]
         total, done = sum(part.nbytes for part in parts), 0
+        progress(done, total)
 
         def arrived(size: int) -> None:
             nonlocal done

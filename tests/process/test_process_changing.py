@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -83,14 +84,19 @@ def test_a_model_is_saved_at_one_step_while_it_trains_though_a_leader_is_killed(
                 initial={"w": initial},
                 block_bytes=16384,
             )
-            saving = []
+            saving, pinned = [], Event()
             with ThreadPoolExecutor(1) as threads:
                 for step in range(STEPS):
+                    if step == 5:
+                        # The last one before the version that is asked for: the servers have to know of it now.
+                        assert pinned.wait(60)
                     weights = model.pull()
                     future = model.push_pull({"w": gradient(step, weights["w"])})
                     if step == 3:
                         # It lies ahead: training gets there while the save waits for it.
-                        saving = [threads.submit(other.save, "m", tmp_path / "ahead.safetensors", step=6)]
+                        path = tmp_path / "ahead.safetensors"
+                        asked = threads.submit(other.save, "m", path, step=6, progress=lambda *_: pinned.set())
+                        saving = [asked]
                     if step == KILL_AT:
                         cluster.kill(cluster.leader_of(1))
                     future.result()
