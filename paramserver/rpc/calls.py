@@ -147,8 +147,12 @@ class Calls:
 
 
 async def abort(context: Context, refusal: Refusal) -> None:
-    """Ends the call. Raises `AbortError`, as gRPC wants it."""
-    await context.abort(status_code(refusal), refusal.message, ((ERROR_METADATA_KEY, refusal.detail()),))
+    """Ends the call. Raises `AbortError`, as gRPC wants it, or `CancelledError` when its client is gone."""
+    try:
+        await context.abort(status_code(refusal), refusal.message, ((ERROR_METADATA_KEY, refusal.detail()),))
+    except grpc.aio.InternalError:
+        # Nobody is there to be told, and gRPC would log it as a defect of ours.
+        raise asyncio.CancelledError from None
 
 
 class _Deadline:

@@ -333,6 +333,26 @@ def test_a_client_that_does_not_read_the_end_loses_its_connection(monkeypatch: p
     run(story)
 
 
+def test_a_refusal_whose_client_is_gone_is_no_defect() -> None:
+    """gRPC logged a traceback (ExecuteBatchError) for each of them."""
+
+    class Gone(Context):
+        async def abort(self, code: grpc.StatusCode, details: str, metadata: Any) -> None:
+            raise grpc.aio.InternalError("Failed grpc_call_start_batch: 8")
+
+    async def handler(_: Any) -> None:
+        raise Refusal(Reason.BUSY, "too slow")
+
+    async def story() -> None:
+        counters, admission = Counters(), Admission(Limits())
+        with pytest.raises(asyncio.CancelledError):
+            await Calls(counters, admission).stream(handler).stream_stream(None, Gone())
+        assert admission.calls == 0
+        assert counters.all() == {"refused_busy": 1}
+
+    run(story)
+
+
 @pytest.mark.parametrize(("family", "host", "name"), [(socket.AF_INET, "127.0.0.1", "ipv4:127.0.0.1:{}")])
 def test_severing_ends_that_connection_and_no_other(family: int, host: str, name: str) -> None:
     with socket.socket(family) as listening:
