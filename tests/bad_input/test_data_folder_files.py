@@ -113,6 +113,15 @@ def test_dump_shows_every_record(folder: str, capsys: pytest.CaptureFixture[str]
     assert {line["group"] for line in lines} == {2}
 
 
+def test_a_dump_of_an_unknown_group_is_refused_with_those_that_are_there(
+    folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = call(capsys, "wal", "dump", folder, "--group", "9")
+    assert (code, out) == (1, "")
+    assert f"--group 9: no record of it in {folder}/wal" in err
+    assert "there are records of: 1, 2, 3;" in err
+
+
 def test_a_flipped_bit_of_the_log_is_named_with_its_place(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     path, offset = record_of(folder, Kind.ENTRY, 2)
     flip(path, offset)
