@@ -17,7 +17,7 @@ from paramserver.lab.admin import Admin, AdminError, ClusterView
 from paramserver.lab.chaos.kinds import Draw
 from paramserver.lab.chaos.load import DIGITS, Load
 from paramserver.lab.cluster import CATALOGUE_GROUP, WAITING, Cluster
-from paramserver.lab.errors import DeadlinePassed, LabError
+from paramserver.lab.errors import DeadlinePassed, Died, LabError
 from paramserver.lab.final import find_model
 from paramserver.lab.stopped import stopped
 
@@ -169,9 +169,11 @@ class Scene:
 
     def await_whole(self, timeout_s: float) -> None:
         """All servers up; every group led, every replica of it running, caught up and trusted. Raises DeadlinePassed
-        with what is missing."""
+        with what is missing, and Died at once when a server has ended: nobody starts it again meanwhile."""
         deadline = time.monotonic() + timeout_s
         while True:
+            if ended := self._ended():
+                raise Died(f"not whole again: {ended}", "see its log")
             missing = self.not_whole()
             if not missing:
                 return
@@ -181,9 +183,8 @@ class Scene:
 
     def not_whole(self) -> str:
         """The first thing that is missing; empty when nothing is."""
-        for node, server in self.cluster.servers.items():
-            if not server.running:
-                return f"server {node} ended with {server.code}: {server.last_words().splitlines()[-1]}"
+        if ended := self._ended():
+            return ended
         answers = self.answers()
         nodes = status.reached(answers)
         if len(nodes) < len(self.cluster.servers):
@@ -213,6 +214,13 @@ class Scene:
                         return f"group {group} on node {one.node}: {said}"
                 if state.applied_index + BEHIND_MAX < there.commit_index:
                     return f"group {group} on node {one.node} is at {state.applied_index} of {there.commit_index}"
+        return ""
+
+    def _ended(self) -> str:
+        """The first server that does not run, with its last words."""
+        for node, server in self.cluster.servers.items():
+            if not server.running:
+                return f"server {node} ended with {server.code}: {server.last_words().splitlines()[-1]}"
         return ""
 
     def has_snapshot(self, node: int) -> bool:

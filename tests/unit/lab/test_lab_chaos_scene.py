@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from paramserver.lab.chaos.scene import BEHIND_MAX, Scene
+from paramserver.lab.errors import DeadlinePassed, Died
 from paramserver.lab.status import Answer, GroupSnapshot, MemberSnapshot, NodeSnapshot, Unreachable
 
 LEADER = GroupSnapshot(
@@ -30,13 +31,17 @@ def second(**changes: Any) -> tuple[Answer, ...]:
     return (WELL[0], replace(node, groups=(replace(node.groups[0], **changes),)), WELL[2])
 
 
-def missing(answers: tuple[Answer, ...], *, running: bool = True) -> str:
+def scene(answers: tuple[Answer, ...], *, running: bool = True) -> Scene:
     server = SimpleNamespace(running=running, code=70, last_words=lambda: "first\nlast")
     cluster: Any = SimpleNamespace(
         servers=dict.fromkeys((1, 2, 3), server), statuses=lambda **how: answers, addresses={}
     )  # fmt: skip
     load: Any = SimpleNamespace()
-    return Scene(cluster, load).not_whole()
+    return Scene(cluster, load)
+
+
+def missing(answers: tuple[Answer, ...], *, running: bool = True) -> str:
+    return scene(answers, running=running).not_whole()
 
 
 def test_a_cluster_in_which_nothing_is_missing_is_whole() -> None:
@@ -64,3 +69,12 @@ def test_what_is_missing_is_named(answers: tuple[Answer, ...], said: str) -> Non
 
 def test_a_server_that_ended_is_told_with_its_last_words() -> None:
     assert missing(WELL, running=False) == "server 1 ended with 70: last"
+
+
+def test_a_server_that_ended_is_not_waited_for() -> None:
+    """Nobody starts it again while the nemesis waits."""
+    with pytest.raises(Died, match="server 1 ended with 70: last"):
+        scene(WELL, running=False).await_whole(3600.0)
+    scene(WELL).await_whole(0.0)
+    with pytest.raises(DeadlinePassed, match="forgetful"):
+        scene(second(forgetful=True)).await_whole(0.0)
