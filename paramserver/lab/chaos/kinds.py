@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeAlias
 
+from paramserver.lab.errors import LabError
+
 if TYPE_CHECKING:
     from paramserver.lab.chaos.scene import Scene
 
@@ -120,10 +122,10 @@ def fault(
 
 
 def absent(name: str, *, rows: tuple[int, ...], why_not: str) -> None:
-    """A kind with a name that can't be run yet."""
+    """A kind with a name that can't be run yet: plans leave it out and say so, and injecting it is refused."""
 
     def never(_scene: Scene, _draw: Draw) -> Injection:
-        raise NotImplementedError(why_not)
+        raise LabError(f"{name} cannot be run: {why_not}")
         yield ""  # a generator like the others
 
     _register.add(
