@@ -60,7 +60,7 @@ class FrameLink:
         self._dropped = dropped
         self._where = where
         self._uuid = uuid
-        self._refusal = ""
+        self._refusal = self._failure = ""
         self._lost = False
         self._beat_due = False
         self._turn_bytes = 0
@@ -76,10 +76,20 @@ class FrameLink:
                 pause_ms = self._options.reconnect_ms_min
             except (OSError, BadFrame):
                 pass  # Away, or refused, which is logged and counted.
+            except Exception as error:
+                self._failed(error)
             self._dropped["bulk_broken"] += 1
             self._dropped["connection_lost"] += self._queue.clear()
             await asyncio.sleep(pause_ms / 1000)
             pause_ms = min(2 * pause_ms, self._options.reconnect_ms_max)
+
+    def _failed(self, error: Exception) -> None:
+        """A defect; a link that ended here would never come back, and nobody would hear of it."""
+        self._dropped["link_failed"] += 1
+        text = f"{type(error).__name__}: {error}"
+        if text != self._failure:
+            self._failure = text
+            _log.error("the %s link to node %d: %s", self._channel.name.lower(), self._node, text, exc_info=error)
 
     # --- opening ----------------------------------------------------------------------------------------------------
 

@@ -2,19 +2,21 @@
 introductions."""
 
 import asyncio
+from collections.abc import Sequence
 
 import grpc
 import grpc.aio
 import pytest
 from crc32c import crc32c
 
-from consensus.core.interface import AppendRequest, Entry, EntryKind, Heartbeat
+from consensus.core.interface import AppendRequest, Entry, EntryKind, Heartbeat, Payload
 from consensus.storage.errors import StorageFailed
 from consensus.transport.codec import encode_parts
 from consensus.transport.errors import FolderOutdated, IntroductionRefused
 from consensus.transport.grpc.introduction import PROTOCOL
 from consensus.transport.grpc.service import SERVICE
 from consensus.transport.interface import Channel, Envelope
+from consensus.transport.sockets import sending
 from consensus.transport.sockets.receiving import Connection, FrameListener
 from consensus.transport.sockets.wire import Hello
 from consensus.v1 import consensus_pb2 as pb
@@ -179,6 +181,37 @@ def test_a_broken_bulk_connection_comes_back_without_a_hint(monkeypatch: pytest.
             assert one.inbox.connections == [(2, False)]
 
     asyncio.run(main())
+
+
+def test_a_bulk_connection_that_a_defect_ends_comes_back_and_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An exception that nobody expected ended the link for good, without a word."""
+    real, calls = sending.encode_parts, []
+
+    def broken(envelopes: Sequence[Envelope]) -> tuple[bytes, list[Payload]]:
+        if any(isinstance(envelope.message, AppendRequest) for envelope in envelopes):
+            calls.append(1)
+            if len(calls) < 3:
+                raise RuntimeError("a defect")
+        return real(envelopes)
+
+    monkeypatch.setattr(sending, "encode_parts", broken)
+
+    async def main() -> None:
+        async with ends(2) as (one, two):
+            for number in range(1, 4):
+                await until(lambda: one.transport.connected == {2})
+                one.transport.send(2, Channel.BULK, [append(number)])
+                await until(lambda number=number: len(calls) == number)  # type: ignore[misc]
+            await until(lambda: len(two.inbox.envelopes) == 1)
+            assert one.transport.dropped["link_failed"] == 2
+            assert one.inbox.connections == [(2, False)]
+
+    asyncio.run(main())
+    told = [record for record in caplog.records if "RuntimeError: a defect" in record.getMessage()]
+    assert [record.getMessage() for record in told] == ["the bulk link to node 2: RuntimeError: a defect"]
+    assert told[0].exc_info is not None
 
 
 # --- introductions (RULES I2) ---------------------------------------------------------------------------------------
