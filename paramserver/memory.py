@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from consensus.transport.grpc import GrpcOptions
+from consensus.transport.options import TransportOptions
 from paramserver.config import FOLLOWER_BEHIND_BYTES, NodeConfig
 
 MIB = 1 << 20
@@ -42,7 +42,7 @@ def bound(
     here. `ranks`, `block_bytes`: the largest of any model. `streams`, `calls`, `connections`: of clients, at most as
     many as the config allows."""
     runtime, window = config.runtime_options(), config.stream_window_bytes
-    transport = GrpcOptions(stream_window_bytes=window)
+    transport = TransportOptions(stream_window_bytes=window)
     chunk = runtime.chunk_bytes_max
     return {
         "base": BASE_BYTES,

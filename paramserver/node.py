@@ -31,7 +31,9 @@ from consensus.storage import lifemark
 from consensus.storage.errors import EXIT_STORAGE_FAILED, IdentityMismatch, StorageError, UnknownFormat
 from consensus.storage.filesystem import OsFileSystem
 from consensus.transport.errors import FolderOutdated, FolderReplaced, IntroductionRefused
-from consensus.transport.grpc import GrpcOptions, GrpcTransport, server_options
+from consensus.transport.grpc.arguments import server_options
+from consensus.transport.nodes import NodeTransport
+from consensus.transport.options import TransportOptions
 from paramserver import memory
 from paramserver.catalogue.bootstrap import CATALOGUE_GROUP, data_groups, layout
 from paramserver.catalogue.leader import CatalogueLeader
@@ -136,7 +138,9 @@ async def _serve(config: NodeConfig) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    transport_options = GrpcOptions(message_bytes_max=MESSAGE_BYTES_MAX, stream_window_bytes=config.stream_window_bytes)
+    transport_options = TransportOptions(
+        message_bytes_max=MESSAGE_BYTES_MAX, stream_window_bytes=config.stream_window_bytes
+    )
     arguments = [*server_options(transport_options), ("grpc.max_connection_idle_ms", IDLE_MS)]
     server = grpc.aio.server(options=arguments, maximum_concurrent_rpcs=CALLS_MAX)
     _check_address(config.bind)
@@ -206,7 +210,7 @@ class Node:
         config: NodeConfig,
         disk: Disk,
         server: grpc.aio.Server,
-        transport_options: GrpcOptions,
+        transport_options: TransportOptions,
         loop: asyncio.AbstractEventLoop,
         injection: Injection | None = None,
     ) -> None:
@@ -230,7 +234,7 @@ class Node:
             failed=partial(lifemark.doubt, disk.filesystem, config.data_dir),
         )
         self._lanes = ThreadLanes(mailbox.post, at_start=_check_lane)
-        self._transport = GrpcTransport(
+        self._transport = NodeTransport(
             folder=disk.identity,
             incarnation=disk.recovery.incarnation,
             addresses={**config.members, config.node: config.address},

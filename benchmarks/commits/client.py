@@ -24,7 +24,8 @@ import grpc.aio
 from benchmarks.commits import peer_etcd, wire
 from benchmarks.common import results
 from consensus.storage.checksum import crc32c
-from consensus.transport.grpc.options import GrpcOptions, client_arguments
+from consensus.transport.grpc.arguments import client_arguments
+from consensus.transport.options import TransportOptions
 from paramserver.wire.allocator import keep_memory
 
 JOIN_BYTES_MAX = 1 << 20
@@ -69,7 +70,7 @@ class Window:
 
 
 def channel_to(address: str) -> grpc.aio.Channel:
-    options = GrpcOptions(message_bytes_max=wire.MESSAGE_BYTES_MAX)
+    options = TransportOptions(message_bytes_max=wire.MESSAGE_BYTES_MAX)
     return grpc.aio.insecure_channel(address, options=client_arguments(options))
 
 

@@ -33,7 +33,9 @@ from consensus.storage.filesystem import DirectoryLock, OsFileSystem
 from consensus.storage.identity import load_or_create
 from consensus.storage.snapshots import SnapshotFiles
 from consensus.storage.wal import Wal
-from consensus.transport.grpc import GrpcOptions, GrpcTransport, server_options
+from consensus.transport.grpc.arguments import server_options
+from consensus.transport.nodes import NodeTransport
+from consensus.transport.options import TransportOptions
 from paramserver.config import NodeConfig
 from paramserver.wire.allocator import collect_seldom, keep_memory
 
@@ -207,7 +209,7 @@ async def serve(config: NodeConfig, groups: int) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    transport_options = GrpcOptions(message_bytes_max=wire.MESSAGE_BYTES_MAX)
+    transport_options = TransportOptions(message_bytes_max=wire.MESSAGE_BYTES_MAX)
     server = grpc.aio.server(options=server_options(transport_options))
     server.add_insecure_port(config.bind)
     folder, filesystem = config.data_dir, OsFileSystem()
@@ -218,7 +220,7 @@ async def serve(config: NodeConfig, groups: int) -> None:
     post = loop.call_soon_threadsafe
     writer = ThreadLogWriter(wal, post, flush_bytes_max=config.wal_options().flush_bytes_max)
     lanes = ThreadLanes(post)
-    transport = GrpcTransport(
+    transport = NodeTransport(
         folder=identity, incarnation=recovery.incarnation, addresses=config.members, options=transport_options
     )
     options = config.runtime_options()

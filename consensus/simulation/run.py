@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 from consensus.simulation.case import Case, draw_case
 from consensus.simulation.cluster import Cluster, SimulationOptions
 from consensus.simulation.faults import Fault
 from consensus.simulation.load import LedgerLoad
-from consensus.simulation.node import CLUSTER
 from consensus.simulation.profile import Profile
 from consensus.simulation.report import Report
 from consensus.simulation.wire import through_codec
@@ -29,7 +27,7 @@ def run_case(case: Case) -> Report:
         profile=case.profile,
         plan=case.plan,
         options=case.options,
-        wire=partial(through_codec, CLUSTER) if case.profile.codec else None,
+        wire=through_codec if case.profile.codec else None,
         administrator=True,
         hasty=case.hasty,
     )

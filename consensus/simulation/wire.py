@@ -13,15 +13,19 @@ from dataclasses import replace
 from consensus.core.configuration import next_replica_of
 from consensus.core.interface import NodeId
 from consensus.simulation.errors import Violated
-from consensus.transport.codec import Origin, decode, encode, verified
+from consensus.transport.codec import decode, encode, verified
 from consensus.transport.interface import Envelope, SnapshotChunk
+from consensus.transport.sockets import wire
 
 
-def through_codec(cluster: bytes, source: NodeId, envelopes: Sequence[Envelope]) -> Sequence[Envelope]:
-    """`cluster`: 16 bytes. Raises `Violated` when parsing gives anything else than what was encoded."""
-    incarnation = envelopes[0].message.incarnation
-    origin = Origin(cluster, source, bytes(16), incarnation)
-    received = decode(encode(origin, envelopes))
+def through_codec(source: NodeId, envelopes: Sequence[Envelope]) -> Sequence[Envelope]:
+    """As one frame of a connection. Raises `Violated` when parsing gives anything else than what was encoded."""
+    data = b"".join(wire.frame_parts(*encode(envelopes)))
+    prefix = wire.decode_prefix(data[: wire.PREFIX_BYTES], bytes_max=len(data))
+    body = memoryview(data)[wire.PREFIX_BYTES :]
+    header = bytes(body[: prefix.header_bytes])
+    prefix.check(header)
+    received = decode(header, body[prefix.header_bytes :], envelopes[0].message.incarnation)
     dropped: Counter[str] = Counter()
     parsed = [envelope for part in verified(received, dropped) for envelope in part or ()]
     if parsed != [_written_out(envelope) for envelope in envelopes] or dropped:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from consensus.transport.grpc.peer import PeerLink
-from consensus.transport.grpc.queues import SendQueue
 from consensus.transport.interface import Channel
+from consensus.transport.peer import PeerLink
+from consensus.transport.queues import SendQueue
 
 NAME = "control_over_bulk"
 HAZARD = "30: heartbeats stuck behind a large entry start elections"

@@ -1,6 +1,1 @@
-"""The transport on grpc.aio: two connections to each peer, control and bulk (RULES C3)."""
-
-from consensus.transport.grpc.options import GrpcOptions, server_options
-from consensus.transport.grpc.transport import GrpcTransport
-
-__all__ = ["GrpcOptions", "GrpcTransport", "server_options"]
+"""First contact of two nodes, over grpc.aio; what they say then travels on sockets of their own."""

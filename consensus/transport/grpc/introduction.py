@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from consensus.core.interface import NodeId
-from consensus.transport.codec import Origin
 from consensus.transport.messages import NUMBER_MAX
+from consensus.transport.sockets.wire import Origin
 from consensus.v1 import consensus_pb2 as pb
 
 PROTOCOL = 2

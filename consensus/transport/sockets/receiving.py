@@ -17,14 +17,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from consensus.core.interface import NodeId
-from consensus.transport.codec import decode_parts, verified
+from consensus.transport.codec import decode, verified
 from consensus.transport.errors import BadFrame
 from consensus.transport.interface import Channel, Envelope, Receiver
+from consensus.transport.options import TransportOptions
 from consensus.transport.sockets import wire
 
 if TYPE_CHECKING:
     from consensus.transport.grpc.introduction import Introductions
-    from consensus.transport.grpc.options import GrpcOptions
 
 _log = logging.getLogger(__name__)
 UNKNOWN_MAX = 32
@@ -53,7 +53,7 @@ class FrameListener:
         node: NodeId,
         introductions: Introductions,
         incoming: Incoming,
-        options: GrpcOptions,
+        options: TransportOptions,
         dropped: Counter[str],
     ) -> None:
         self.node = node
@@ -309,8 +309,8 @@ class Connection:
             self._listener.dropped["frame_of_stranger"] += 1  # Somebody took its place meanwhile.
             self.close()
             return
-        received = decode_parts(origin, header, body[prefix.header_bytes :])
-        self._verify(verified(received, self._listener.dropped))
+        envelopes = decode(header, body[prefix.header_bytes :], origin.incarnation)
+        self._verify(verified(envelopes, self._listener.dropped))
 
     def _verify(self, steps: Iterator[list[Envelope] | None]) -> None:
         """Reading goes on when all is checked."""

@@ -2,8 +2,9 @@
 
 Owns dialling, the hello, the writing of frames from a queue, and the judgement that a silent peer is gone. Invariants:
 payload goes from the caller's buffers to the socket as it lies, whatever a frame is made of; nothing is written before
-the peer took this node for whom it is; a peer of which nothing is heard is given up (`GrpcOptions.quiet_looks_max`).
-Must not know: what messages mean, other connections. TLS: the socket that `dial` returns would be the wrapped one.
+the peer took this node for whom it is; a peer of which nothing is heard is given up, after
+`TransportOptions.quiet_looks_max`. Must not know: what messages mean, other connections. TLS: the socket that `dial`
+returns would be the wrapped one.
 """
 
 from __future__ import annotations
@@ -13,17 +14,15 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from consensus.core.interface import NodeId
-from consensus.transport.codec import Origin, encode_parts
+from consensus.transport.codec import encode
 from consensus.transport.errors import BadFrame
 from consensus.transport.interface import Channel
+from consensus.transport.options import TransportOptions
+from consensus.transport.queues import SendQueue
 from consensus.transport.sockets import wire
-
-if TYPE_CHECKING:
-    from consensus.transport.grpc.options import GrpcOptions
-    from consensus.transport.grpc.queues import SendQueue
 
 _log = logging.getLogger(__name__)
 WRITE_BYTES = 1 << 20
@@ -45,9 +44,9 @@ class FrameLink:
         channel: Channel,
         *,
         node: NodeId,
-        origin: Origin,
+        origin: wire.Origin,
         queue: SendQueue,
-        options: GrpcOptions,
+        options: TransportOptions,
         dropped: Counter[str],
         where: Callable[[], str],
         uuid: Callable[[], bytes],
@@ -160,7 +159,7 @@ class FrameLink:
         while not self._lost:
             batch = queue.take(envelopes_max=options.frame_envelopes_max, bytes_max=options.frame_bytes_max)
             if batch:
-                await self._write(connection, wire.frame_parts(*encode_parts(batch)))
+                await self._write(connection, wire.frame_parts(*encode(batch)))
             elif self._beat_due:
                 self._beat_due = False
                 await self._write(connection, [memoryview(wire.beat())])

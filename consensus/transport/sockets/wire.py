@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from crc32c import crc32c
 
 from consensus.core.interface import NodeId, Payload
-from consensus.transport.codec import Origin
 from consensus.transport.errors import BadFrame
 from consensus.transport.interface import Channel
-from consensus.transport.messages import size_of
+from consensus.transport.messages import number, size_of
 
 VERSION = 1
 _HELLO = struct.Struct("<4sHH16sI16sQI16s")
@@ -32,6 +31,16 @@ REFUSAL_BYTES_MAX = 1000
 FRAME, BEAT = 1, 2
 JOIN_BYTES = 16 << 10
 """Shorter payloads are copied together: a piece of its own costs a system call more than that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who sends on a connection. `cluster` and `node_uuid` are 16 bytes."""
+
+    cluster: bytes
+    node: NodeId
+    node_uuid: bytes
+    incarnation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +99,7 @@ def decode_hello(data: bytes) -> Hello:
         raise BadFrame("hello: its CRC does not match")
     if channel not in (Channel.CONTROL, Channel.BULK):
         raise BadFrame(f"hello: channel {channel}, expected {Channel.CONTROL} or {Channel.BULK}")
-    return Hello(Channel(channel), Origin(cluster, node, uuid, incarnation), to_node, to_uuid)
+    return Hello(Channel(channel), Origin(cluster, node, uuid, number("incarnation", incarnation)), to_node, to_uuid)
 
 
 def encode_verdict(refusal: str) -> bytes:

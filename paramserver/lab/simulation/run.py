@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 from consensus.simulation.case import Case, draw_options
 from consensus.simulation.cluster import Cluster, SimulationOptions
 from consensus.simulation.faults import Fault
-from consensus.simulation.node import CLUSTER
 from consensus.simulation.plans import draw_faults
 from consensus.simulation.profile import Profile, draw_profile
 from consensus.simulation.report import Report
@@ -52,7 +50,7 @@ def run_case(case: Case, flips: Sequence[MemoryFlip] = ()) -> Report:
         profile=case.profile,
         plan=case.plan,
         options=case.options,
-        wire=partial(through_codec, CLUSTER) if case.profile.codec else None,
+        wire=through_codec if case.profile.codec else None,
     )
     return cluster.run()
 

@@ -18,7 +18,7 @@ from consensus.runtime.interface import GroupListener, StateMachine
 from consensus.simulation.case import Case, draw_options
 from consensus.simulation.cluster import Cluster
 from consensus.simulation.errors import Violated
-from consensus.simulation.node import CLUSTER, GroupSpec, SimulatedNode
+from consensus.simulation.node import GroupSpec, SimulatedNode
 from consensus.simulation.plans import draw_faults
 from consensus.simulation.profile import draw_profile
 from consensus.simulation.report import Report
@@ -359,7 +359,7 @@ def run_system_case(case: Case, *, reshaped: bool = False, changing: bool = Fals
         profile=case.profile,
         plan=case.plan,
         options=case.options,
-        wire=partial(through_codec, CLUSTER) if case.profile.codec else None,
+        wire=through_codec if case.profile.codec else None,
     )
     report = cluster.run()
     load.close()

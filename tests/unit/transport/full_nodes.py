@@ -17,7 +17,8 @@ from consensus.storage.identity import load_or_create
 from consensus.storage.options import WalOptions
 from consensus.storage.snapshots import SnapshotFiles
 from consensus.storage.wal import Wal
-from consensus.transport.grpc import GrpcTransport, server_options
+from consensus.transport.grpc.arguments import server_options
+from consensus.transport.nodes import NodeTransport
 from tests.unit.runtime.cluster import Journal, Listener
 from tests.unit.transport.network import CLUSTER, FAST, addresses, until
 
@@ -41,7 +42,7 @@ class FullNode:
         )
         self.writer = ThreadLogWriter(wal, loop.call_soon_threadsafe, fatal=self.errors.append)
         self.lanes = ThreadLanes(loop.call_soon_threadsafe, fatal=self.errors.append)
-        self.transport = GrpcTransport(
+        self.transport = NodeTransport(
             folder=self.identity, incarnation=recovery.incarnation, addresses=members, options=FAST
         )
         self.runtime = NodeRuntime(

@@ -8,11 +8,13 @@ from contextlib import asynccontextmanager, suppress
 import grpc.aio
 
 from consensus.core.interface import Heartbeat, NodeId
-from consensus.transport.grpc import GrpcOptions, GrpcTransport, server_options
+from consensus.transport.grpc.arguments import server_options
 from consensus.transport.interface import Envelope
+from consensus.transport.nodes import NodeTransport
+from consensus.transport.options import TransportOptions
 
 CLUSTER = b"cluster-for-test"
-FAST = GrpcOptions(reconnect_ms_min=20, reconnect_ms_max=50)
+FAST = TransportOptions(reconnect_ms_min=20, reconnect_ms_max=50)
 
 
 class Folder:
@@ -86,11 +88,11 @@ class End:
         *,
         incarnation: int = 1,
         kernel_answers: bytes = b"",
-        options: GrpcOptions = FAST,
+        options: TransportOptions = FAST,
     ) -> None:
         self.folder = folder
         self.members = members
-        self.transport = GrpcTransport(
+        self.transport = NodeTransport(
             folder=folder,
             incarnation=incarnation,
             addresses=members,

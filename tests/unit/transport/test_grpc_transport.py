@@ -11,7 +11,7 @@ from crc32c import crc32c
 
 from consensus.core.interface import AppendRequest, Entry, EntryKind, Heartbeat, Payload
 from consensus.storage.errors import StorageFailed
-from consensus.transport.codec import encode_parts
+from consensus.transport.codec import encode
 from consensus.transport.errors import FolderOutdated, IntroductionRefused
 from consensus.transport.grpc.introduction import PROTOCOL
 from consensus.transport.grpc.service import SERVICE
@@ -68,8 +68,8 @@ def test_messages_arrive_in_order_on_both_channels() -> None:
 def test_what_is_queued_at_once_shares_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     frames: list[int] = []
     monkeypatch.setattr(
-        "consensus.transport.sockets.sending.encode_parts",
-        lambda envelopes: frames.append(len(envelopes)) or encode_parts(envelopes),
+        "consensus.transport.sockets.sending.encode",
+        lambda envelopes: frames.append(len(envelopes)) or encode(envelopes),
     )
 
     async def main() -> None:
@@ -187,7 +187,7 @@ def test_a_bulk_connection_that_a_defect_ends_comes_back_and_is_told_of_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An exception that nobody expected ended the link for good, without a word."""
-    real, calls = sending.encode_parts, []
+    real, calls = sending.encode, []
 
     def broken(envelopes: Sequence[Envelope]) -> tuple[bytes, list[Payload]]:
         if any(isinstance(envelope.message, AppendRequest) for envelope in envelopes):
@@ -196,7 +196,7 @@ def test_a_bulk_connection_that_a_defect_ends_comes_back_and_is_told_of_once(
                 raise RuntimeError("a defect")
         return real(envelopes)
 
-    monkeypatch.setattr(sending, "encode_parts", broken)
+    monkeypatch.setattr(sending, "encode", broken)
 
     async def main() -> None:
         async with ends(2) as (one, two):

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consensus.core.interface import AppendRequest, Entry, EntryKind, Heartbeat
-from consensus.transport.codec import Origin, encode_parts
+from consensus.transport.codec import encode
 from consensus.transport.errors import BadFrame
-from consensus.transport.grpc import GrpcOptions
 from consensus.transport.interface import Channel, Envelope
+from consensus.transport.options import TransportOptions
 from consensus.transport.sockets import wire
 from consensus.transport.sockets.receiving import UNKNOWN_MAX, Connection
-from consensus.transport.sockets.wire import Hello
+from consensus.transport.sockets.wire import Hello, Origin
 from tests.unit.transport.network import CLUSTER, FAST, End, Folder, addresses, ends, until
 
 QUICK = replace(FAST, keepalive_ms=100, keepalive_timeout_ms=50, introduce_ms=200)
@@ -57,7 +57,7 @@ def append(index: int, *payloads: bytes) -> Envelope:
 
 
 def frame(*envelopes: Envelope) -> bytes:
-    return b"".join(wire.frame_parts(*encode_parts(envelopes)))
+    return b"".join(wire.frame_parts(*encode(envelopes)))
 
 
 def prefix(kind: int, header: bytes, payload_bytes: int, *, magic: bytes = b"PF", reserved: int = 0) -> bytes:
@@ -106,7 +106,7 @@ async def by_hand(end: End) -> AsyncIterator[Raw]:
 
 
 @asynccontextmanager
-async def alone(options: GrpcOptions = FAST) -> AsyncIterator[End]:
+async def alone(options: TransportOptions = FAST) -> AsyncIterator[End]:
     """Node 1, which knows node 2; that is not there."""
     end = End(Folder(1, activated=True), addresses(2), options=options)
     end.folder.remember_peer(2, uuid(2))
@@ -256,7 +256,7 @@ def test_a_newer_connection_takes_the_place_of_an_earlier_one_which_counts_as_a_
 
 # --- frames ---------------------------------------------------------------------------------------------------------
 
-HEADER, _ = encode_parts([beat(1)])
+HEADER, _ = encode([beat(1)])
 BAD = {
     "random": random.Random(2).randbytes(5000),
     "another magic": prefix(wire.FRAME, HEADER, 0, magic=b"XX"),
@@ -271,7 +271,7 @@ BAD = {
     "a damaged header": frame(beat(1))[:-1] + b"\xff",
     "not a Header": prefix(wire.FRAME, b"\xff" * 20, 0),
     "more payload than its header says": prefix(wire.FRAME, HEADER, 5) + b"extra",
-    "less": prefix(wire.FRAME, encode_parts([append(1, b"four")])[0], 3) + b"for",
+    "less": prefix(wire.FRAME, encode([append(1, b"four")])[0], 3) + b"for",
 }
 
 
@@ -514,6 +514,8 @@ def test_random_and_damaged_heads_are_refused(data: bytes, bit: int) -> None:
     for hello in (data, bytes(damaged)):
         with pytest.raises(BadFrame):
             wire.decode_hello(hello)
+    with pytest.raises(BadFrame, match="incarnation"):
+        wire.decode_hello(wire.encode_hello(replace(GOOD, origin=replace(GOOD.origin, incarnation=2**64 - 1))))
     damaged = bytearray(frame(beat(1)))
     damaged[bit // 8 % len(damaged)] ^= 1 << bit % 8
     with pytest.raises(BadFrame):

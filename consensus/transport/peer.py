@@ -16,14 +16,15 @@ import grpc
 import grpc.aio
 
 from consensus.core.interface import NodeId
-from consensus.transport.codec import Origin
 from consensus.transport.errors import BadFrame
+from consensus.transport.grpc.arguments import client_arguments
 from consensus.transport.grpc.introduction import Introductions
-from consensus.transport.grpc.options import GrpcOptions, client_arguments
-from consensus.transport.grpc.queues import SendQueue
 from consensus.transport.grpc.service import SERVICE
 from consensus.transport.interface import Channel, Envelope
+from consensus.transport.options import TransportOptions
+from consensus.transport.queues import SendQueue
 from consensus.transport.sockets.sending import FrameLink
+from consensus.transport.sockets.wire import Origin
 from consensus.v1 import consensus_pb2 as pb
 
 _log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class PeerLink:
         dial: Mapping[str, str],
         origin: Origin,
         introductions: Introductions,
-        options: GrpcOptions,
+        options: TransportOptions,
         dropped: Counter[str],
         changed: Callable[[bool], None],
     ) -> None:

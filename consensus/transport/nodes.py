@@ -15,21 +15,21 @@ from collections.abc import Callable, Mapping, Sequence
 import grpc.aio
 
 from consensus.core.interface import NodeId
-from consensus.transport.codec import Origin
 from consensus.transport.errors import FolderOutdated, FolderReplaced, IntroductionRefused
 from consensus.transport.grpc.introduction import Folder, Introductions
-from consensus.transport.grpc.options import GrpcOptions
-from consensus.transport.grpc.peer import PeerLink
 from consensus.transport.grpc.service import PeerService
 from consensus.transport.interface import Channel, Envelope, Receiver
+from consensus.transport.options import TransportOptions
+from consensus.transport.peer import PeerLink
 from consensus.transport.sockets.receiving import FrameListener
+from consensus.transport.sockets.wire import Origin
 
 LIFE_BYTES = 8
 REPORT_S = 1.0
 """How often a new folder says whom it waits for."""
 
 
-class GrpcTransport:
+class NodeTransport:
     """Made on the event loop's thread, used there only.
 
     `addresses` holds every member, this node too. Register it on the node's server, start that, then `start()`, then
@@ -41,7 +41,7 @@ class GrpcTransport:
         folder: Folder,
         incarnation: int,
         addresses: Mapping[NodeId, str],
-        options: GrpcOptions | None = None,
+        options: TransportOptions | None = None,
         kernel_answers: bytes = b"",
         dial: Mapping[str, str] | None = None,
         peer_listen: str = "",
@@ -50,7 +50,7 @@ class GrpcTransport:
         others are told, is not changed by it. `peer_listen`: host:port for what nodes say to each other; the host of
         this node's address and any free port unless given. Raises `ValueError` for options that can't be, or when this
         node is not in `addresses`."""
-        options = options or GrpcOptions()
+        options = options or TransportOptions()
         problems = options.validate()
         if folder.node not in addresses:
             problems.append(f"node {folder.node} is not among the members {sorted(addresses)}")

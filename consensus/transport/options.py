@@ -1,19 +1,14 @@
-"""Times and limits of connections between nodes.
-
-Owns `GrpcOptions`, and what it means as channel arguments. Must not know: what travels.
-"""
+"""Times and limits of connections between nodes. Must not know: what travels."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TypeAlias
 
 MIB = 1 << 20
-ChannelArguments: TypeAlias = list[tuple[str, int | str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GrpcOptions:
+class TransportOptions:
     """The same on all nodes of a cluster."""
 
     message_bytes_max: int = 32 * MIB
@@ -60,44 +55,3 @@ class GrpcOptions:
                 f"reconnect_ms_min ({self.reconnect_ms_min}) must not exceed reconnect_ms_max ({self.reconnect_ms_max})"
             )
         return problems
-
-
-def _shared(options: GrpcOptions) -> ChannelArguments:
-    return [
-        ("grpc.max_send_message_length", options.message_bytes_max),
-        ("grpc.max_receive_message_length", options.message_bytes_max),
-        ("grpc.keepalive_time_ms", options.keepalive_ms),
-        ("grpc.keepalive_timeout_ms", options.keepalive_timeout_ms),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.http2.max_frame_size", 16 * MIB - 1),
-        # Measuring the link instead would let the window of a stream grow out of our sight.
-        ("grpc.http2.bdp_probe", 0),
-        ("grpc.http2.lookahead_bytes", options.stream_window_bytes),
-    ]
-
-
-def client_arguments(options: GrpcOptions) -> ChannelArguments:
-    """Of a channel to a peer. The local pool gives each channel a connection of its own; two channels to one target
-    share one otherwise (RULES C3)."""
-    return [
-        *_shared(options),
-        ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.enable_http_proxy", 0),
-        ("grpc.initial_reconnect_backoff_ms", options.reconnect_ms_min),
-        ("grpc.min_reconnect_backoff_ms", options.reconnect_ms_min),
-        ("grpc.max_reconnect_backoff_ms", options.reconnect_ms_max),
-    ]
-
-
-def server_options(options: GrpcOptions | None = None) -> ChannelArguments:
-    """For the `grpc.aio.server` that a `GrpcTransport` is registered on. Without `so_reuseport=0` a second process
-    binds the same port without an error."""
-    options = options or GrpcOptions()
-    return [
-        *_shared(options),
-        ("grpc.so_reuseport", 0),
-        # Peers ask for signs of life on streams that carry nothing the other way; that is no attack.
-        ("grpc.http2.min_ping_interval_without_data_ms", max(1, options.keepalive_ms // 2)),
-        ("grpc.http2.max_ping_strikes", 0),
-    ]
