@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from paramserver import aio, errors
     from paramserver.wire.spec import Codec, NonFinite, Reduction, TensorSpec, adam, momentum, sgd
-    from worker import LINEARIZABLE, Client, Future, Model, Pushed, Spec, Tensors, bounded, bsp, connect
+    from worker import LINEARIZABLE, Client, Future, Handover, Model, Pushed, Spec, Tensors, bounded, bsp, connect
 
 _HOMES = {
     # Empty: a module of that name.
@@ -14,6 +14,7 @@ _HOMES = {
     "Codec": "paramserver.wire.spec",
     "LINEARIZABLE": "worker",
     "Future": "worker",
+    "Handover": "worker",
     "Model": "worker",
     "NonFinite": "paramserver.wire.spec",
     "Pushed": "worker",
@@ -36,6 +37,7 @@ __all__ = [
     "Client",
     "Codec",
     "Future",
+    "Handover",
     "Model",
     "NonFinite",
     "Pushed",

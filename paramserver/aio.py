@@ -2,7 +2,8 @@
 
 from worker.aio import Client as Client
 from worker.aio import Connecting as Connecting
+from worker.aio import Handover as Handover
 from worker.aio import Model as Model
 from worker.aio import connect as connect
 
-__all__ = ["Client", "Connecting", "Model", "connect"]
+__all__ = ["Client", "Connecting", "Handover", "Model", "connect"]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from worker.client import Client, connect
     from worker.consistency import LINEARIZABLE, bounded
     from worker.futures import Future
+    from worker.handover import Handover
     from worker.model import Model
     from worker.spec import Spec, bsp
     from worker.tensors import Pushed, Tensors
@@ -23,6 +24,7 @@ _HOMES = {
     "LINEARIZABLE": "worker.consistency",
     "bounded": "worker.consistency",
     "Future": "worker.futures",
+    "Handover": "worker.handover",
     "Model": "worker.model",
     "Pushed": "worker.tensors",
     "Spec": "worker.spec",
@@ -34,6 +36,7 @@ __all__ = [
     "LINEARIZABLE",
     "Client",
     "Future",
+    "Handover",
     "Model",
     "Pushed",
     "Spec",

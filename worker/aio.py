@@ -30,6 +30,7 @@ from worker.client import SessionPlace
 from worker.consistency import Consistency
 from worker.environment import from_environment
 from worker.futures import settled
+from worker.handover import Handover as BlockingHandover
 from worker.initialize import Initial
 from worker.intake import Counts, Norms
 from worker.model import Model as BlockingModel
@@ -43,7 +44,7 @@ from worker.tensors import Pushed, Tensors
 
 T = TypeVar("T")
 
-__all__ = ["Client", "Connecting", "Model", "connect"]
+__all__ = ["Client", "Connecting", "Handover", "Model", "connect"]
 
 
 def connect(
@@ -323,6 +324,11 @@ class Model:
         """`paramserver.Model.push`, awaited. Raises what that raises, and what its future ends with."""
         return await settled(self._model.push(gradients, step=step, partial=partial, timeout=timeout))
 
+    async def begin(self, *, step: int | None = None, out: Mapping[str, Any] | None = None) -> Handover:
+        """`paramserver.Model.begin`, awaited: a step that takes its gradients, arrays of the tensors' shapes, one by
+        one. Raises what that raises."""
+        return Handover(await settled(self._model._begin(step, out)))
+
     def accumulate(self, gradients: Mapping[str, Any], *, weight: float = 1.0) -> int:
         """`paramserver.Model.accumulate`: arrays of the tensors' shapes are added up; nothing is awaited. Raises
         InvalidArgument, FailedPrecondition, Closed, Forked."""
@@ -374,6 +380,42 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+class Handover:
+    """`paramserver.Handover`, whose end is awaited. Made by `Model.begin`."""
+
+    def __init__(self, handover: BlockingHandover) -> None:
+        self._handover = handover
+
+    @property
+    def step(self) -> int:
+        """The step that is pushed."""
+        return self._handover.step
+
+    @property
+    def buffer(self) -> Tensors:
+        """name -> float32 array of the tensor's shape: `put(name)` takes what was written here."""
+        return self._handover.buffer
+
+    @property
+    def streamed(self) -> bool:
+        """Blocks are sent as they are whole; else all of them when `finish` is called."""
+        return self._handover.streamed
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Tensors that were not put yet, in the model's order."""
+        return self._handover.missing
+
+    def put(self, name: str, gradient: Any = None) -> None:
+        """`paramserver.Handover.put`: an array of the tensor's shape; nothing is awaited. Raises what that raises."""
+        self._handover.put(name, gradient)
+
+    async def finish(self, *, partial: bool = False, timeout: float | None = None) -> Tensors:
+        """`paramserver.Handover.finish`, and the weights after the step: name -> float32 array of the tensor's shape.
+        Cancelled, it goes on with `Model.wait`. Raises what that raises, and what its future ends with."""
+        return await settled(self._handover.finish(partial=partial, timeout=timeout))
 
 
 async def _in_thread(function: Callable[[], None]) -> None:

@@ -9,7 +9,7 @@ event loop. Must not know: threads, dictionaries of tensors beyond their flat bu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Container
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -38,13 +38,15 @@ T = TypeVar("T")
 @dataclass(slots=True, eq=False)
 class Flight:
     """A step on its way. `tensors`: where the weights after it go, None if nobody wants them. `done`: it is over;
-    `pending` are the groups that have not acknowledged all."""
+    `pending` are the groups that have not acknowledged all. `ready`: the blocks that may be sent, where they come one
+    by one."""
 
     step: int
     tensors: Tensors | None
     parts: dict[int, GroupStep]
     done: asyncio.Future[None]
     pending: set[int] = field(default_factory=set)
+    ready: set[int] | None = None
     waiters: int = 0
 
     @property
@@ -133,10 +135,12 @@ class Engine:
         kind: PushKind,
         gradient: Flat | None,
         tensors: Tensors | None,
-        empty: Container[int] = (),
+        empty: Collection[int] = (),
+        ready: set[int] | None = None,
     ) -> Flight:
         """Put a step in flight. `gradient` must not change until its flight is done; `empty`: blocks it says nothing
-        of. `tensors` None: no weights are wanted back."""
+        of. `tensors` None: no weights are wanted back. `ready`: the blocks whose gradient is there, others come with
+        `hand_over`, until when they may be added to `empty`; None: all are."""
         self._check()
         if self._lease is None:
             raise FailedPrecondition("this handle holds no rank", "open the model with rank=...")
@@ -156,15 +160,26 @@ class Engine:
                 codec=self.codec,
                 weights_codec=self.weights_codec,
                 empty=empty,
+                ready=ready,
             )
             for shard in self.model.shards
         }
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        flight = Flight(step, tensors, parts, done, pending=set(parts))
+        flight = Flight(step, tensors, parts, done, pending=set(parts), ready=ready)
         self._flight = flight
         for group, part in parts.items():
             self._pushers[group].submit(part)
+            if ready is not None:
+                self._pushers[group].resume()  # it is sent before anybody waits for it
         return flight
+
+    def hand_over(self, blocks: Collection[int]) -> None:
+        """The gradient of these blocks is there, too: of the step in flight, which was begun with `ready`."""
+        flight = self._flight
+        if flight is not None and flight.ready is not None:
+            flight.ready.update(blocks)
+            for pusher in self._pushers.values():
+                pusher.nudge()
 
     async def wait(self, budget: Budget) -> Flight:
         """The step in flight, or the last one, when it is over. When the budget ends first the step rests."""

@@ -84,6 +84,22 @@ class Intake:
         self.accumulated = 0
         """Gradients in the sum."""
 
+    @property
+    def frozen(self) -> Collection[str]:
+        """Tensors of which nothing is pushed."""
+        return self._zeros.keys()
+
+    @property
+    def piecewise(self) -> bool:
+        """Nothing has to look at the whole gradient before its first block is sent (RULES S10): no norm, and no step
+        that would be skipped in all blocks."""
+        whole = self._norms.clip, self._norms.reject
+        return whole == (None, None) and self._layout.spec.non_finite is not NonFinite.SKIP
+
+    def judge_piece(self, flat: Flat, place: slice, step: int) -> None:
+        """Raises NonFinite by the model's policy: of one tensor of a step that is `piecewise`."""
+        self._finite(flat, (place,), step, "this tensor was not put; the model's policy is to reject it")
+
     def take(self, gradients: Mapping[str, Any] | None, *, partial: bool, step: int) -> Taken:
         """`gradients` None: the sum, which begins anew. Raises InvalidArgument, NonFinite, NormTooLarge."""
         part = self._trained
@@ -209,7 +225,13 @@ class Intake:
             return Taken(kind, None, part)
         return Taken(kind, self._within_norms(flat, spans, step), part)
 
-    def _finite(self, flat: Flat, spans: Iterable[slice], step: int) -> PushKind:
+    def _finite(
+        self,
+        flat: Flat,
+        spans: Iterable[slice],
+        step: int,
+        hint: str = "nothing was sent; the model's policy is to reject it",
+    ) -> PushKind:
         """By the model's policy for NaN, infinity, and what the codec would make infinite."""
         policy = self._layout.spec.non_finite
         if policy is NonFinite.ALLOW:
@@ -225,7 +247,7 @@ class Intake:
         self.counts.rejected += 1
         element = span.start + place
         tensor, at = self._layout.tensor_at(element)
-        beyond, hint = "", "nothing was sent; the model's policy is to reject it"
+        beyond = ""
         if np.isfinite(flat[element]):
             beyond = f", beyond {LARGEST[self._codec]:g}, the largest {self._codec.name.lower()}"
             hint = f"{hint}; scale the loss down, or open the model with codec='bf16'"

@@ -19,6 +19,7 @@ from worker.consistency import ANY, Consistency
 from worker.engine import Engine, Flight
 from worker.errors import Closed, FailedPrecondition, InvalidArgument, ParameterServerError
 from worker.futures import Future
+from worker.handover import Handover
 from worker.intake import Counts, Intake, Norms
 from worker.parts import Part, Parts
 from worker.retry import CLOSE_TIMEOUT_S, Budget
@@ -46,6 +47,10 @@ class Model:
         self._closed = False
         self._lock = threading.Lock()
         self._pending: Future[Any] | None = None
+        self._handover: Handover | None = None
+        """The step that is handed over tensor by tensor."""
+        self._given: Tensors | None = None
+        self._target_open: Tensors
         self._destination: Destination | None = None
         """Where the caller wants the weights of the step in flight, too."""
 
@@ -297,6 +302,74 @@ class Model:
             self._pending = future = self._future(work(), budget)
             return future
 
+    def begin(self, *, step: int | None = None, out: Mapping[str, Any] | None = None) -> Handover:
+        """Open the current step, for gradients that come one by one: what `put` is given is sent while others are still
+        computed, in the order in which the tensors lie (of a backward pass: the last layer's first). Until its
+        `finish` is done no other step can be pushed.
+
+        step, out: as of `push_pull`.
+
+        Each tensor is judged by itself when it is put: a step of which a part was sent cannot be taken back. With
+        `clip_norm`, `reject_norm` or non_finite=SKIP, which look at the whole gradient, nothing is sent before `finish`
+        (`Handover.streamed` is False).
+
+        Raises InvalidArgument, FailedPrecondition (a step is in flight; another step; no rank), Closed, Forked, and
+        what ended the handle's last step."""
+        return self._client._result(self._begin(step, out))
+
+    def _begin(self, step: int | None, out: Mapping[str, Any] | None) -> Future[Handover]:
+        self._check()
+        with self._lock:
+            current = self._ready(step)
+            if step is not None and step != current:
+                raise FailedPrecondition(f"step {step} cannot be begun", f"the next step is {current}")
+            if self._intake.accumulated:
+                raise InvalidArgument(
+                    f"a step that is handed over, and {self._intake.accumulated} gradients that were accumulated",
+                    "push_pull() pushes their sum, discard() forgets it",
+                )
+            engine, intake = self._engine, self._intake
+            target, destination = self._target(out, None)
+            if self._given is None:
+                self._given = Tensors(engine.layout)
+            if target is self._given:
+                raise InvalidArgument("out is the gradient's own buffer", "pass another one")
+            streamed = intake.piecewise
+            opened = Handover(
+                self, step=current, intake=intake, layout=engine.layout, buffer=self._given, streamed=streamed
+            )
+
+            async def work() -> Handover:
+                if streamed:
+                    opened._begin(engine, target)
+                self._handover, self._target_open = opened, target
+                return opened
+
+            self._destination = destination
+            self._pending = future = self._client._call(
+                work(), self._client.timeout, f"step {current} of {self.name!r}"
+            )
+            return future
+
+    def _finish(self, opened: Handover, timeout: float | None) -> Future[Tensors]:
+        with self._lock:
+            self._handover, target = None, self._target_open
+            budget = self._step_budget(timeout)
+            engine = self._engine
+            taken = None
+            if opened.streamed:
+                self._client._loop.call_soon(lambda: opened._end(engine))  # also when the future is given up at once
+            else:
+                taken = self._intake.take(opened._arrays(), partial=bool(opened.missing), step=opened.step)
+
+            async def work() -> Tensors:
+                if taken is not None:
+                    engine.begin(opened.step, taken.kind, taken.gradient, target, self._empty(taken.part))
+                return await self._weights(await engine.wait(budget), budget)
+
+            self._pending = future = self._future(work(), budget)
+            return future
+
     def push(
         self,
         gradients: Mapping[str, Any] | None = None,
@@ -377,6 +450,8 @@ class Model:
             return await self._weights(await engine.wait(budget), budget)
 
         with self._lock:
+            if self._handover is not None:
+                raise FailedPrecondition(f"step {self._handover.step} is not handed over", "finish() it first")
             if self._pending is None:
                 raise FailedPrecondition("no step was pushed", "push_pull() first")
             self._pending = future = self._future(work(), budget)
@@ -488,6 +563,8 @@ class Model:
         current = self._engine.step
         if step is not None:
             _check_version("step", step)
+        if self._handover is not None:
+            raise FailedPrecondition(f"step {current} is being handed over", "finish() it first")
         if self._in_flight():
             raise FailedPrecondition(f"step {current} is still in flight", "wait() for it first")
         if self.rank is None:
@@ -496,6 +573,8 @@ class Model:
 
     def _in_flight(self) -> bool:
         """Pushed and not over: a future that ended for lack of time leaves its step in flight."""
+        if self._handover is not None:
+            return True
         return self._pending is not None and (not self._pending._job.done() or self._engine.in_flight)
 
     async def _weights(self, flight: Flight, budget: Budget) -> Tensors:

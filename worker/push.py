@@ -104,6 +104,10 @@ class GroupPusher:
         self._paused = False
         self._wake.set()
 
+    def nudge(self) -> None:
+        """More of the step is ready."""
+        self._wake.set()
+
     def reopen(self) -> None:
         """Take up a new hello: end the stream that stands and open another."""
         self._reopen.set()

@@ -2,9 +2,9 @@
 
 Invariants: a block is encoded once, when it is first sent, and its bytes are kept and sent again as they are until the
 block is acknowledged (RULES S12); weights come in the codec that was asked for and in no other; blocks are sent in
-ascending order (S5); on a new stream exactly the unacknowledged ones are sent again (S8); an answer is believed only if
-it is for this step, in this group, and its bytes have the checksum it names. Must not know: streams, leaders, other
-groups.
+ascending order, each once it is ready (S5); on a new stream exactly the unacknowledged ones are sent again (S8); an
+answer is believed only if it is for this step, in this group, and its bytes have the checksum it names. Must not know:
+streams, leaders, other groups.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class GroupStep:
     `gradient` (elements,) is what is pushed: of the whole model, as wire.layout lays it out; None for kinds without
     payload. `weights` (elements,) receives the blocks at version step + 1; None when no weights are wanted (initial
     values). `codec` and `weights_codec`: in which the two travel. Blocks of `empty` are sent as such: this rank has
-    nothing for them (S6)."""
+    nothing for them (S6). Blocks that are not in `ready` wait, and those behind them too; None: all are."""
 
     def __init__(
         self,
@@ -40,6 +40,7 @@ class GroupStep:
         codec: Codec = Codec.FP32,
         weights_codec: Codec = Codec.FP32,
         empty: Container[int] = (),
+        ready: Container[int] | None = None,
     ) -> None:
         self.step = step
         self.kind = kind
@@ -51,6 +52,7 @@ class GroupStep:
         self._codec = codec
         self._weights_codec = weights_codec
         self._empty = empty
+        self._ready = ready
         self._encoded: dict[int, tuple[memoryview, int]] = {}
         """Bytes and CRC of what was sent and is not acknowledged."""
         self._unacknowledged = set(range(first, first + count))
@@ -66,9 +68,11 @@ class GroupStep:
         self._cursor = self._first
 
     def next_frame(self) -> PushFrame | None:
-        """The next block that this stream has not sent yet; None when there is none."""
+        """The next block that this stream has not sent yet; None when there is none, or it is not ready."""
         while self._cursor < self._end:
             block = self._cursor
+            if self._ready is not None and block not in self._ready:
+                return None
             self._cursor += 1
             if block in self._unacknowledged:
                 return self._frame(block)

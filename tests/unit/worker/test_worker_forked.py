@@ -14,6 +14,7 @@ from tests.unit.worker.helpers import client_of, gradients, model_of
 from worker import errors
 from worker.client import Client
 from worker.futures import Future
+from worker.handover import Handover
 from worker.model import Model
 
 ENDS = {"close"}
@@ -51,6 +52,7 @@ def test_every_call_says_that_the_process_forked() -> None:
         model = model_of(client)
         future = model.push_pull(gradients(0))
         future.result()
+        opened = model.begin()
         calls: dict[str, Callable[[], Any]] = {
             "Client.model": lambda: model_of(client),
             "Client.leaders": client.leaders,
@@ -67,6 +69,9 @@ def test_every_call_says_that_the_process_forked() -> None:
             "Model.discard": model.discard,
             "Model.buffer": model.buffer,
             "Model.set_learning_rate": lambda: model.set_learning_rate(0.1),
+            "Model.begin": model.begin,
+            "Handover.put": lambda: opened.put("a", gradients(1)["a"]),
+            "Handover.finish": lambda: opened.finish(partial=True),
             "Model.wait": model.wait,
             "Model.resume": model.resume,
             "Model.why": model.why,
@@ -77,7 +82,7 @@ def test_every_call_says_that_the_process_forked() -> None:
             "Future.exception": future.exception,
             "Future.add_done_callback": lambda: future.add_done_callback(print),
         }
-        for kind in (Client, Model, Future):
+        for kind in (Client, Model, Future, Handover):
             missing = {f"{kind.__name__}.{name}" for name in public(kind) - ENDS} - set(calls)
             assert not missing, "new calls are to be tried here"
         found = in_child({**calls, "close": client.close, "model close": model.close})
@@ -86,7 +91,9 @@ def test_every_call_says_that_the_process_forked() -> None:
             "model close": "returned None",
         }
         assert all("connect() in the child" in found[name] for name in calls)
-        assert model.push_pull(gradients(1)).result().version == 2, "the parent goes on"
+        for name, gradient in gradients(1).items():
+            opened.put(name, gradient)
+        assert opened.finish().result().version == 2, "the parent goes on"
 
 
 def test_the_tree_of_errors_says_what_to_do() -> None:
