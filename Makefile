@@ -6,6 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PROTOC_STAMP := .venv-protoc/.installed
 PEERS_STAMP := .venv-peers/.installed
+JAX_STAMP := .venv-jax/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -44,6 +45,13 @@ format: install ## Let ruff format and repair what it can
 .PHONY: test
 test: lint $(PROTOC_STAMP) ## Lint, then every test (about nine minutes on two cores)
 	@tools/test.sh
+
+$(JAX_STAMP): tools/jax-requirements.txt
+	@tools/venv.sh $(PYTHON) .venv-jax tools/jax-requirements.txt -r tools/jax-requirements.txt -e .
+
+.PHONY: test-jax
+test-jax: $(JAX_STAMP) ## The adapter for JAX, on real servers, against optax (in .venv-jax; under two minutes)
+	@tools/test_jax.sh $(ARGS)
 
 .PHONY: mutants
 mutants: install ## Put every known bug back, one by one: each must make a named test fail (under ten minutes)

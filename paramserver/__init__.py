@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from paramserver import aio, errors
+    from paramserver import aio, errors, jax
     from paramserver.wire.spec import Codec, NonFinite, Reduction, TensorSpec, adam, momentum, sgd
     from worker import LINEARIZABLE, Client, Future, Handover, Model, Pushed, Spec, Tensors, bounded, bsp, connect
 
@@ -28,6 +28,7 @@ _HOMES = {
     "bsp": "worker",
     "connect": "worker",
     "errors": "",
+    "jax": "",
     "momentum": "paramserver.wire.spec",
     "sgd": "paramserver.wire.spec",
 }
@@ -51,6 +52,7 @@ __all__ = [
     "bsp",
     "connect",
     "errors",
+    "jax",
     "momentum",
     "sgd",
 ]

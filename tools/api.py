@@ -3,8 +3,8 @@
     python -m tools.api write        rewrite both
     python -m tools.api check        exit with 1 if one of them is not what the code says
 
-Owns what counts as public: what `paramserver.__all__`, `paramserver.aio` and `paramserver.errors` list, and of classes
-what has no underscore. Must not know: what any of it does.
+Owns what counts as public: what `paramserver.__all__`, `paramserver.aio`, `paramserver.jax` and `paramserver.errors`
+list, and of classes what has no underscore. Must not know: what any of it does.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Entry(NamedTuple):
 
 
 def entries() -> Iterator[Entry]:
-    for name in ("paramserver", "paramserver.aio", "paramserver.errors"):
+    for name in ("paramserver", "paramserver.aio", "paramserver.jax", "paramserver.errors"):
         module = importlib.import_module(name)
         yield Entry(2, name, name, inspect.getdoc(module) or "")
         for one in sorted(module.__all__, key=str.lower):
@@ -97,7 +97,8 @@ def signature(function: Any) -> str:
             star = True
         kind = "" if one.annotation is one.empty else f": {_text(one.annotation)}"
         given = "" if one.default is one.empty else f" = {_default(one.default)}"
-        parts.append(f"{one.name}{kind}{given}")
+        stars = "**" if one.kind is one.VAR_KEYWORD else ""
+        parts.append(f"{stars}{one.name}{kind}{given}")
     back = "" if found.return_annotation in (found.empty, None) else f" -> {_text(found.return_annotation)}"
     return f"({', '.join(parts)}){back}"
 

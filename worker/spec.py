@@ -9,10 +9,12 @@ equal values. Must not know: servers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from paramserver.wire.errors import Problem, shown
 from paramserver.wire.spec import (
     BLOCK_BYTES_DEFAULT,
     Codec,
@@ -84,7 +86,7 @@ class Spec:
                 raise InvalidArgument(f"{field} {value!r}", "expected a whole number")
         model = ModelSpec("unnamed", _tensors(tensors), optimizer, ranks, reduction, non_finite, size, log)
         if problems := model.validate():
-            raise InvalidArgument("; ".join(str(problem) for problem in problems))
+            raise InvalidArgument("; ".join(str(_named(problem, model)) for problem in problems))
         self._any_blocks = block_bytes is None
         self._model = replace(model, block_bytes=usual_block_bytes(model.parameters)) if block_bytes is None else model
 
@@ -162,6 +164,15 @@ def codec_of(field: str, value: str | Codec) -> Codec:
     except ValueError as error:
         cause, _, hint = str(error).partition(": ")
         raise InvalidArgument(cause, hint) from None
+
+
+def _named(problem: Problem, model: ModelSpec) -> Problem:
+    """A tensor by its name instead of its place in the list, which is what a caller knows it by."""
+    found = re.fullmatch(r"tensors\[(\d+)\]\.(\w+)", problem.field)
+    if not found:
+        return problem
+    name = shown(repr(model.tensors[int(found[1])].name))
+    return replace(problem, field=f"tensor {name}: {found[2]}")
 
 
 def _tensors(tensors: Shapes) -> tuple[TensorSpec, ...]:

@@ -78,6 +78,7 @@ def test_connect_is_the_workers() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("optional", ["rich", "sklearn", "cupy", "torch", "psutil"])
+@pytest.mark.parametrize("optional", ["rich", "sklearn", "cupy", "torch", "jax", "psutil"])
 def test_extras_are_loaded_only_where_used(optional: str) -> None:
-    assert optional not in loaded_by("import paramserver, worker; paramserver.connect; import paramserver.cli")
+    statement = "import paramserver, worker; paramserver.connect; paramserver.jax; import paramserver.cli"
+    assert optional not in loaded_by(statement)
