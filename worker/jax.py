@@ -239,7 +239,8 @@ class _Form:
         if not leaves:
             raise InvalidArgument(f"{call}(): a pytree without leaves", "expected one of arrays")
         shapes: dict[str, tuple[int, ...]] = {}
-        places, paths, problems = [], {}, []
+        paths: dict[str, str] = {}
+        places, problems = [], []
         for path, leaf in leaves:
             name, shown = _name(path), jax.tree_util.keystr(path) or "the tree itself"
             if isinstance(leaf, jax.core.Tracer):
