@@ -114,8 +114,8 @@ class Optimizer:
         return State(self._model.step)
 
     def pull(self, *, timeout: float | None = None) -> Any:
-        """The model's weights, as a pytree like that of `init`, of float32 arrays: of the step that is next for a rank;
-        the newest without a rank.
+        """The model's weights, as a pytree like that of `init`, of float32 arrays of its shapes: of the step that
+        is next for a rank; the newest without a rank.
 
         timeout: seconds; None: the client's. Raises FailedPrecondition (no `init`), DeadlineExceeded, Closed,
         Forked."""
@@ -159,12 +159,12 @@ class Optimizer:
         """Add `weight * grads` to a sum that `step(None, state)` pushes; how many are in it now. As
         `Model.accumulate`.
 
-        grads: as of `step`. Raises InvalidArgument, FailedPrecondition, Closed, Forked."""
+        grads: as of `step`, names and shapes alike. Raises InvalidArgument, FailedPrecondition, Closed, Forked."""
         return self.model.accumulate(self._named(grads, "accumulate"), weight=weight)
 
     def wait(self, timeout: float | None = None) -> tuple[Any, State]:
         """Go on with a step whose time ran out, for `timeout` seconds (None: the client's): what `step` would have
-        given. Raises FailedPrecondition (nothing was pushed), and what `step` raises."""
+        given, in the shapes of `init`. Raises FailedPrecondition (nothing was pushed), and what `step` raises."""
         weights = self.model.wait(timeout)
         return self._form.tree(weights), State(self.model.step)
 
