@@ -8,6 +8,9 @@ PROTOC_STAMP := .venv-protoc/.installed
 PEERS_STAMP := .venv-peers/.installed
 JAX_STAMP := .venv-jax/.installed
 ARGS ?=
+# Tests, demo and benchmarks start hundreds of processes of the same sources: where the environment forbids bytecode,
+# each would compile two hundred files again, which is two fifths of what a server's start costs.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 
