@@ -240,6 +240,7 @@ class Node:
             addresses={**config.members, config.node: config.address},
             options=transport_options,
             kernel_answers=known_answers(),
+            durability=config.durability,
             dial=config.dial,
             peer_listen=config.peer_bind,
         )
@@ -678,7 +679,9 @@ class Node:
                     f"group {group}'s replica on node {self._config.node} lost some of what it had on disk, and is "
                     "filled anew; until then it neither votes nor counts"
                 )
-        lines += [refusal for _, refusal in sorted(self._transport.introductions.refusals.items())]
+        introductions = self._transport.introductions
+        lines += [refusal for _, refusal in sorted(introductions.refusals.items())]
+        lines += [introductions.other_durability(node) for node in sorted(introductions.differing)]
         if self._hosting.removed:
             lines.append(f"node {self._config.node} was removed from the cluster: stop it")
         return lines + self._catalogue_leader.troubles()

@@ -43,13 +43,14 @@ class NodeTransport:
         addresses: Mapping[NodeId, str],
         options: TransportOptions | None = None,
         kernel_answers: bytes = b"",
+        durability: str = "",
         dial: Mapping[str, str] | None = None,
         peer_listen: str = "",
     ) -> None:
-        """`dial`: addresses that are reached at another one from here (a proxy, a tunnel); who is where, and what
-        others are told, is not changed by it. `peer_listen`: host:port for what nodes say to each other; the host of
-        this node's address and any free port unless given. Raises `ValueError` for options that can't be, or when this
-        node is not in `addresses`."""
+        """`kernel_answers`, `durability`: what peers are compared by (`Introductions`). `dial`: addresses that are
+        reached at another one from here (a proxy, a tunnel); who is where, and what others are told, is not changed by
+        it. `peer_listen`: host:port for what nodes say to each other; the host of this node's address and any free port
+        unless given. Raises `ValueError` for options that can't be, or when this node is not in `addresses`."""
         options = options or TransportOptions()
         problems = options.validate()
         if folder.node not in addresses:
@@ -64,6 +65,7 @@ class NodeTransport:
             members=addresses,
             kernel_answers=kernel_answers,
             life=os.urandom(LIFE_BYTES),
+            durability=durability,
         )
         self._receiver: Receiver | None = None
         self._node = folder.node

@@ -27,6 +27,7 @@ class IntroduceRequest(google.protobuf.message.Message):
     ACTIVATED_FIELD_NUMBER: builtins.int
     KERNEL_ANSWERS_FIELD_NUMBER: builtins.int
     LIFE_FIELD_NUMBER: builtins.int
+    DURABILITY_FIELD_NUMBER: builtins.int
     cluster: builtins.bytes
     """16 bytes, derived from member list and token"""
     node: builtins.int
@@ -43,6 +44,8 @@ class IntroduceRequest(google.protobuf.message.Message):
     """known-answer test of the arithmetic (RULES S13); opaque to consensus"""
     life: builtins.bytes
     """random, of this process: tells two lives of one incarnation apart"""
+    durability: builtins.str
+    """fsync or replicated; empty: not told"""
     def __init__(
         self,
         *,
@@ -55,8 +58,9 @@ class IntroduceRequest(google.protobuf.message.Message):
         activated: builtins.bool = ...,
         kernel_answers: builtins.bytes = ...,
         life: builtins.bytes = ...,
+        durability: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["activated", b"activated", "cluster", b"cluster", "incarnation", b"incarnation", "kernel_answers", b"kernel_answers", "life", b"life", "node", b"node", "node_uuid", b"node_uuid", "protocol", b"protocol", "to_node", b"to_node"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["activated", b"activated", "cluster", b"cluster", "durability", b"durability", "incarnation", b"incarnation", "kernel_answers", b"kernel_answers", "life", b"life", "node", b"node", "node_uuid", b"node_uuid", "protocol", b"protocol", "to_node", b"to_node"]) -> None: ...
 
 global___IntroduceRequest = IntroduceRequest
 
@@ -73,6 +77,7 @@ class IntroduceResponse(google.protobuf.message.Message):
     LIFE_FIELD_NUMBER: builtins.int
     OUTDATED_FIELD_NUMBER: builtins.int
     PEER_PORT_FIELD_NUMBER: builtins.int
+    DURABILITY_FIELD_NUMBER: builtins.int
     accepted: builtins.bool
     refusal: builtins.str
     """one line: cause and repair"""
@@ -87,6 +92,7 @@ class IntroduceResponse(google.protobuf.message.Message):
     """refused because the answering node met a later life of the sender's folder"""
     peer_port: builtins.int
     """frames go there, on the same host, without gRPC (docs/formats.md)"""
+    durability: builtins.str
     def __init__(
         self,
         *,
@@ -99,8 +105,9 @@ class IntroduceResponse(google.protobuf.message.Message):
         life: builtins.bytes = ...,
         outdated: builtins.bool = ...,
         peer_port: builtins.int = ...,
+        durability: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "holds_uuid", b"holds_uuid", "incarnation", b"incarnation", "life", b"life", "node_uuid", b"node_uuid", "other_folder", b"other_folder", "outdated", b"outdated", "peer_port", b"peer_port", "refusal", b"refusal"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "durability", b"durability", "holds_uuid", b"holds_uuid", "incarnation", b"incarnation", "life", b"life", "node_uuid", b"node_uuid", "other_folder", b"other_folder", "outdated", b"outdated", "peer_port", b"peer_port", "refusal", b"refusal"]) -> None: ...
 
 global___IntroduceResponse = IntroduceResponse
 

@@ -22,6 +22,8 @@ PROTOCOL = 2
 UUID_BYTES = 16
 LIFE_BYTES_MAX = 16
 PORT_MAX = 65535
+DURABILITY_MAX = 32
+"""Characters of a peer's that are kept."""
 KERNEL_ANSWERS_MAX = 4096
 """Bytes of a known-answer test's result."""
 
@@ -77,9 +79,11 @@ class Introductions:
         members: Mapping[NodeId, str],
         kernel_answers: bytes = b"",
         life: bytes = b"",
+        durability: str = "",
     ) -> None:
         """`life`: random, of this process. An incarnation counts starts of a folder; if an older copy of the folder is
-        put back, it comes a second time."""
+        put back, it comes a second time. `durability`: what an acknowledgement of this node's means; compared with the
+        others'."""
         self._folder = folder
         self._incarnation = incarnation
         self._life = life
@@ -88,6 +92,7 @@ class Introductions:
         self._keeping: set[asyncio.Task[None]] = set()
         self._members = dict(members)
         self._kernel_answers = kernel_answers
+        self._durability = durability
         self._saving = asyncio.Lock()
         self.peer_port = 0
         """Where this node takes frames of other nodes; told to each."""
@@ -97,6 +102,8 @@ class Introductions:
         """Members that hold this folder's uuid durably."""
         self.refusals: dict[NodeId, str] = {}
         """Why a member refuses this node, or this node that member; cleared when they agree."""
+        self.differing: dict[NodeId, str] = {}
+        """Peers under another durability than this node's, as they said last."""
         self.other_folder = False
         """A member knows this node's number with another folder than this one."""
         self.outdated = asyncio.Event()
@@ -192,6 +199,7 @@ class Introductions:
         self._members.pop(node, None)
         self.confirmed.discard(node)
         self.refusals.pop(node, None)
+        self.differing.pop(node, None)
         async with self._saving:
             await asyncio.to_thread(self._folder.forget_peer, node)
         self._lives.pop(node, None)
@@ -207,6 +215,8 @@ class Introductions:
         outdated = ""
         if not refusal:
             refusal = outdated = self._meet(request.node, request.node_uuid, request.incarnation, request.life)
+        if not refusal:
+            self._compare(request.node, request.durability)
         return pb.IntroduceResponse(
             accepted=not refusal,
             refusal=refusal,
@@ -217,6 +227,7 @@ class Introductions:
             life=self._life,
             outdated=bool(outdated),
             peer_port=self.peer_port,
+            durability=self._durability,
         )
 
     def _refusal(self, request: pb.IntroduceRequest) -> str:
@@ -253,6 +264,23 @@ class Introductions:
             )
         return ""
 
+    def _compare(self, node: NodeId, durability: str) -> None:
+        """A difference harms neither, and is how a cluster is changed node by node; but it must not go unseen."""
+        if durability in ("", self._durability) or not self._durability:
+            self.differing.pop(node, None)
+            return
+        shown = durability[:DURABILITY_MAX]
+        if self.differing.get(node) != shown:
+            self.differing[node] = shown
+            _log.warning("%s", self.other_durability(node))
+
+    def other_durability(self, node: NodeId) -> str:
+        return (
+            f"node {node} runs with --durability {self.differing[node]}, node {self._folder.node} with "
+            f"{self._durability}: an update is as safe as the weakest majority that acknowledged it; give all servers "
+            "the same"
+        )
+
     async def _remember(self, node: NodeId, uuid: bytes) -> str:
         """Hold a peer's uuid; returns the refusal where another one is held."""
         async with self._saving:
@@ -279,6 +307,7 @@ class Introductions:
             activated=folder.activated,
             kernel_answers=self._kernel_answers[:KERNEL_ANSWERS_MAX],
             life=self._life,
+            durability=self._durability,
         )
 
     async def answered(self, node: NodeId, response: pb.IntroduceResponse) -> str:
@@ -300,6 +329,7 @@ class Introductions:
         else:
             self.refusals.pop(node, None)
             self.peer_ports[node] = response.peer_port
+            self._compare(node, response.durability)
             self.confirmed.add(node)
         if response.outdated:
             self.outdated.set()

@@ -88,6 +88,7 @@ class End:
         *,
         incarnation: int = 1,
         kernel_answers: bytes = b"",
+        durability: str = "",
         options: TransportOptions = FAST,
     ) -> None:
         self.folder = folder
@@ -98,6 +99,7 @@ class End:
             addresses=members,
             options=options,
             kernel_answers=kernel_answers,
+            durability=durability,
         )
         self.inbox = Inbox()
         self.transport.bind(self.inbox)

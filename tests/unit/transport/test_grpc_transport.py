@@ -245,6 +245,38 @@ def test_a_new_folder_waits_for_every_member_and_says_for_whom() -> None:
     asyncio.run(main())
 
 
+def test_peers_of_another_durability_are_told_of_until_they_have_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    """They were neither refused nor told of; a cluster is changed from one to the other node by node."""
+
+    async def main() -> None:
+        members = addresses(2)
+        one = End(Folder(1), members, durability="fsync")
+        two = End(Folder(2), members, durability="replicated")
+        await one.start()
+        try:
+            await two.start()
+            await until(lambda: one.transport.connected == {2} and two.transport.connected == {1})
+            assert one.transport.introductions.differing == {2: "replicated"}
+            assert two.transport.introductions.differing == {1: "fsync"}
+            await two.stop()
+            again = End(two.folder, members, incarnation=2, durability="fsync")
+            await again.start()
+            try:
+                await until(lambda: one.transport.connected == {2} and again.transport.connected == {1})
+                assert one.transport.introductions.differing == again.transport.introductions.differing == {}
+            finally:
+                await again.stop()
+        finally:
+            await one.stop()
+
+    asyncio.run(main())
+    told = sorted(record.getMessage().partition(":")[0] for record in caplog.records if record.levelname == "WARNING")
+    assert told == [
+        "node 1 runs with --durability fsync, node 2 with replicated",
+        "node 2 runs with --durability replicated, node 1 with fsync",
+    ]
+
+
 def test_a_folder_that_was_confirmed_before_does_not_wait() -> None:
     async def main() -> None:
         one = End(Folder(1, activated=True), addresses(3))
