@@ -18,7 +18,7 @@ from benchmarks.common import machine, results
 from benchmarks.faults.peers import drill
 from benchmarks.faults.peers.known import PEERS
 from benchmarks.faults.peers.ledger import CHECKPOINT_EVERY, COMPUTE_S
-from benchmarks.faults.peers.system import FAULTS, Peer, PeerFailed
+from benchmarks.faults.peers.system import FAULTS, Peer, PeerFailed, Supervised
 from benchmarks.pushpull.system import Unavailable
 
 REPETITIONS = 5
@@ -43,7 +43,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     unknown = set(names) - {peer.name for peer in PEERS}
     if unknown:
         raise SystemExit(f"no peer {', '.join(sorted(unknown))}; there are: {', '.join(one.name for one in PEERS)}")
-    chosen, missing, versions = [], {}, {}
+    chosen: list[type[Peer]] = []
+    missing: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for peer in (one for one in PEERS if one.name in names):
         try:
             versions |= peer.versions()
@@ -82,7 +84,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 "durability": peer.durability,
                 "load": peer.load,
                 "ranks": peer.ranks,
-                "supervised": peer.supervised,
+                "supervised": issubclass(peer, Supervised),
             }
             for peer in chosen
         },

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.faults.peers import judge
 from benchmarks.faults.peers.judge import Watched
 from benchmarks.faults.peers.ledger import CHECKPOINT_EVERY
-from benchmarks.faults.peers.system import KILL_WORKER, PAUSE_SERVER, Peer
+from benchmarks.faults.peers.system import KILL_WORKER, PAUSE_SERVER, Peer, Supervised
 
 HANG_S = 30.0
 PAUSE_S = 5.0
@@ -61,7 +61,7 @@ def heal(peer: Peer, fault: str, pid: int) -> float:
     if fault == PAUSE_SERVER:
         time.sleep(PAUSE_S)
         os.kill(pid, signal.SIGCONT)
-    elif peer.struck and not peer.supervised:
+    elif peer.struck and not isinstance(peer, Supervised):
         time.sleep(BACK_S)
         for rank in peer.struck:
             peer.workers[rank].start()
@@ -72,7 +72,7 @@ def watch(peer: Peer, healed_s: float) -> bool:
     """Until all go on, or each has ended or is silent; whether the job was started again."""
     restarted = False
     while not gone_on(peer.records(), healed_s):
-        if peer.supervised and not restarted and any(not child.running for child in peer.children):
+        if isinstance(peer, Supervised) and not restarted and any(not child.running for child in peer.children):
             peer.restart()
             restarted, healed_s = True, time.monotonic()
         since_s = time.monotonic() - HANG_S

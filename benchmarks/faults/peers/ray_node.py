@@ -21,7 +21,6 @@ import ray
 from benchmarks.faults.peers.ledger import BLOCKS, CHECKPOINT_EVERY, Ledger
 
 
-@ray.remote
 class Server:
     def __init__(self, ranks: int, checkpoint: str | None) -> None:
         self.weights, self.version, self.checkpoint = np.zeros((ranks, BLOCKS)), 0, checkpoint
@@ -41,7 +40,6 @@ class Server:
         return os.getpid()
 
 
-@ray.remote
 class Worker:
     def __init__(self, rank: int, ranks: int) -> None:
         self.gradient = np.zeros((ranks, BLOCKS))
@@ -74,8 +72,9 @@ def main() -> None:
         _node_ip_address="127.0.0.1",
     )
     forever = {"max_restarts": -1, "max_task_retries": -1} if options.restarts else {}
-    server = Server.options(**forever).remote(options.ranks, options.checkpoint)
-    workers = [Worker.options(**forever).remote(rank, options.ranks) for rank in range(options.ranks)]
+    server = ray.remote(Server).options(**forever).remote(options.ranks, options.checkpoint)
+    remote = ray.remote(Worker).options(**forever)
+    workers = [remote.remote(rank, options.ranks) for rank in range(options.ranks)]
     ledger = Ledger(options.record, options.stop)
     pids = {"server": ray.get(server.pid.remote()), "worker": ray.get(workers[-1].pid.remote())}
     ledger.write("start", step=0, pids=pids)

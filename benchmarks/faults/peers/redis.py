@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from functools import partial
 
 from benchmarks.faults.peers.system import Peer, PeerFailed
 from benchmarks.pushpull.peers.environment import interpreter, version
@@ -48,19 +49,16 @@ class Redis(Peer):
             primary, *replicas = ports.numbers[:3]
             self._sentinels = ports.numbers[3:]
         self._server(primary)
-        self.wait(lambda: "PONG" in ask(primary, "PING"), "answer of the primary")
+        self.wait(partial(says, primary, "PING", "PONG"), "answer of the primary")
         for port in replicas:
             self._server(port, "--replicaof", f"127.0.0.1 {primary}")
         for port in replicas:
-            self.wait(lambda port=port: "master_link_status:up" in ask(port, "INFO replication"), "link of a replica")
+            self.wait(partial(says, port, "INFO replication", "master_link_status:up"), "link of a replica")
         for port in self._sentinels:
             self._sentinel(port, primary)
         known = (f"num-other-sentinels\r\n$1\r\n{SENTINELS - 1}\r\n", f"num-slaves\r\n$1\r\n{len(replicas)}\r\n")
         for port in self._sentinels:
-            asked = f"SENTINEL MASTER {PRIMARY}"
-            self.wait(
-                lambda port=port, asked=asked: all(one in ask(port, asked) for one in known), "Sentinel that knows"
-            )
+            self.wait(partial(says, port, f"SENTINEL MASTER {PRIMARY}", *known), "Sentinel that knows")
         for rank in range(self.ranks):
             places = ",".join(map(str, self._sentinels))
             self.worker(rank, NODE, "--sentinels", places, "--primary", PRIMARY, python=self._python)
@@ -88,3 +86,8 @@ class Redis(Peer):
             if str(port) in said:
                 return child.pid
         raise PeerFailed(f"Sentinel knows no primary: {said}")
+
+
+def says(port: int, asked: str, *wanted: str) -> bool:
+    answer = ask(port, asked)
+    return all(one in answer for one in wanted)

@@ -43,8 +43,6 @@ class Peer(ABC):
     load = "each rank at its own pace"
     faults: tuple[str, ...] = FAULTS
     ranks = 2
-    supervised = False
-    """Whether somebody ends everything and starts it again when a process has died."""
     steps_before = 30
     """At least, before the fault."""
 
@@ -74,10 +72,6 @@ class Peer(ABC):
     def worker_pid(self) -> int:
         """Of the one that a kill of a worker strikes."""
         return self.workers[max(self.workers)].pid
-
-    def restart(self) -> None:
-        """The whole job anew, from its checkpoint."""
-        raise NotImplementedError
 
     # --- records
 
@@ -131,3 +125,11 @@ class Peer(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Supervised(Peer):
+    """Somebody ends everything and starts it again when a process has died."""
+
+    @abstractmethod
+    def restart(self) -> None:
+        """The whole job anew, from its checkpoint."""

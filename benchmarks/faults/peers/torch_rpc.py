@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.faults.peers.ledger import CHECKPOINT_EVERY
-from benchmarks.faults.peers.system import KILL_SERVER, KILL_WORKER, Peer
+from benchmarks.faults.peers.system import KILL_SERVER, KILL_WORKER, Peer, Supervised
 from benchmarks.pushpull.peers.environment import interpreter, version
 from paramserver.lab.ports import ReservedPorts
 from paramserver.lab.processes import Child
@@ -35,21 +35,20 @@ class TorchRpc(Peer):
         for rank in range(self.ranks):
             self.worker(rank, NODE, *self._flags, python=self._python)
 
-    def restart(self) -> None:
-        for child in self.children:
-            child.kill()
-        self.children.clear()
-        self.start()
-
     def server_pid(self) -> int:
         return self._server.pid
 
 
-class TorchRpcCheckpoint(TorchRpc):
+class TorchRpcCheckpoint(TorchRpc, Supervised):
     name = "torch-rpc-checkpoint"
     label = "as torchrun does: a process that died has all ended and started again, from a checkpoint every 100 steps"
     durability = "checkpoint every 100 steps"
     steps_before = CHECKPOINT_EVERY + 20
     faults = (KILL_SERVER, KILL_WORKER)
-    supervised = True
     checkpoint = True
+
+    def restart(self) -> None:
+        for child in self.children:
+            child.kill()
+        self.children.clear()
+        self.start()
