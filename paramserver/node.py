@@ -1,9 +1,8 @@
-"""A server, wired together: the composition root, and the life of one process.
+"""A server, wired together: the composition root.
 
-Owns the order of starting (port, folder, log, groups, peers, service) and of stopping. Invariants: the port is bound
-and the configuration found sound before the data folder is touched; no group runs before every member holds this
-folder's uuid (RULES I2); one event loop serves everything, and disk, sums and apply have threads of their own (C3).
-Must not know: what any of the parts does.
+Owns the parts, and the order in which they start (groups, peers, service) and stop. Invariants: no group runs before
+every member holds this folder's uuid (RULES I2); one event loop serves everything, and disk, sums and apply have
+threads of their own (C3). Must not know: what any of the parts does, ports, signals.
 """
 
 from __future__ import annotations
@@ -13,38 +12,33 @@ import importlib.metadata
 import logging
 import os
 import random
-import signal
-import socket
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterator
 from functools import partial
 
 import grpc.aio
 
-from consensus.core.interface import GroupId, NodeId, ReplicaId, Role
+from consensus.core.interface import GroupId, NodeId, ReplicaId
 from consensus.runtime import GroupHandle, NodeRuntime
 from consensus.runtime.behind import Behind
 from consensus.runtime.interface import GroupListener, Outcome, StateMachine
 from consensus.runtime.mailbox import Mailbox
 from consensus.runtime.threads import MonotonicClock, ThreadLanes, ThreadLogWriter, Ticker, end_process
 from consensus.storage import lifemark
-from consensus.storage.errors import EXIT_STORAGE_FAILED, IdentityMismatch, StorageError, UnknownFormat
-from consensus.storage.filesystem import OsFileSystem
 from consensus.transport.errors import FolderOutdated, FolderReplaced, IntroductionRefused
-from consensus.transport.grpc.arguments import server_options
 from consensus.transport.nodes import NodeTransport
 from consensus.transport.options import TransportOptions
 from paramserver import memory
+from paramserver.alarms import Alarms
 from paramserver.catalogue.bootstrap import CATALOGUE_GROUP, data_groups, layout
 from paramserver.catalogue.leader import CatalogueLeader
 from paramserver.catalogue.machine import CatalogueMachine
 from paramserver.catalogue.state import Node as Member
-from paramserver.catalogue.state import NodeState
 from paramserver.config import REPLICATED, NodeConfig
 from paramserver.directory import save as save_directory
-from paramserver.disk import CannotUse, Disk
+from paramserver.disk import Disk
 from paramserver.hosting import Hosting
 from paramserver.injection.control import Injection
+from paramserver.leaving import hand_over
 from paramserver.observe.counters import Counters
 from paramserver.observe.lag import LoopLag
 from paramserver.observe.load import Load
@@ -66,140 +60,19 @@ from paramserver.rpc.watch import Announced, Board, WatchService
 from paramserver.shard.leader import ShardLeader
 from paramserver.shard.machine import ShardMachine
 from paramserver.shard.window import SumWindow
-from paramserver.wire.allocator import collect_seldom, keep_memory
-
-__all__ = ["NodeConfig", "run"]
+from paramserver.starting import CannotStart, cannot_bind
 
 log = logging.getLogger("paramserver")
 
-EXIT_OK = 0
-EXIT_CONFIGURATION = 2
-"""Configuration, a port that is taken, a folder of another node: nothing was served."""
-MESSAGE_BYTES_MAX = (4 << 20) + (64 << 10)
-"""A message from anybody: 4 MiB of content and its header. Larger ones are refused before memory is taken for them."""
-CALLS_MAX = 8192
-"""Calls and streams served at a time, other nodes' too; gRPC refuses further ones. Clients are refused before, with a
-time to retry (`NodeConfig.calls_max`), so that nodes always reach each other."""
-IDLE_MS = 600_000
-"""A connection without a call for so long is closed."""
 STOP_GRACE_S = 0.3
 """What calls that are under way get at a clean stop."""
 COMPARE_S = 1.0
 """How often memory that is not written to is looked at; LeaderOptions.scrub_period_ms says how much of it."""
-LOOK_AT_DISK_S = 1.0
 CONNECT_CHECK_MS = 5
 CONNECT_MS = 500
 """How long a starting node waits for its peers' connections before it takes part without them."""
-HAND_OVER_S = 1.0
-"""What a stopping node gives its leaderships to go to others; then it stops all the same."""
 REMIND_S = 10.0
 """How often a node that waits to be admitted says so."""
-
-
-class CannotStart(Exception):
-    """One line of cause and repair; the process ends with EXIT_CONFIGURATION."""
-
-
-def run(config: NodeConfig) -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit code. What is wrong is said on standard error."""
-    problems = config.validate()
-    if problems:
-        _say(problems)
-        return EXIT_CONFIGURATION
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format="%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-    )
-    log.info(keep_memory())
-    collect_seldom()
-    try:
-        return asyncio.run(_serve(config))
-    except (CannotStart, CannotUse) as error:
-        _say([str(error)])
-        return EXIT_CONFIGURATION
-    except (IdentityMismatch, UnknownFormat) as error:
-        _say([str(error)])
-        return EXIT_CONFIGURATION
-    except StorageError as error:
-        _say([str(error)])
-        return EXIT_STORAGE_FAILED
-
-
-def _say(problems: Iterable[str]) -> None:
-    for problem in problems:
-        print(f"paramserver server: {problem}", file=sys.stderr)
-
-
-async def _serve(config: NodeConfig) -> int:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    transport_options = TransportOptions(
-        message_bytes_max=MESSAGE_BYTES_MAX, stream_window_bytes=config.stream_window_bytes
-    )
-    arguments = [*server_options(transport_options), ("grpc.max_connection_idle_ms", IDLE_MS)]
-    server = grpc.aio.server(options=arguments, maximum_concurrent_rpcs=CALLS_MAX)
-    _check_address(config.bind)
-    _bind(server, config.bind)
-    injection = _injection(config)
-    if injection is not None:
-        injection.watch(loop)
-    disk = Disk.open(config, None if injection is None else injection.filesystem(OsFileSystem()))
-    try:
-        node = Node(config, disk, server, transport_options, loop, injection)
-        try:
-            await node.start(stop)
-            await node.serve(stop)
-        finally:
-            await node.stop()
-    finally:
-        disk.lock.release()
-        if injection is not None:
-            injection.close()
-    return EXIT_OK
-
-
-def _injection(config: NodeConfig) -> Injection | None:
-    if not config.fault_injection:
-        return None
-    try:
-        return Injection(config.fault_injection)
-    except OSError as error:
-        raise CannotStart(f"cannot make the socket {config.fault_injection!r}: {error.strerror or error}") from None
-
-
-def _check_address(address: str) -> None:
-    """Bind it once before gRPC does, which would say at length that it failed and not tell us why."""
-    host, _, port = address.rpartition(":")
-    try:
-        for family, kind, protocol, _, where in socket.getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_STREAM
-        ):
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(where)
-    except OSError as error:
-        raise _cannot_bind(address, error.strerror or str(error)) from None
-
-
-def _bind(server: grpc.aio.Server, address: str) -> None:
-    try:
-        if server.add_insecure_port(address) != 0:
-            return
-    except RuntimeError:
-        pass
-    raise _cannot_bind(address, "the port is taken or the address is not of this machine")
-
-
-def _cannot_bind(address: str, cause: str) -> CannotStart:
-    return CannotStart(
-        f"cannot bind {address}: {cause}; stop what listens there "
-        f"(ss -ltnp shows it), or change this node's address in the member list of every node"
-    )
 
 
 class Node:
@@ -298,6 +171,14 @@ class Node:
             hands=self._hands,
             cluster=self._cluster,
         )
+        self._alarms = Alarms(
+            config=config,
+            groups=self._groups,
+            writer=self._writer,
+            introductions=self._transport.introductions,
+            removed=lambda: self._hosting.removed,
+            others=self._complaints,
+        )
         self._admin = self._register_services()
 
     # --- life
@@ -313,7 +194,7 @@ class Node:
             self._transport.start()
         self._tasks.append(asyncio.create_task(self._lag.run(), name="loop lag"))
         self._tasks.append(asyncio.create_task(self._compare_states(), name="comparing states"))
-        self._tasks.append(asyncio.create_task(self._tell_full_disk(), name="telling of a full disk"))
+        self._tasks.append(asyncio.create_task(self._alarms.tell_full_disk(), name="telling of a full disk"))
         introduced = asyncio.create_task(self._introduced())
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({introduced, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -340,31 +221,6 @@ class Node:
             f"bring the node back, start it with an empty folder and --join {config.address}, then: "
             f"paramserver node add {config.node}={config.address} --servers ..."
         )
-
-    async def _tell_full_disk(self) -> None:
-        """Once each time it becomes full, and once when there is room again."""
-        told = False
-        while True:
-            full = self._writer.full()
-            if full != told:
-                told = full
-                if full:
-                    log.error("%s", self._full_disk())
-                else:
-                    log.warning("there is space again in %s: writes go on", self._config.data_dir)
-            await asyncio.sleep(LOOK_AT_DISK_S)
-
-    def _full_disk(self) -> str:
-        return (
-            f"the disk of node {self._config.node} is full: its leaders refuse writes until there is space in "
-            f"{self._config.data_dir}; meanwhile others can lead: {self._way_out()}"
-        )
-
-    def _way_out(self) -> str:
-        """Orders to the cluster are writes of group 0."""
-        if self._groups.leader(CATALOGUE_GROUP)[0] == self._config.node:
-            return "as this node leads group 0, which can record no order now, stop this server (SIGTERM)"
-        return f"paramserver node drain {self._config.node} --leaders-only --servers ..."
 
     async def _compare_states(self) -> None:
         """Of blocks that nothing is written to, too (RULES D1)."""
@@ -397,7 +253,7 @@ class Node:
     async def stop(self) -> None:
         """Everything that was acknowledged is durable already; what waits gets told, and the log is closed clean."""
         log.info("stopping")
-        await self._hand_over()
+        await hand_over(self._runtime.groups, self._transport.connected, self._groups.nodes)
         self._runtime.stop()
         self._ticker.stop()
         for task in self._tasks:
@@ -451,43 +307,6 @@ class Node:
     def _waiting(self) -> bool:
         return self._disk.identity.joined and not self._hosting.admitted.is_set()
 
-    async def _hand_over(self) -> None:
-        """Leaderships go to others first, so that a planned stop costs a transfer and no election (RULES C6)."""
-        waiting: set[GroupId] = set()
-        over = asyncio.Event()
-        over.set()
-
-        def ended(group: GroupId) -> None:
-            waiting.discard(group)
-            if not waiting:
-                over.set()
-
-        for group, handle in self._runtime.groups.items():
-            core = handle.status().core
-            if core is None or core.role is not Role.LEADER or core.configuration is None:
-                continue
-            connected = self._transport.connected
-            others = [
-                voter
-                for voter in core.configuration.voters
-                if voter != handle.replica and handle.nodes.get(voter) in connected
-            ]
-            if others:
-                waiting.add(group)
-                over.clear()
-                best = max(others, key=lambda voter: (self._fit(handle.nodes[voter]), core.match.get(voter, 0)))
-                handle.transfer(best, lambda _, group=group: ended(group))  # type: ignore[misc]
-        try:
-            async with asyncio.timeout(HAND_OVER_S):
-                await over.wait()
-        except TimeoutError:
-            log.warning("stopping while group%s %s still led here", "s" * (len(waiting) > 1), sorted(waiting))
-
-    def _fit(self, node: NodeId) -> bool:
-        """It may lead, as far as group 0 told."""
-        known = self._groups.nodes.get(node)
-        return known is None or known.state is NodeState.ACTIVE
-
     # --- groups
 
     def _room(self, group: GroupId, replica: ReplicaId) -> tuple[StateMachine, GroupListener]:
@@ -523,6 +342,14 @@ class Node:
         self._shards[group] = leader
         self._counters.include("", lambda: leader.counters)
         return machine, leader
+
+    def _complaints(self) -> Iterator[str]:
+        """Of the parts that tell of themselves."""
+        if self._injection is not None:
+            yield self._injection.alarm()
+        for leader in self._shards.values():
+            yield from leader.alarms
+        yield from self._catalogue_leader.troubles()
 
     def _handle(self, group: GroupId) -> GroupHandle:
         return self._runtime.groups[group]
@@ -607,7 +434,7 @@ class Node:
             ),
             groups=self._groups,
             catalogue=catalogue,
-            alarms=self._alarms,
+            alarms=self._alarms.lines,
             counters=self._counters.all,
             gauges=gauges,
             state=lambda: WAITING if self._waiting else "removed" if self._hosting.removed else "serving",
@@ -622,7 +449,7 @@ class Node:
         try:
             self._transport.register(self._server)
         except OSError as error:
-            raise _cannot_bind(self._config.peer_bind, error.strerror or str(error)) from None
+            raise cannot_bind(self._config.peer_bind, error.strerror or str(error)) from None
         self._server.add_generic_rpc_handlers(
             (
                 CatalogueService(
@@ -659,32 +486,6 @@ class Node:
             calls=calls,
             connections=connections,
         )
-
-    def _alarms(self) -> list[str]:
-        lines = [] if self._injection is None else [self._injection.alarm()]
-        lines += [alarm for leader in self._shards.values() for alarm in leader.alarms]
-        if self._writer.full():
-            lines.append(self._full_disk())
-        for group, hosted in self._groups.hosted.items():
-            status = hosted.handle.status()
-            if status.problem:
-                lines.append(f"group {group} does not run on node {self._config.node}: {status.problem}")
-            elif status.distrusted:
-                lines.append(
-                    f"group {group}'s replica on node {self._config.node} has a wrong state, and is rebuilt; until "
-                    f"then it neither leads nor serves: {status.distrusted}"
-                )
-            elif status.core is not None and status.core.forgetful:
-                lines.append(
-                    f"group {group}'s replica on node {self._config.node} lost some of what it had on disk, and is "
-                    "filled anew; until then it neither votes nor counts"
-                )
-        introductions = self._transport.introductions
-        lines += [refusal for _, refusal in sorted(introductions.refusals.items())]
-        lines += [introductions.other_durability(node) for node in sorted(introductions.differing)]
-        if self._hosting.removed:
-            lines.append(f"node {self._config.node} was removed from the cluster: stop it")
-        return lines + self._catalogue_leader.troubles()
 
 
 def _check_lane(lane: str) -> None:

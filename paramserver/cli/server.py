@@ -2,7 +2,7 @@
 
 Owns the way from flags to a `NodeConfig`. Invariant: nothing is imported that starts something, bound or written
 before flags and configuration are found without a problem, all problems together. What can only be found on the way (a
-port that is taken, a folder of another node) `paramserver.node` finds before it serves.
+port that is taken, a folder of another node) `paramserver.process` finds before it serves.
 """
 
 from __future__ import annotations
@@ -150,9 +150,9 @@ def run(values: flags.Values, problems: list[str]) -> int:
     problems += [in_flags(problem) for problem in config.validate()]
     flags.raise_problems(problems, "server")
 
-    from paramserver import node
+    from paramserver import process
 
-    return node.run(config)
+    return process.run(config)
 
 
 def in_flags(problem: str) -> str:
