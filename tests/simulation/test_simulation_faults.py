@@ -1,186 +1,34 @@
-"""Each fault of FAULTS.md that the simulator must show, one by one, with what it may cost.
+"""Each fault of FAULTS.md that the simulator must show, one by one, with what it may cost: processes, disks, time,
+workers, wrong states.
 
-Each run has load before, during and after the fault, and ends with all checks of the simulator: nothing acknowledged is
-lost or applied twice, histories are linearizable, replicas are equal. What a test asserts beyond that is its row's
-outcome. Times are virtual milliseconds.
+What a test asserts beyond the checks of each run (`single_fault`) is its row's outcome.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
-
 import pytest
 
-from consensus.core.interface import NodeId, Role, Status
-from consensus.runtime.interface import Committed, ReadOutcome, Refused, Transferred
+from consensus.core.interface import NodeId, Role
+from consensus.runtime.interface import ReadOutcome, Refused
 from consensus.simulation import damage
-from consensus.simulation.administrator import _Goal
-from consensus.simulation.case import spread_groups
-from consensus.simulation.cluster import Cluster, SimulationOptions, small_runtime_options, small_wal_options
-from consensus.simulation.faults import Fault, FaultKind
-from consensus.simulation.ledger import Ledger, encode
-from consensus.simulation.load import LedgerLoad
-from consensus.simulation.network import Wire
+from consensus.simulation.faults import FaultKind
+from consensus.simulation.ledger import Ledger
 from consensus.simulation.node import SimulatedNode
-from consensus.simulation.plans import HOUR_MS, _draw_storm
+from consensus.simulation.plans import HOUR_MS
 from consensus.simulation.profile import Profile
-from consensus.simulation.report import Report
 from consensus.simulation.schedule import MS
-from consensus.storage.checksum import crc32c
-from consensus.transport.interface import Envelope, SnapshotChunk
 from paramserver.lab.simulation import run_seed as train_seed
-
-TIMEOUT_MS = small_runtime_options().raft.election_timeout_ms
-ELECTION_MS = 1200
-"""Longer than an election in good surroundings takes, the delay of the last place included."""
-PROBE_MS = 4
-STEADY = 1 << 30
-"""The number of a client that is no other's."""
-
-
-@dataclass
-class Run:
-    """A ledger under a fault, and what was seen of it."""
-
-    cluster: Cluster
-    load: LedgerLoad
-    report: Report = field(init=False)
-    seen: list[tuple[int, NodeId, int]] = field(default_factory=list)
-    """(time in ms, node that leads, its term) whenever that changed."""
-    commits: list[int] = field(default_factory=list)
-    """Times in ms at which more was known committed than before."""
-    committed: int = 0
-
-    def at(self, ms: int, action: Callable[[], None]) -> None:
-        self.cluster.scheduler.at(ms * MS, action)
-
-    @property
-    def now_ms(self) -> int:
-        return self.cluster.scheduler.now_us // MS
-
-    def leader(self) -> SimulatedNode:
-        node = self.cluster.leader_of(1)
-        assert node is not None
-        return self.cluster.nodes[node]
-
-    def followers(self) -> list[SimulatedNode]:
-        leader = self.leader()
-        return [node for node in self.cluster.nodes.values() if node is not leader]
-
-    def status(self, node: SimulatedNode) -> Status | None:
-        handle = node.handles.get(1)
-        return handle.status().core if handle is not None else None
-
-    def watch(self, look: Callable[[], None], every_ms: int = PROBE_MS) -> None:
-        def again() -> None:
-            look()
-            self.cluster.scheduler.after(every_ms * MS, again)
-
-        again()
-
-    def look_for_leaders(self) -> None:
-        node = self.cluster.leader_of(1)
-        if node is not None:
-            status = self.status(self.cluster.nodes[node])
-            assert status is not None
-            if status.commit_index > self.committed:
-                self.committed = status.commit_index
-                self.commits.append(self.now_ms)
-            if not self.seen or self.seen[-1][1:] != (node, status.term):
-                self.seen.append((self.now_ms, node, status.term))
-
-    def elections(self, from_ms: int, to_ms: int = 1 << 60) -> list[tuple[int, NodeId, int]]:
-        return [one for one in self.seen if from_ms < one[0] <= to_ms]
-
-    def term(self) -> int:
-        """The highest that any replica is in."""
-        statuses = [self.status(node) for node in self.cluster.nodes.values()]
-        return max(status.term for status in statuses if status is not None)
-
-    def acknowledged(self, from_ms: int, to_ms: int) -> int:
-        lines = self.load._histories[1]._lines.values()
-        return sum(from_ms * MS <= line.acknowledged_us < to_ms * MS for line in lines)
-
-    def propose_steadily(self) -> None:
-        """One command after the other at whoever leads: clients lose their time at those who are away."""
-        number = 1
-
-        def answered(outcome: object) -> None:
-            nonlocal number
-            number += isinstance(outcome, Committed)
-            self.cluster.scheduler.after(5 * MS, propose)
-
-        def propose() -> None:
-            node = self.cluster.leader_of(1)
-            if node is None:
-                self.cluster.scheduler.after(5 * MS, propose)
-                return
-            payload = encode(STEADY, number, b"")
-            self.cluster.nodes[node].handles[1].propose(payload, crc32c(payload), answered)
-
-        propose()
-
-    def longest_gap(self, from_ms: int, to_ms: int) -> int:
-        """The longest time without a commit."""
-        times = [from_ms, *(ms for ms in self.commits if from_ms < ms < to_ms), to_ms]
-        return max(after - before for before, after in pairwise(times))
-
-    def run(self, faulty: tuple[int, int], *, during: bool = True) -> Run:
-        """`faulty`: from when to when something was wrong. `during`: whether writes went through meanwhile."""
-        self.watch(self.look_for_leaders)
-        self.report = self.cluster.run()
-        self.report.raise_if_failed()
-        assert self.acknowledged(0, faulty[0]), "no load before"
-        assert not during or self.acknowledged(*faulty), "no load during"
-        assert self.acknowledged(faulty[1], 1 << 40), "no load after"
-        return self
-
-
-def prepare(
-    plan: Sequence[Fault] = (),
-    *,
-    seed: int = 1,
-    nodes: int = 3,
-    replicas: int = 0,
-    profile: Profile | None = None,
-    load_ms: int = 3000,
-    clients: int = 3,
-    options: SimulationOptions | None = None,
-    wire: Wire | None = None,
-) -> Run:
-    ids = tuple(range(1, nodes + 1))
-    load = LedgerLoad(seed=seed, clients=clients, commands=3)
-    cluster = Cluster(
-        seed=seed,
-        nodes=ids,
-        groups=spread_groups(ids, (1,), replicas or nodes),
-        application=load,
-        profile=profile or Profile(),
-        plan=tuple(plan),
-        options=replace(options or SimulationOptions(), load_ms=load_ms, heal_some=False, keep_trace=True),
-        wire=wire,
-        administrator=True,
-    )
-    return Run(cluster, load)
-
-
-def fault(kind: FaultKind, at_ms: int, for_ms: int, **rest: object) -> Fault:
-    return Fault(at_ms=at_ms, kind=kind, for_ms=for_ms, **rest)  # type: ignore[arg-type]
-
-
-def of_leader(kind: FaultKind, at_ms: int, for_ms: int, amount: int = 0) -> Fault:
-    return fault(kind, at_ms, for_ms, leader_of=1, amount=amount)
-
-
-SMALL_SNAPSHOTS = SimulationOptions(
-    runtime=replace(small_runtime_options(), snapshot_log_bytes_min=4096, keep_bytes_max=0), snapshot_chunk_bytes=1024
+from tests.simulation.single_fault import (
+    ELECTION_MS,
+    SMALL_SNAPSHOTS,
+    TIMEOUT_MS,
+    Run,
+    fault,
+    of_leader,
+    prepare,
 )
 
-
-# --- processes and machines that end --------------------------------------------------------------------------------
+# --- processes and machines that end ----------------------------------------------------------------------------------
 
 
 def test_fault_01_a_killed_leader_is_replaced_within_tens_of_ms() -> None:
@@ -241,7 +89,7 @@ def test_fault_06_torn_tails_are_discarded_and_it_starts() -> None:
     assert torn
 
 
-# --- disks ----------------------------------------------------------------------------------------------------------
+# --- disks ------------------------------------------------------------------------------------------------------------
 
 
 def test_fault_07_a_flipped_bit_below_commit_takes_vote_and_service_until_refilled() -> None:
@@ -273,29 +121,6 @@ def test_fault_08_a_flipped_bit_in_a_snapshot_is_noticed(seed: int, monkeypatch:
     run = prepare([flip], seed=seed, options=SMALL_SNAPSHOTS).run((1500, 1700))
     assert ".snapshot" in run.report.trace
     assert not run.cluster.roster.impaired
-
-
-def test_fault_08_a_chunk_that_was_changed_on_the_way_is_asked_for_again() -> None:
-    spoilt: list[int] = []
-    sent: list[int] = []
-
-    def spoil(_: NodeId, envelopes: Sequence[Envelope]) -> Sequence[Envelope]:
-        out = []
-        for envelope in envelopes:
-            chunk = envelope.message
-            if isinstance(chunk, SnapshotChunk) and spoilt:
-                sent.append(chunk.offset)
-            if isinstance(chunk, SnapshotChunk) and len(spoilt) < 4 and len(chunk.data):
-                spoilt.append(chunk.offset)
-                other = bytes((chunk.data[0] ^ 1,)) + bytes(chunk.data[1:])
-                envelope = Envelope(envelope.group, replace(chunk, data=other))
-            out.append(envelope)
-        return out
-
-    run = lagging(wire=spoil).run((700, 2000))
-    assert len(spoilt) == 4
-    assert set(spoilt) <= set(sent)
-    assert run.report.counts["snapshots sent"]
 
 
 def test_fault_09_a_failed_sync_ends_the_process_and_nothing_unsynced_was_acknowledged() -> None:
@@ -331,99 +156,7 @@ def test_fault_11_a_follower_with_a_slow_disk_has_no_effect() -> None:
     assert run.longest_gap(1000, 2600) < 50
 
 
-# --- networks -------------------------------------------------------------------------------------------------------
-
-
-def cut(run: Run, links: Sequence[tuple[NodeId, NodeId]], to_ms: int) -> None:
-    run.cluster.network.cut(links)
-    run.at(to_ms, lambda: run.cluster.network.heal(links))
-
-
-def test_fault_12_a_leader_on_the_minority_side_steps_down_and_answers_no_read() -> None:
-    run = prepare()
-    answered: list[ReadOutcome] = []
-    old: list[SimulatedNode] = []
-
-    def part() -> None:
-        leader = run.leader()
-        old.append(leader)
-        cut(
-            run,
-            [link for other in run.followers() for link in ((leader.node, other.node), (other.node, leader.node))],
-            2400,
-        )
-        for at_ms in range(1010, 2390, 60):
-            run.at(at_ms, lambda: leader.handles[1].read_index(answered.append))
-
-    def stepped_down() -> None:
-        status = run.status(old[0])
-        assert status is not None
-        assert status.role is not Role.LEADER
-
-    run.at(1000, part)
-    run.at(1000 + 2 * TIMEOUT_MS, stepped_down)
-    run.run((1000, 2400))
-    assert len(answered) >= 20
-    assert {type(outcome) for outcome in answered} == {Refused}
-
-
-LINKS_OF_THREE: dict[str, Callable[[int, int, int], list[tuple[int, int]]]] = {
-    "leader and a follower can't see each other": lambda a, b, c: [(a, b), (b, a)],
-    "two followers can't see each other": lambda a, b, c: [(b, c), (c, b)],
-    "a follower is not heard": lambda a, b, c: [(b, a), (b, c)],
-    "a follower hears nobody": lambda a, b, c: [(a, b), (c, b)],
-    "the leader is not heard by one": lambda a, b, c: [(a, b)],
-    "the leader does not hear one": lambda a, b, c: [(b, a)],
-    "the leader is not heard": lambda a, b, c: [(a, b), (a, c)],
-    "the leader hears nobody": lambda a, b, c: [(b, a), (c, a)],
-}
-
-
-@pytest.mark.parametrize("shape", LINKS_OF_THREE)
-def test_fault_13_partial_partitions_cost_at_most_one_election_and_inflate_no_term(shape: str) -> None:
-    run = prepare(load_ms=4000)
-    terms: list[int] = []
-
-    def part() -> None:
-        terms.append(run.term())
-        leader, (second, third) = run.leader(), run.followers()
-        cut(run, LINKS_OF_THREE[shape](leader.node, second.node, third.node), 3000)
-
-    run.at(1000, part)
-    run.at(3900, lambda: terms.append(run.term()))
-    run.run((1000, 3000))
-    # One when it begins, and where the healed one comes back at most one more.
-    assert len(run.elections(1000, 3000)) <= 1
-    assert terms[1] - terms[0] <= 2
-    assert run.acknowledged(1000 + ELECTION_MS, 3000) > 20
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_fault_14_links_clogged_one_by_one_change_leaders_a_bounded_number_of_times(seed: int) -> None:
-    storm = _draw_storm(random.Random(seed), 1000, (1, 2, 3, 4, 5))
-    end_ms = max(one.at_ms + one.for_ms for one in storm)
-    run = prepare(storm, seed=seed, nodes=5, load_ms=end_ms + 800).run((1000, end_ms))
-    assert len(run.elections(1000, end_ms)) <= 2 + (end_ms - 1000) // (2 * TIMEOUT_MS)
-    assert run.elections(end_ms + ELECTION_MS) == []
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_fault_15_loss_duplication_and_seconds_of_delay_make_it_slower_and_never_wrong(seed: int) -> None:
-    wild = Profile(
-        ordered=False,
-        delay_us=(25 * MS, 125 * MS),
-        late_permille=20,
-        late_us=(100 * MS, 5000 * MS),
-        loss_permille=300,
-        duplicate_permille=500,
-        client_loss_permille=50,
-    )
-    run = prepare(seed=seed, profile=wild, load_ms=8000)
-    run.run((3000, 8000))
-    assert run.acknowledged(3000, 8000) > 5, "no livelock"
-
-
-# --- time -----------------------------------------------------------------------------------------------------------
+# --- time -------------------------------------------------------------------------------------------------------------
 
 
 def test_fault_17_a_leader_that_slept_answers_no_read_before_it_is_confirmed_again() -> None:
@@ -488,247 +221,7 @@ def test_fault_20_when_everything_restarts_a_leader_is_there_within_ten_timeouts
     assert sorted(waits)[50] <= 3 * TIMEOUT_MS
 
 
-# --- changes that are asked for -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dies", [False, True])
-def test_fault_21_a_transfer_ends_within_an_election_timeout_also_when_the_target_dies(dies: bool) -> None:
-    for seed in range(3):
-        run = prepare(seed=seed)
-        ended: list[tuple[int, object]] = []
-
-        def hand_over(run: Run = run, ended: list[tuple[int, object]] = ended) -> None:
-            leader, target = run.leader(), run.followers()[-1]
-
-            def done(outcome: object) -> None:
-                ended.append((run.now_ms, outcome))
-
-            leader.later(0, "hands over", lambda: leader.handles[1].transfer(target.node, done))
-            if dies:
-                run.cluster.scheduler.after(300, lambda: target.kill("killed as it is to lead"))
-                run.at(2000, target.start)
-
-        run.at(1000, hand_over)
-        run.run((1000, 2000))
-        assert len(ended) == 1
-        assert ended[0][0] <= 1000 + TIMEOUT_MS + 250, "an election timeout, and the drain before it"
-        assert isinstance(ended[0][1], Refused if dies else Transferred)
-
-
-def replacing(run: Run, old: Callable[[], NodeId], new: NodeId) -> None:
-    """From 800 ms on the administrator gives the group a new member in place of an old one."""
-
-    def order() -> None:
-        administrator = run.cluster.administrator
-        assert administrator is not None
-        administrator.settle()  # it hurts nobody by chance
-        configuration = run.cluster.roster.latest(1)
-        made = {administrator._new_id(1): new}
-        voters = tuple(voter for voter in configuration.voters if voter != old())
-        administrator._begin(1, _Goal((*voters, *made), configuration.learners, made))
-
-    run.at(800, order)
-
-
-def in_force(status: Status, *, learners: bool, joint: bool, committed: bool) -> bool:
-    """The new member is a learner, or a voter, in the joint or the final configuration."""
-    configuration = status.configuration
-    if configuration is None or learners != bool(configuration.learners) or joint != bool(configuration.outgoing):
-        return False
-    new = max(configuration.voters) > 65535
-    return new != learners and committed == (status.commit_index >= status.configuration_index)
-
-
-STAGES: dict[str, Callable[[Status], bool]] = {
-    "learner": lambda status: in_force(status, learners=True, joint=False, committed=False),
-    "learner, committed": lambda status: in_force(status, learners=True, joint=False, committed=True),
-    "joint": lambda status: in_force(status, learners=False, joint=True, committed=False),
-    "final": lambda status: in_force(status, learners=False, joint=False, committed=False),
-    "final, committed": lambda status: in_force(status, learners=False, joint=False, committed=True),
-}
-
-
-def four_nodes_three_replicas(seed: int) -> Run:
-    return prepare(seed=seed, nodes=4, replicas=3, load_ms=2500, options=SMALL_SNAPSHOTS)
-
-
-@pytest.mark.parametrize("victim", ["leader", "new member"])
-@pytest.mark.parametrize("stage", STAGES)
-def test_fault_22_a_crash_at_each_stage_of_a_membership_change(stage: str, victim: str) -> None:
-    power = len(stage) % 2
-    run = four_nodes_three_replicas(seed=len(stage))
-    struck: list[int] = []
-    replacing(run, lambda: run.followers()[0].node, 4)
-
-    def look() -> None:
-        node = run.cluster.leader_of(1)
-        status = run.status(run.cluster.nodes[node]) if node is not None else None
-        if struck or status is None or not STAGES[stage](status):
-            return
-        struck.append(run.now_ms)
-        hit = run.cluster.nodes[4] if victim == "new member" else run.leader()
-        if power:
-            hit.power_cut("struck")
-        else:
-            hit.kill("killed")
-        run.cluster.scheduler.after(300 * MS, hit.start)
-
-    run.watch(look, every_ms=1)
-    run.run((800, 1800))
-    assert struck
-    assert run.report.counts["membership changes finished"] == 1
-    assert max(run.cluster.roster.latest(1).voters) == 65536
-
-
-def test_fault_22_the_leader_is_removed() -> None:
-    run = four_nodes_three_replicas(seed=3)
-    replacing(run, lambda: run.leader().node, 4)
-    run.run((800, 2000))
-    assert run.report.counts["membership changes finished"] == 1
-    assert len(run.elections(800, 3500)) <= 2
-
-
-def test_fault_22_a_dead_node_is_replaced() -> None:
-    run = four_nodes_three_replicas(seed=4)
-    dead: list[SimulatedNode] = []
-
-    def strike() -> None:
-        dead.append(run.followers()[0])
-        dead[0].power_cut("dead")
-
-    run.at(790, strike)
-    replacing(run, lambda: dead[0].node, 4)
-
-    def replaced() -> None:
-        assert set(run.cluster.roster.latest(1).voters) == {1, 2, 3, 65536} - {dead[0].node}
-
-    run.at(2400, replaced)
-    run.run((800, 2000))
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_fault_23_a_wiped_disk_comes_back_under_a_new_replica_id(seed: int) -> None:
-    run = prepare([of_leader(FaultKind.WIPE, 1200, 300)], seed=seed).run((1200, 1500), during=False)
-    assert run.report.faults == {"wiped disk": 1}
-    assert max(run.cluster.roster.latest(1).voters) >= 65536
-    assert len(run.cluster.roster.latest(1).voters) == 3
-
-
-# --- snapshots ------------------------------------------------------------------------------------------------------
-
-
-def lagging(
-    plan: Sequence[Fault] = (), *, seed: int = 1, profile: Profile | None = None, wire: Wire | None = None
-) -> Run:
-    """A follower is away until only a snapshot helps it."""
-    run = prepare(plan, seed=seed, profile=profile, options=SMALL_SNAPSHOTS, load_ms=3500, clients=5, wire=wire)
-
-    def away() -> None:
-        victim = run.followers()[0]
-        victim.kill("killed, for long")
-        run.at(1700, victim.start)
-
-    run.at(700, away)
-    return run
-
-
-NOTHING_IN_MEMORY = SimulationOptions(
-    runtime=replace(
-        small_runtime_options(),
-        raft=replace(small_runtime_options().raft, unloaded_after_bytes=0, inflight_stored_bytes_max=4096),
-        snapshot_log_bytes_min=1 << 30,
-    ),
-    wal=replace(small_wal_options(), recovered_bytes_max=0, open_copy_bytes_max=0),
-)
-"""What is applied is read back from the log for whoever needs it, and no snapshot helps."""
-
-
-@pytest.mark.parametrize(
-    ("kind", "amount", "for_ms"),
-    [
-        (None, 0, 0),
-        (FaultKind.KILL, 0, 300),
-        (FaultKind.POWER_DURING_IO, 3, 200),
-        (FaultKind.SLOW_DISK, 60, 300),
-        (FaultKind.TRANSFER, 0, 1),
-    ],
-    ids=["nothing", "killed", "power", "slow disk", "hand-over"],
-)
-def test_fault_02_a_follower_far_behind_is_caught_up_from_its_leaders_disk(
-    kind: FaultKind | None, amount: int, for_ms: int
-) -> None:
-    """While load goes on, and whatever becomes of the leader that reads."""
-    plan = [of_leader(kind, 1703, for_ms, amount=amount)] if kind is not None else []
-    run = prepare(plan, options=NOTHING_IN_MEMORY, load_ms=3500)
-    run.at(300, run.propose_steadily)
-
-    def away() -> None:
-        victim = run.followers()[0]
-        victim.kill("killed, for long")
-        run.at(1700, victim.start)
-
-    run.at(600, away)
-    run.run((600, 1700))
-    assert run.report.counts["entries read back"] > 100
-    assert run.report.counts["snapshots sent"] == 0
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_fault_04_a_power_cut_of_everything_with_nothing_of_the_log_in_memory(seed: int) -> None:
-    everybody = fault(FaultKind.RESTART_ALL, 1300, 200, nodes=(1, 2, 3), amount=1)
-    run = prepare([everybody], seed=seed, options=NOTHING_IN_MEMORY)
-    run.at(300, run.propose_steadily)
-    run.run((1300, 1500), during=False)
-    assert run.report.counts["entries read back"] > 100, "what was applied again"
-
-
-@pytest.mark.parametrize("power", [0, 1], ids=["kill", "power"])
-def test_fault_24_the_receiver_of_a_snapshot_ends_in_the_middle(power: int) -> None:
-    strikes = [fault(FaultKind.RECEIVER, 1000 + i, 100, amount=2 * i + power) for i in range(3)]
-    run = lagging(strikes).run((700, 2500))
-    assert run.report.faults["receiver struck"] >= 2
-    assert run.report.counts["snapshots sent"]
-
-
-def test_fault_24_a_snapshot_over_a_network_that_loses_doubles_and_reorders() -> None:
-    bad = Profile(ordered=False, delay_us=(500, 8 * MS), loss_permille=150, duplicate_permille=500)
-    run = lagging(profile=bad).run((700, 2500))
-    assert run.report.counts["snapshots sent"]
-
-
-def test_fault_24_a_transfer_that_is_cut_goes_on() -> None:
-    resets = [fault(FaultKind.RESET, at_ms, 1, links=((1, 2), (1, 3), (2, 3))) for at_ms in range(1702, 1760, 6)]
-    run = lagging(resets).run((700, 2500))
-    assert run.report.counts["snapshots sent"]
-
-
-def test_fault_25_a_follower_slower_than_compaction_gets_snapshots_and_the_leader_keeps_little() -> None:
-    run = prepare(options=SMALL_SNAPSHOTS, load_ms=4000, clients=6)
-    options = SMALL_SNAPSHOTS.runtime
-    most: list[int] = [0]
-
-    def slow() -> None:
-        victim = run.followers()[0]
-        victim.disk_lag_us = 250 * MS
-        run.at(3800, lambda: setattr(victim, "disk_lag_us", 0))
-
-    def look() -> None:
-        node = run.cluster.leader_of(1)
-        status = run.status(run.cluster.nodes[node]) if node is not None else None
-        if status is not None:
-            log = run.cluster.nodes[node or 0].handles[1].core._log  # type: ignore[union-attr]
-            most[0] = max(most[0], log.bytes_above(status.first_index - 1))
-
-    run.at(600, slow)
-    run.watch(look)
-    run.run((600, 3800))
-    assert run.report.counts["snapshots sent"]
-    state = options.snapshot_log_multiple * 24 * 1024
-    kept = options.keep_bytes_max + options.transfer_keep_bytes_max
-    assert most[0] <= options.snapshot_log_bytes_min + state + kept + options.raft.uncommitted_bytes_max
-
-
-# --- workers, and states that are wrong -----------------------------------------------------------------------------
+# --- workers, and states that are wrong -------------------------------------------------------------------------------
 
 
 def test_fault_27_a_worker_killed_in_the_middle_of_a_push_has_it_applied_once_or_not_at_all() -> None:
