@@ -7,6 +7,7 @@ STAMP := .venv/.installed
 PROTOC_STAMP := .venv-protoc/.installed
 PEERS_STAMP := .venv-peers/.installed
 JAX_STAMP := .venv-jax/.installed
+TORCH_STAMP := .venv-torch/.installed
 ARGS ?=
 # Tests, demo and benchmarks start hundreds of processes of the same sources: where the environment forbids bytecode,
 # each would compile two hundred files again, which is two fifths of what a server's start costs.
@@ -55,6 +56,13 @@ $(JAX_STAMP): tools/jax-requirements.txt
 .PHONY: test-jax
 test-jax: $(JAX_STAMP) ## The adapter for JAX, on real servers, against optax (in .venv-jax; under two minutes)
 	@tools/test_jax.sh $(ARGS)
+
+$(TORCH_STAMP): tools/torch-requirements.txt
+	@tools/venv.sh $(PYTHON) .venv-torch tools/torch-requirements.txt -r tools/torch-requirements.txt -e .
+
+.PHONY: test-torch
+test-torch: $(TORCH_STAMP) ## The adapter for PyTorch, on real servers, against torch.optim (in .venv-torch; two minutes)
+	@tools/test_torch.sh $(ARGS)
 
 .PHONY: mutants
 mutants: install ## Put every known bug back, one by one: each must make a named test fail (under ten minutes)

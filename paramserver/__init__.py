@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paramserver import aio, errors, jax
+    from paramserver import torch as torch  # not in __all__: without PyTorch it cannot be imported
     from paramserver.wire.spec import Codec, NonFinite, Reduction, TensorSpec, adam, momentum, sgd
     from worker import LINEARIZABLE, Client, Future, Handover, Model, Pushed, Spec, Tensors, bounded, bsp, connect
 
@@ -31,6 +32,7 @@ _HOMES = {
     "jax": "",
     "momentum": "paramserver.wire.spec",
     "sgd": "paramserver.wire.spec",
+    "torch": "",
 }
 
 __all__ = [

@@ -13,7 +13,7 @@ alone=(process demo)
 together=()
 for folder in tests/*/; do
     name=$(basename "$folder")
-    # tests/adapters has targets of its own: make test-jax, for example.
+    # tests/adapters has targets of its own: make test-jax, make test-torch.
     case " ${alone[*]} adapters __pycache__ " in
         *" $name "*) ;;
         *) together+=("tests/$name") ;;

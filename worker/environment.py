@@ -13,6 +13,9 @@ from worker.errors import InvalidArgument
 
 SERVERS = "PARAMSERVER_SERVERS"
 SESSION = "PARAMSERVER_SESSION"
+RANK = ("PARAMSERVER_RANK", "RANK")
+RANKS = ("PARAMSERVER_RANKS", "WORLD_SIZE")
+"""Ours first, then torchrun's."""
 
 Place = TypeVar("Place")
 
@@ -31,3 +34,20 @@ def from_environment(
             "pass host:port,host:port, or start this with `paramserver launch`, which sets it",
         )
     return found, environment.get(SESSION) or None if session_file is None else session_file  # type: ignore[return-value]
+
+
+def rank_from_environment(
+    rank: int | None, ranks: int | None, environment: Mapping[str, str] = os.environ
+) -> tuple[int, int]:
+    """Which rank this process is, and how many there are: what was given, else the environment, else 0 of 1. Raises
+    InvalidArgument."""
+    found = []
+    for given, names, otherwise in ((rank, RANK, 0), (ranks, RANKS, 1)):
+        name = next((one for one in names if environment.get(one)), None)
+        if given is not None or name is None:
+            found.append(otherwise if given is None else given)
+        elif not (environment[name].isascii() and environment[name].isdigit()):
+            raise InvalidArgument(f"{name}={environment[name]!r} in the environment", "expected a whole number")
+        else:
+            found.append(int(environment[name]))
+    return found[0], found[1]
