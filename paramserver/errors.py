@@ -7,6 +7,8 @@ from worker.errors import Cancelled as Cancelled
 from worker.errors import CheckpointError as CheckpointError
 from worker.errors import Closed as Closed
 from worker.errors import DeadlineExceeded as DeadlineExceeded
+from worker.errors import DeviceFailed as DeviceFailed
+from worker.errors import DeviceOutOfMemory as DeviceOutOfMemory
 from worker.errors import FailedPrecondition as FailedPrecondition
 from worker.errors import Forked as Forked
 from worker.errors import Gone as Gone
@@ -29,6 +31,8 @@ __all__ = [
     "CheckpointError",
     "Closed",
     "DeadlineExceeded",
+    "DeviceFailed",
+    "DeviceOutOfMemory",
     "FailedPrecondition",
     "Forked",
     "Gone",

@@ -29,13 +29,14 @@ def on_host(arrays: Mapping[str, Any], what: str = "gradients") -> Mapping[str, 
         raise InvalidArgument(f"{what}: {type(arrays).__name__}", "expected a mapping of tensor names to arrays")
     if set(map(type, arrays.values())) <= {np.ndarray}:
         return arrays
-    return {name: _array(name, value) for name, value in arrays.items()}
+    return {name: array_of(name, value) for name, value in arrays.items()}
 
 
-def _array(name: str, value: Any) -> npt.NDArray[Any]:
+def array_of(name: str, value: Any) -> npt.NDArray[Any]:
+    """One of them. Raises InvalidArgument."""
     if isinstance(value, np.ndarray):
         return value
-    if _is_cupy(value):
+    if is_cupy(value):
         host: npt.NDArray[Any] = value.get()
         return host
     try:
@@ -82,7 +83,12 @@ def _device(value: Any) -> tuple[int, int]:
     return int(kind), int(number)
 
 
-def _is_cupy(value: Any) -> bool:
+def on_cuda(value: Any) -> bool:
+    """It speaks DLPack and lies in the memory of a CUDA device."""
+    return hasattr(value, "__dlpack_device__") and _device(value)[0] == CUDA
+
+
+def is_cupy(value: Any) -> bool:
     return type(value).__module__.partition(".")[0] == "cupy" and hasattr(value, "get")
 
 
@@ -114,7 +120,7 @@ class Destination:
 
     def fill(self, weights: Mapping[str, npt.NDArray[np.float32]]) -> None:
         for name, array in self._arrays.items():
-            if _is_cupy(array):
+            if is_cupy(array):
                 with array.device:
                     array.set(weights[name].astype(array.dtype, copy=False))
             else:
@@ -128,10 +134,10 @@ def _beyond(out: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> It
 def _writable(name: str, value: Any, shape: tuple[int, ...]) -> Any:
     where = f"out: tensor {name!r}"
     array = value
-    if not isinstance(value, np.ndarray) and not _is_cupy(value):
+    if not isinstance(value, np.ndarray) and not is_cupy(value):
         if not hasattr(value, "__dlpack__") or _device(value)[0] not in ON_HOST:
             raise InvalidArgument(f"{where}: expected a NumPy or CuPy array, received {_of(value)}")
-        array = _array(name, value)
+        array = array_of(name, value)
     if array.shape != shape:
         raise InvalidArgument(f"{where}: expected shape {shape}, received shape {array.shape}")
     if array.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):

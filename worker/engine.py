@@ -13,10 +13,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from paramserver.wire.codecs import Codec
+from paramserver.wire.codecs import Codec, Values
 from paramserver.wire.errors import Reason, Refusal
 from paramserver.wire.frames import Hello, PushKind
-from paramserver.wire.layout import Flat, Layout
+from paramserver.wire.layout import Layout
 from worker.catalogue import Catalogue, Description
 from worker.consistency import ANY, Consistency
 from worker.errors import FailedPrecondition, Gone, OutcomeUnknown, ParameterServerError
@@ -133,14 +133,15 @@ class Engine:
         self,
         step: int,
         kind: PushKind,
-        gradient: Flat | None,
+        gradient: Values | None,
         tensors: Tensors | None,
         empty: Collection[int] = (),
         ready: set[int] | None = None,
     ) -> Flight:
-        """Put a step in flight. `gradient` must not change until its flight is done; `empty`: blocks it says nothing
-        of. `tensors` None: no weights are wanted back. `ready`: the blocks whose gradient is there, others come with
-        `hand_over`, until when they may be added to `empty`; None: all are."""
+        """Put a step in flight. `gradient`, encoded in this handle's codec or not at all, must not change until its
+        flight is done; `empty`: blocks it says nothing of. `tensors` None: no weights are wanted back. `ready`: the
+        blocks whose gradient is there, others come with `hand_over`, until when they may be added to `empty`; None: all
+        are."""
         self._check()
         if self._lease is None:
             raise FailedPrecondition("this handle holds no rank", "open the model with rank=...")

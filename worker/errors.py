@@ -12,6 +12,8 @@ ParameterServerError           code, cause, hint, retryable
 │   └── StepPassed             the model went on without this rank's step
 ├── Unavailable                no server answers, or no quorum; safe to try again
 │   └── ResourceExhausted      a server is at a limit (disk, memory, waiters); safe to try again later
+├── DeviceFailed               a GPU: CUDA error, device lost; the process has to start again
+│   └── DeviceOutOfMemory      of the GPU, or of page-locked memory; the device works on
 ├── OutcomeUnknown             a step was given up before every block was acknowledged (`step`, `blocks`)
 ├── DeadlineExceeded           the call's budget is used up; `why` says what it was waiting for
 ├── Cancelled                  the handle was closed while the call ran
@@ -128,6 +130,19 @@ class ResourceExhausted(Unavailable):
     """A server is at a limit: disk, memory, waiters."""
 
     code = "RESOURCE_EXHAUSTED"
+
+
+class DeviceFailed(ParameterServerError):
+    """A GPU refused or is gone. No step is sent in part for it: a gradient is sent when all of it is in host memory."""
+
+    code = "INTERNAL"
+
+
+class DeviceOutOfMemory(DeviceFailed):
+    """Of the device, or page-locked memory of the host. The device works on; the same step may be computed again."""
+
+    code = "RESOURCE_EXHAUSTED"
+    retryable = True
 
 
 class OutcomeUnknown(ParameterServerError):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paramserver.wire.codecs import LARGEST, PIECE_ELEMENTS, Codec, first_beyond
+from paramserver.wire.codecs import LARGEST, PIECE_ELEMENTS, Codec, Encoded, Values, first_beyond
 from paramserver.wire.errors import Refusal
 from paramserver.wire.frames import PushKind
 from paramserver.wire.layout import FLOAT, Flat, Layout
@@ -27,6 +27,8 @@ from worker.parts import Part, Parts
 from worker.refusals import to_error
 from worker.steps import ranges
 from worker.tensors import Tensors
+
+UNSENT = "nothing was sent; the model's policy is to reject it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,17 @@ class Taken:
     """What is to be pushed. `gradient`: None for a skip. `part`: of which tensors, None for all."""
 
     kind: PushKind
-    gradient: Flat | None
+    gradient: Values | None
     part: Part | None
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A whole gradient as a device laid it out in host memory, in the handle's codec or as float32. `beyond`: its first
+    element that is not finite, or would not be when it was encoded, and that element's value."""
+
+    values: Values
+    beyond: tuple[int, np.float32] | None
 
 
 class Intake:
@@ -100,9 +111,11 @@ class Intake:
         """Raises NonFinite by the model's policy: of one tensor of a step that is `piecewise`."""
         self._finite(flat, (place,), step, "this tensor was not put; the model's policy is to reject it")
 
-    def take(self, gradients: Mapping[str, Any] | None, *, partial: bool, step: int) -> Taken:
+    def take(self, gradients: Mapping[str, Any] | Staged | None, *, partial: bool, step: int) -> Taken:
         """`gradients` None: the sum, which begins anew. Raises InvalidArgument, NonFinite, NormTooLarge."""
         part = self._trained
+        if isinstance(gradients, Staged):
+            return self._staged(gradients, step)
         if gradients is None:
             if not self.accumulated:
                 raise InvalidArgument("gradients: expected a mapping, received none", "and nothing was accumulated")
@@ -217,6 +230,25 @@ class Intake:
 
     # --- judging
 
+    @property
+    def codec(self) -> Codec:
+        """In which a device is to stage gradients: bounds on the norm are of float32 values."""
+        unbounded = self._norms.clip is None and self._norms.reject is None
+        return self._codec if unbounded else Codec.FP32
+
+    def _staged(self, staged: Staged, step: int) -> Taken:
+        if self.accumulated:
+            raise InvalidArgument(
+                f"gradients, and {self.accumulated} that were accumulated",
+                "push_pull() without gradients pushes the sum, discard() forgets it",
+            )
+        if not isinstance(staged.values, Encoded):
+            return self._judged(staged.values, self._trained, step)
+        kind = PushKind.GRADIENT if staged.beyond is None else self._by_policy(*staged.beyond, step, UNSENT)
+        if kind is PushKind.SKIP:
+            self.counts.skipped += 1
+        return Taken(kind, None if kind is PushKind.SKIP else staged.values, self._trained)
+
     def _judged(self, flat: Flat, part: Part | None, step: int) -> Taken:
         spans = (slice(0, self._layout.elements),) if part is None else part.spans
         kind = self._finite(flat, spans, step)
@@ -230,11 +262,10 @@ class Intake:
         flat: Flat,
         spans: Iterable[slice],
         step: int,
-        hint: str = "nothing was sent; the model's policy is to reject it",
+        hint: str = UNSENT,
     ) -> PushKind:
         """By the model's policy for NaN, infinity, and what the codec would make infinite."""
-        policy = self._layout.spec.non_finite
-        if policy is NonFinite.ALLOW:
+        if self._layout.spec.non_finite is NonFinite.ALLOW:
             return PushKind.GRADIENT
         for span in spans:
             place = first_beyond(self._codec, flat[span])
@@ -242,17 +273,24 @@ class Intake:
                 break
         else:
             return PushKind.GRADIENT
+        element = span.start + place
+        return self._by_policy(element, flat[element], step, hint)
+
+    def _by_policy(self, element: int, value: np.float32, step: int, hint: str) -> PushKind:
+        """Of a gradient that is not finite, there first."""
+        policy = self._layout.spec.non_finite
+        if policy is NonFinite.ALLOW:
+            return PushKind.GRADIENT
         if policy is NonFinite.SKIP:
             return PushKind.SKIP
         self.counts.rejected += 1
-        element = span.start + place
         tensor, at = self._layout.tensor_at(element)
         beyond = ""
-        if np.isfinite(flat[element]):
+        if np.isfinite(value):
             beyond = f", beyond {LARGEST[self._codec]:g}, the largest {self._codec.name.lower()}"
             hint = f"{hint}; scale the loss down, or open the model with codec='bf16'"
         raise errors.NonFinite(
-            f"gradient of step {step}: {flat[element]} in tensor {tensor!r} at element {at}{beyond}",
+            f"gradient of step {step}: {value} in tensor {tensor!r} at element {at}{beyond}",
             hint,
             tensor=tensor,
             step=step,

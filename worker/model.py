@@ -600,7 +600,7 @@ class Model:
             return Tensors(layout, names=names), None
         if isinstance(out, Tensors):
             same = out.whole if names is None else tuple(out) == names
-            if out.flat.shape != (layout.elements,) or not same:
+            if out.flat.size != layout.elements or not same:
                 raise InvalidArgument(
                     "out is not a Tensors of this model and these names",
                     "pass what pull(), push_pull() or buffer() gave",

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from paramserver.v1 import paramserver_pb2 as pb
-from paramserver.wire.codecs import Codec
+from paramserver.wire.codecs import Codec, Values
 from paramserver.wire.errors import Reason, Refusal
 from paramserver.wire.frames import BlockFrame, BlockStatus
-from paramserver.wire.layout import Flat, Layout
+from paramserver.wire.layout import Layout
 from worker.catalogue import Description, Shard
 from worker.consistency import ANY, Consistency
 from worker.errors import ProtocolError
@@ -80,7 +80,7 @@ class _Order:
     """What one pull wants, and where it puts what comes."""
 
     want: Want
-    target: Flat
+    target: Values
     got: dict[int, Got]
 
 
@@ -111,7 +111,7 @@ class Puller:
         self.problems: dict[int, str] = {}
         """Group -> why the last attempt failed, while one is in trouble."""
 
-    async def pull(self, want: Want, target: Flat, blocks: Iterable[int] | None = None) -> dict[int, Got]:
+    async def pull(self, want: Want, target: Values, blocks: Iterable[int] | None = None) -> dict[int, Got]:
         """Fill `target` (elements,) with all blocks, or with `blocks`; what came, by block. Goes on until it is
         cancelled."""
         wanted = None if blocks is None else set(blocks)
@@ -240,7 +240,7 @@ class Puller:
             request.bounded_ms = want.consistency.bounded_ms
         return request
 
-    def _take(self, frame: BlockFrame, missing: set[int], want: Want, target: Flat) -> bool:
+    def _take(self, frame: BlockFrame, missing: set[int], want: Want, target: Values) -> bool:
         """True: its weights came."""
         if frame.block not in missing:
             raise ProtocolError(f"a server sent block {frame.block}, which was not asked for")

@@ -11,21 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 
+import numpy as np
+
 from paramserver.wire.checksum import crc32c
-from paramserver.wire.codecs import Codec, decode, encode
+from paramserver.wire.codecs import Codec, Encoded, Values, decode, encode, received
 from paramserver.wire.errors import Refusal
 from paramserver.wire.frames import BlockFrame, BlockStatus, PushFrame, PushKind
-from paramserver.wire.layout import Flat, Layout
+from paramserver.wire.layout import Layout
 from worker.errors import ProtocolError, StepPassed
 
 
 class GroupStep:
     """Blocks `first` to `first + count - 1` of one step.
 
-    `gradient` (elements,) is what is pushed: of the whole model, as wire.layout lays it out; None for kinds without
-    payload. `weights` (elements,) receives the blocks at version step + 1; None when no weights are wanted (initial
-    values). `codec` and `weights_codec`: in which the two travel. Blocks of `empty` are sent as such: this rank has
-    nothing for them (S6). Blocks that are not in `ready` wait, and those behind them too; None: all are."""
+    `gradient` (elements,) is what is pushed: of the whole model, as wire.layout lays it out, encoded already or not;
+    None for kinds without payload. `weights` (elements,) receives the blocks at version step + 1, decoded or as they
+    come; None when no weights are wanted (initial values). `codec` and `weights_codec`: in which the two travel. Blocks
+    of `empty` are sent as such: this rank has nothing for them (S6). Blocks that are not in `ready` wait, and those
+    behind them too; None: all are."""
 
     def __init__(
         self,
@@ -35,13 +38,15 @@ class GroupStep:
         count: int,
         layout: Layout,
         kind: PushKind,
-        gradient: Flat | None,
-        weights: Flat | None,
+        gradient: Values | None,
+        weights: Values | None,
         codec: Codec = Codec.FP32,
         weights_codec: Codec = Codec.FP32,
         empty: Container[int] = (),
         ready: Container[int] | None = None,
     ) -> None:
+        if isinstance(gradient, Encoded) and gradient.codec is not codec:
+            raise ValueError(f"a gradient in {gradient.codec.name}, where {codec.name} is sent")
         self.step = step
         self.kind = kind
         self._first = first
@@ -86,7 +91,11 @@ class GroupStep:
             return PushFrame(block=block, step=self.step, kind=PushKind.EMPTY, want_weights=want)
         encoded = self._encoded.get(block)
         if encoded is None:
-            payload = encode(self._codec, self._gradient[self._layout.block_slice(block)])
+            place = self._layout.block_slice(block)
+            if isinstance(self._gradient, Encoded):
+                payload = self._gradient.shorts[place].data.cast("B")
+            else:
+                payload = encode(self._codec, self._gradient[place])
             encoded = self._encoded[block] = (payload, crc32c(payload))
         payload, crc = encoded
         return PushFrame(
@@ -158,8 +167,9 @@ class GroupStep:
         return tuple(sorted(self._missing))
 
 
-def copy_block(frame: BlockFrame, layout: Layout, target: Flat, codec: Codec = Codec.FP32) -> None:
-    """Check the block's bytes, which must be in `codec`, and decode them to their place in `target` (elements,)."""
+def copy_block(frame: BlockFrame, layout: Layout, target: Values, codec: Codec = Codec.FP32) -> None:
+    """Check the block's bytes, which must be in `codec`, and decode them to their place in `target` (elements,); where
+    that is encoded itself, they are put there as they are."""
     if frame.codec is not codec:
         # Other bits than those that the other ranks compute with, or this one after its next start.
         raise ProtocolError(
@@ -172,7 +182,14 @@ def copy_block(frame: BlockFrame, layout: Layout, target: Flat, codec: Codec = C
             f"block {frame.block} at version {frame.version} arrived damaged", "it is asked for again"
         )
     try:
-        decode(codec, frame.payload, elements, target[layout.block_slice(frame.block)])
+        place = layout.block_slice(frame.block)
+        if isinstance(target, Encoded):
+            came = received(codec, frame.payload, elements)
+            if not isinstance(came, Encoded) or came.codec is not target.codec:
+                raise ValueError(f"weights in {codec.name}, where {target.codec.name} is kept")
+            np.copyto(target.shorts[place], came.shorts)
+        else:
+            decode(codec, frame.payload, elements, target[place])
     except Refusal as refusal:
         raise ProtocolError(f"block {frame.block} from a server: {refusal.message}") from None
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paramserver.wire.checksum import digest
+from paramserver.wire.codecs import Encoded, Values, floats
 from paramserver.wire.layout import FLOAT, Flat, Layout
 
 Array = npt.NDArray[np.float32]
@@ -42,6 +43,24 @@ class Tensors(dict[str, Array]):
         if self.whole:
             return digest([self.flat.data.cast("B")]).hex()
         return digest([array.reshape(-1).data.cast("B") for array in self.values()]).hex()
+
+
+class Landing(Tensors):
+    """Where weights are put as they come, for who decodes them elsewhere: `flat` may be encoded, and then there are no
+    arrays."""
+
+    __slots__ = ()
+
+    def __init__(self, layout: Layout, values: Values) -> None:
+        if isinstance(values, Encoded):
+            super().__init__(layout, np.empty(layout.elements, FLOAT), names=())
+            self.flat = values  # type: ignore[assignment]
+            self.whole = True
+        else:
+            super().__init__(layout, values)
+
+    def digest(self) -> str:
+        return digest([floats(self.flat).data.cast("B")]).hex()
 
 
 @dataclass(frozen=True, slots=True)
