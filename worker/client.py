@@ -46,7 +46,7 @@ from worker.initialize import Initial, Initializer
 from worker.intake import Norms
 from worker.loop import LoopThread, outcome
 from worker.membership import Cluster, Discovery, Watchers
-from worker.model import Model
+from worker.model import Model, check_version
 from worker.network import Network
 from worker.refusals import to_error
 from worker.replicas import PullPolicy, Replicas, checked_policy
@@ -430,8 +430,8 @@ class Client:
     ) -> Future[Saved]:
         self._check()
         place = checkpoint_files.check_path(path, reading=False)
-        if step is not None and not 0 <= step < 2**62:
-            raise InvalidArgument(f"step {step}", "expected 0 to 2^62 - 1")
+        if step is not None:
+            check_version("step", step)
         saver = Saver(
             network=self._network,
             cluster=self._cluster,

@@ -371,6 +371,8 @@ class Engine:
             parts.append(f"group{'s' if several else ''} {groups} {'have' if several else 'has'} no leader")
         if waiting:
             parts.append(f"step {flight.step} is not complete in block{'s' * (len(waiting) > 1)} {ranges(waiting)}")
+            if self.model.spec.ranks > 1:
+                parts.append("other ranks may not have pushed it (absent_ranks() says which nobody holds)")
         return parts
 
     async def absent_ranks(self) -> list[int]:

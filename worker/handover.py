@@ -181,4 +181,5 @@ class Handover:
             raise InvalidArgument(f"tensor {name!r}: expected shape {view.shape}, received shape {array.shape}")
         if array.dtype.kind != "f":
             raise InvalidArgument(f"tensor {name!r}: expected floats, received {array.dtype}")
-        np.copyto(view, array, casting="same_kind")
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, which is judged as such
+            np.copyto(view, array, casting="same_kind")

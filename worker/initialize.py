@@ -11,11 +11,14 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from paramserver.wire.errors import Reason, Refusal
 from paramserver.wire.frames import Hello, PushKind
 from paramserver.wire.layout import Flat, Layout
+from worker.arrays import on_host
 from worker.catalogue import Catalogue, Description
-from worker.errors import FailedPrecondition, ParameterServerError
+from worker.errors import FailedPrecondition, InvalidArgument, ParameterServerError
 from worker.membership import Cluster
 from worker.network import Network, PushMethod
 from worker.push import GroupPusher
@@ -51,8 +54,8 @@ class Initializer:
             if initial is not None:
                 claim = await self._catalogue.claim_initialization(model)
                 if claim.granted:
-                    values = initial() if callable(initial) else initial
-                    await self._send_and_open(model, layout.flatten(values), layout, claim.epoch)
+                    values = _laid_out(initial() if callable(initial) else initial, layout)
+                    await self._send_and_open(model, values, layout, claim.epoch)
                     backoff.reset()
                 elif not claim.open:
                     self.state = f"model {model.spec.name!r} is being initialized by {claim.holder}"
@@ -81,6 +84,19 @@ class Initializer:
         while True:
             await asyncio.sleep(RENEW_EVERY_S)
             await self._catalogue.renew(model, initialization_epoch=epoch)
+
+
+def _laid_out(values: Mapping[str, Any], layout: Layout) -> Flat:
+    """Raises InvalidArgument, which says that it is about initial values."""
+    try:
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused by the servers
+            return layout.flatten(on_host(values, "initial"))
+    except Refusal as refusal:
+        raise InvalidArgument(f"initial: {refusal.message}", refusal.hint) from None
+    except InvalidArgument as error:
+        if error.cause.startswith("initial"):
+            raise
+        raise InvalidArgument(f"initial: {error.cause}", error.hint) from None
 
 
 class _Sender:

@@ -204,7 +204,8 @@ class Intake:
             self._none_frozen(host)
             host = {**host, **self._zeros}
         try:
-            return layout.flatten(host, out=self._own() if into is None else into)
+            with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, which is judged as such
+                return layout.flatten(host, out=self._own() if into is None else into)
         except Refusal as refusal:
             raise to_error(refusal) from None
 
@@ -222,7 +223,8 @@ class Intake:
             elif array.dtype.kind != "f":
                 problems.append(f"tensor {name!r}: expected floats, received {array.dtype}")
             else:
-                np.copyto(view, array, casting="same_kind")
+                with np.errstate(over="ignore"):
+                    np.copyto(view, array, casting="same_kind")
         if problems:
             raise InvalidArgument("; ".join(problems))
         part.clear_gaps(flat)
@@ -255,7 +257,7 @@ class Intake:
         if kind is PushKind.SKIP:
             self.counts.skipped += 1
             return Taken(kind, None, part)
-        return Taken(kind, self._within_norms(flat, spans, step), part)
+        return Taken(kind, self._within_norms(flat, spans, part, step), part)
 
     def _finite(
         self,
@@ -296,7 +298,7 @@ class Intake:
             step=step,
         )
 
-    def _within_norms(self, flat: Flat, spans: tuple[slice, ...], step: int) -> Flat:
+    def _within_norms(self, flat: Flat, spans: tuple[slice, ...], part: Part | None, step: int) -> Flat:
         clip, reject = self._norms.clip, self._norms.reject
         if clip is None and reject is None:
             return flat
@@ -304,7 +306,8 @@ class Intake:
         if reject is not None and not norm <= reject:
             self.counts.rejected += 1
             raise errors.NormTooLarge(
-                f"gradient of step {step}: expected a norm of at most {reject:g}, received {norm:g}",
+                f"gradient of step {step}: expected a norm of at most {reject:g}, received {norm:g}, most of it in "
+                f"tensor {self._longest(flat, part)!r}",
                 "nothing was sent; this handle was opened with reject_norm",
                 norm=norm,
                 bound=reject,
@@ -319,6 +322,17 @@ class Intake:
             for span in spans:
                 np.multiply(flat[span], factor, out=own[span])
         return own
+
+    def _longest(self, flat: Flat, part: Part | None) -> str:
+        """The tensor whose gradient has the greatest norm, or one that is not a number."""
+        tensors = self._layout.spec.tensors
+        wanted = {tensor.name for tensor in tensors} if part is None else set(part.names)
+        norms = {
+            tensor.name: _norm([flat[self._layout.tensor_slice(position)]])
+            for position, tensor in enumerate(tensors)
+            if tensor.name in wanted
+        }
+        return max(norms, key=lambda name: (math.isnan(norms[name]), norms[name]))
 
 
 def _norm(pieces: Iterable[Flat]) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Collection, Coroutine, Mapping
+from numbers import Real
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -219,7 +220,7 @@ class Model:
             ("if_newer_than", if_newer_than),
         ):
             if value is not None:
-                _check_version(field, value)
+                check_version(field, value)
         if version is not None and min_version is not None:
             raise InvalidArgument("both version and min_version", "pass one of them")
         if consistency is not None and not isinstance(consistency, Consistency):
@@ -487,12 +488,13 @@ class Model:
 
     def _set_learning_rate(self, value: float, from_step: int | None, timeout: float | None) -> Future[int]:
         self._check()
-        problems = rate_problems("value", value)
-        if problems:
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise InvalidArgument(f"value {value!r}", "expected a number, the learning rate")
+        if problems := rate_problems("value", float(value)):
             raise InvalidArgument(str(problems[0]))
-        if from_step is not None and not 0 <= from_step < 2**62:
-            raise InvalidArgument(f"from_step {from_step}", "expected 0 to 2^62 - 1")
-        work = self._engine.set_learning_rate(value, from_step)
+        if from_step is not None:
+            check_version("from_step", from_step)
+        work = self._engine.set_learning_rate(float(value), from_step)
         what = f"learning rate of {self.name!r}"
         return self._client._call(work, self._timeout(timeout), what, lambda: self._engine.catalogue_problem)
 
@@ -562,7 +564,7 @@ class Model:
         """The step that may be pushed now."""
         current = self._engine.step
         if step is not None:
-            _check_version("step", step)
+            check_version("step", step)
         if self._handover is not None:
             raise FailedPrecondition(f"step {current} is being handed over", "finish() it first")
         if self._in_flight():
@@ -610,7 +612,8 @@ class Model:
         return Tensors(layout, names=names), Destination(out, {tensor.name: tensor.shape for tensor in wanted})
 
 
-def _check_version(field: str, value: object) -> None:
+def check_version(field: str, value: object) -> None:
+    """Of a version or a step. Raises InvalidArgument."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidArgument(f"{field} {value!r}", f"expected a whole number from 0 to {VERSION_MAX}")
     if not 0 <= value <= VERSION_MAX:

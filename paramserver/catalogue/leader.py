@@ -45,7 +45,7 @@ from paramserver.catalogue.sessions import Answer, Caller, Session
 from paramserver.catalogue.state import Model, ModelId, Node, SessionId
 from paramserver.wire.errors import Reason, Refusal, disk_full, invalid, refuse_problems
 from paramserver.wire.protos import View
-from paramserver.wire.spec import ModelSpec
+from paramserver.wire.spec import ModelSpec, TensorSpec
 
 log = logging.getLogger(__name__)
 
@@ -535,9 +535,9 @@ def mismatch(existing: ModelSpec, asked: ModelSpec) -> Refusal:
         pairs = zip(existing.tensors, asked.tensors, strict=False)
         first = next((i for i, (here, there) in enumerate(pairs) if here != there), None)
         if first is None:
-            differences.append(("tensors", f"{len(existing.tensors)} tensors", f"{len(asked.tensors)} tensors"))
+            differences.append(("tensors", *_counted(existing.tensors, asked.tensors)))
         else:
-            differences.append((f"tensors[{first}]", str(existing.tensors[first]), str(asked.tensors[first])))
+            differences.append((f"tensors[{first}]", _tensor(existing.tensors[first]), _tensor(asked.tensors[first])))
     expected = "; ".join(f"{field} {here}" for field, here, _ in differences)
     received = "; ".join(f"{field} {there}" for field, _, there in differences)
     return Refusal(
@@ -548,3 +548,16 @@ def mismatch(existing: ModelSpec, asked: ModelSpec) -> Refusal:
         received=received,
         hint="open the model with its own spec, or take another name",
     )
+
+
+def _tensor(tensor: TensorSpec) -> str:
+    return f"{tensor.name!r} of shape {tensor.shape}"
+
+
+def _counted(existing: tuple[TensorSpec, ...], asked: tuple[TensorSpec, ...]) -> tuple[str, str]:
+    """Of two that begin alike; the longer one with the first tensor that the other has not."""
+    most = min(len(existing), len(asked))
+    here, there = (
+        f"{len(one)} tensors" + (f", with {_tensor(one[most])}" if len(one) > most else "") for one in (existing, asked)
+    )
+    return here, there
