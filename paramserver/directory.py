@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from consensus.storage.errors import StorageFailed, StorageFull, UnknownFormat
 from consensus.storage.interface import FileSystem
 from consensus.storage.segments import NO_SPACE
+from consensus.storage.smallfiles import read_small, replace_small
 from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.checksum import crc32c
 
@@ -28,11 +29,7 @@ def load(filesystem: FileSystem, folder: str) -> pb.Directory | None:
     try:
         if not filesystem.exists(path):
             return None
-        file = filesystem.open(path)
-        try:
-            raw = file.pread(min(file.size(), FILE_BYTES_MAX), 0)
-        finally:
-            file.close()
+        raw = read_small(filesystem, path, FILE_BYTES_MAX)
     except OSError as error:
         raise StorageFailed(f"reading {path}: {error}") from error
     crc, _, content = raw.removeprefix(HEAD).partition(b"\n")
@@ -47,18 +44,9 @@ def load(filesystem: FileSystem, folder: str) -> pb.Directory | None:
 def save(filesystem: FileSystem, folder: str, directory: pb.Directory) -> None:
     """Durable when it returns. Raises `StorageFull`, with the one before still there, and `StorageFailed`."""
     content = directory.SerializeToString(deterministic=True)
-    path, temporary = f"{folder}/{_FILE}", f"{folder}/{_FILE}.temporary"
+    path = f"{folder}/{_FILE}"
     try:
-        if filesystem.exists(temporary):
-            filesystem.unlink(temporary)
-        file = filesystem.open(temporary, create=True)
-        try:
-            file.pwrite([HEAD, f"{crc32c(content):08x}\n".encode(), content], 0)
-            file.datasync()
-        finally:
-            file.close()
-        filesystem.rename(temporary, path)
-        filesystem.sync_directory(folder)
+        replace_small(filesystem, folder, _FILE, [HEAD, f"{crc32c(content):08x}\n".encode(), content])
     except OSError as error:
         if error.errno in NO_SPACE:
             raise StorageFull(f"no space for {path}: {error}") from error

@@ -16,6 +16,7 @@ from consensus.core.interface import NodeId
 from consensus.storage.checksum import crc32c
 from consensus.storage.errors import IdentityMismatch, StorageFailed, UnknownFormat
 from consensus.storage.interface import FileSystem, Identity
+from consensus.storage.smallfiles import read_small, replace_small
 
 FORMAT_VERSION = 1
 UUID_BYTES = 16
@@ -146,20 +147,10 @@ class NodeIdentity:
             "lives": {str(node): [number, life.hex()] for node, (number, life) in sorted(self._lives.items())},
         }
         line = json.dumps(content, sort_keys=True).encode() + b"\n"
-        path, temporary = f"{self._directory}/{_FILE}", f"{self._directory}/{_FILE}.temporary"
         try:
-            if self._filesystem.exists(temporary):
-                self._filesystem.unlink(temporary)
-            file = self._filesystem.open(temporary, create=True)
-            try:
-                file.pwrite([line, f"{crc32c(line):08x}\n".encode()], 0)
-                file.datasync()
-            finally:
-                file.close()
-            self._filesystem.rename(temporary, path)
-            self._filesystem.sync_directory(self._directory)
+            replace_small(self._filesystem, self._directory, _FILE, [line, f"{crc32c(line):08x}\n".encode()])
         except OSError as error:
-            raise StorageFailed(f"writing {path}: {error}") from error
+            raise StorageFailed(f"writing {self._directory}/{_FILE}: {error}") from error
 
 
 def load_or_create(
@@ -183,11 +174,7 @@ def load_or_create(
             made = NodeIdentity(filesystem, directory, cluster=cluster, node=node, uuid=uuid, peers={}, activated=False)
             made._save()
             return made
-        file = filesystem.open(path)
-        try:
-            raw = file.pread(min(file.size(), FILE_BYTES_MAX), 0)
-        finally:
-            file.close()
+        raw = read_small(filesystem, path, FILE_BYTES_MAX)
     except OSError as error:
         raise StorageFailed(f"reading {path}: {error}") from error
     return _loaded(filesystem, directory, cluster, node, raw)
@@ -198,11 +185,7 @@ def read_identity(filesystem: FileSystem, directory: str) -> dict[str, Any]:
     `StorageFailed`, also when there is none."""
     path = f"{directory}/{_FILE}"
     try:
-        file = filesystem.open(path)
-        try:
-            raw = file.pread(min(file.size(), FILE_BYTES_MAX), 0)
-        finally:
-            file.close()
+        raw = read_small(filesystem, path, FILE_BYTES_MAX)
     except OSError as error:
         raise StorageFailed(f"reading {path}: {error.strerror or error}") from error
     return _parse(path, raw)

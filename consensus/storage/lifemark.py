@@ -17,6 +17,7 @@ from consensus.storage.checksum import crc32c
 from consensus.storage.errors import StorageFailed, StorageFull, UnknownFormat
 from consensus.storage.interface import FileSystem, Identity, Recovery
 from consensus.storage.options import WalOptions
+from consensus.storage.smallfiles import read_small, replace_small
 from consensus.storage.wal import Wal
 
 FORMAT_VERSION = 1
@@ -91,11 +92,7 @@ def _read(filesystem: FileSystem, path: str) -> str:
     try:
         if not filesystem.exists(path):
             return ""
-        file = filesystem.open(path)
-        try:
-            raw = file.pread(min(file.size(), FILE_BYTES_MAX), 0)
-        finally:
-            file.close()
+        raw = read_small(filesystem, path, FILE_BYTES_MAX)
     except OSError as error:
         raise StorageFailed(f"reading {path}: {error}") from error
     line, _, crc = raw.partition(b"\n")
@@ -109,19 +106,10 @@ def _read(filesystem: FileSystem, path: str) -> str:
 
 
 def _write(filesystem: FileSystem, folder: str, boot: str) -> None:
-    path, temporary = f"{folder}/{_FILE}", f"{folder}/{_FILE}.temporary"
+    path = f"{folder}/{_FILE}"
     line = json.dumps({"boot": boot, "format": FORMAT_VERSION}, sort_keys=True).encode() + b"\n"
     try:
-        if filesystem.exists(temporary):
-            filesystem.unlink(temporary)
-        file = filesystem.open(temporary, create=True)
-        try:
-            file.pwrite([line, f"{crc32c(line):08x}\n".encode()], 0)
-            file.datasync()
-        finally:
-            file.close()
-        filesystem.rename(temporary, path)
-        filesystem.sync_directory(folder)
+        replace_small(filesystem, folder, _FILE, [line, f"{crc32c(line):08x}\n".encode()])
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise StorageFull(f"no space for {path}") from error
