@@ -84,24 +84,35 @@ class Record:
         return max((step.step for step in self.steps), default=-1)
 
 
-class Tail:
-    """Reads a record while it is being written."""
+class WholeLines:
+    """Of a file that is being written."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
 
-    def read(self) -> list[Event]:
+    def read(self) -> bytes:
         """What came since the last call; a line that is not whole yet waits for the next."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
                 data = file.read()
         except FileNotFoundError:
-            return []
+            return b""
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
-        return list(parse(whole))
+        return whole
+
+
+class Tail:
+    """Reads a record while it is being written."""
+
+    def __init__(self, path: Path) -> None:
+        self._lines = WholeLines(path)
+
+    def read(self) -> list[Event]:
+        """What came since the last call."""
+        return list(parse(self._lines.read()))
 
 
 def read(path: Path, rank: int) -> Record:

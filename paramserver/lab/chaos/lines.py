@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from paramserver.lab.records import WholeLines
+
 
 class Lines:
     def __init__(self, path: Path) -> None:
@@ -29,20 +31,11 @@ class LineTail:
     """Reads a file while it is being written; a line that is not whole yet waits, one that was cut is left out."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = 0
+        self._lines = WholeLines(path)
 
     def read(self) -> list[dict[str, Any]]:
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return []
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
         found = []
-        for line in whole.splitlines():
+        for line in self._lines.read().splitlines():
             try:
                 fields = json.loads(line)
             except ValueError:
