@@ -41,8 +41,8 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.enable_http_proxy", 0),
 )
 
-_PREFIX = "/paramserver.v1."
-_RESPONSES: dict[Method, Callable[[bytes], Any]] = {
+PREFIX = "/paramserver.v1."
+RESPONSES: dict[Method, Callable[[bytes], Any]] = {
     Method.DESCRIBE_CLUSTER: pb.ClusterDescription.FromString,
     Method.OPEN_SESSION: pb.OpenSessionResponse.FromString,
     Method.CREATE_MODEL: pb.ModelDescription.FromString,
@@ -67,9 +67,9 @@ class GrpcNetwork:
 
     async def call(self, address: str, method: Method, request: Any, timeout_s: float) -> Any:
         multicallable = self._channel(address).unary_unary(
-            _PREFIX + method,
+            PREFIX + method,
             request_serializer=_serialize,
-            response_deserializer=_RESPONSES[method],
+            response_deserializer=RESPONSES[method],
         )
         try:
             return await multicallable(request, timeout=timeout_s)
@@ -78,10 +78,10 @@ class GrpcNetwork:
 
     def push(self, address: str, method: PushMethod) -> PushStream:
         # Frames are written and read by hand (wire.frames): gRPC gets and gives bytes.
-        return GrpcPushStream(self._channel(address).stream_stream(_PREFIX + method)())
+        return GrpcPushStream(self._channel(address).stream_stream(PREFIX + method)())
 
     async def pull(self, address: str, request: Any, timeout_s: float) -> AsyncGenerator[BlockFrame, None]:
-        method: Any = self._channel(address).unary_stream(_PREFIX + "Data/Pull", request_serializer=_serialize)
+        method: Any = self._channel(address).unary_stream(PREFIX + "Data/Pull", request_serializer=_serialize)
         call = method(request, timeout=timeout_s)
         try:
             async for data in call:
@@ -93,7 +93,7 @@ class GrpcNetwork:
 
     async def announcements(self, address: str, request: Any) -> AsyncGenerator[Any, None]:
         call = self._channel(address).unary_stream(
-            _PREFIX + "Watch/Announcements",
+            PREFIX + "Watch/Announcements",
             request_serializer=_serialize,
             response_deserializer=pb.Announcement.FromString,
         )(request)

@@ -26,24 +26,8 @@ from paramserver.lab.simulation.line import Line
 from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.errors import ERROR_METADATA_KEY, Refusal
 from paramserver.wire.frames import BlockFrame, PushFrame, decode_block, encode_push
+from worker.channels import PREFIX, RESPONSES
 from worker.network import Method, PushMethod, StreamEnded
-
-PREFIX = "/paramserver.v1."
-RESPONSES: dict[str, Callable[[bytes], Any]] = {
-    Method.DESCRIBE_CLUSTER: pb.ClusterDescription.FromString,
-    Method.OPEN_SESSION: pb.OpenSessionResponse.FromString,
-    Method.CREATE_MODEL: pb.ModelDescription.FromString,
-    Method.DESCRIBE_MODEL: pb.ModelDescription.FromString,
-    Method.CLAIM_INITIALIZATION: pb.ClaimInitializationResponse.FromString,
-    Method.OPEN_MODEL: pb.ModelDescription.FromString,
-    Method.CLAIM_RANK: pb.ClaimRankResponse.FromString,
-    Method.RENEW_LEASE: pb.RenewLeaseResponse.FromString,
-    Method.RELEASE_RANK: pb.ReleaseRankResponse.FromString,
-    Method.SET_LEARNING_RATE: pb.SetLearningRateResponse.FromString,
-    Method.PIN_MODEL: pb.PinModelResponse.FromString,
-    Method.RELEASE_PIN: pb.ReleasePinResponse.FromString,
-    Method.LIST_MODELS: pb.ListModelsResponse.FromString,
-}
 
 
 def unavailable(why: str) -> Refusal:
