@@ -86,7 +86,7 @@ demo: install ## Train, kill a leader, compare the bits; pass flags with ARGS="-
 
 .PHONY: bench
 bench: install ## Every benchmark of this project alone, figures as JSON
-	@for name in client_overhead commit core_step failover push_pull terms; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
+	@for name in client_overhead commit core_step failover overlap push_pull terms; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 .PHONY: bench-push-pull
 bench-push-pull: install install-peers ## Push and pull beside peers: every suite, tables and plots of docs/benchmarks (about 40 minutes)
