@@ -97,6 +97,14 @@ def _of(value: Any) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
+def device_of(arrays: Any) -> int | None:
+    """Which device holds them, where all are CuPy arrays and of one device."""
+    if not isinstance(arrays, Mapping) or not arrays or not all(map(is_cupy, arrays.values())):
+        return None
+    numbers = {int(array.device.id) for array in arrays.values()}
+    return numbers.pop() if len(numbers) == 1 else None
+
+
 class Destination:
     """Arrays of the caller's that weights are copied to: float32 or float64, of the tensors' shapes, of any strides.
     Checked before anything is asked for; raises InvalidArgument."""

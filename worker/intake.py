@@ -21,7 +21,7 @@ from paramserver.wire.frames import PushKind
 from paramserver.wire.layout import FLOAT, Flat, Layout
 from paramserver.wire.spec import NonFinite
 from worker import errors
-from worker.arrays import on_host
+from worker.arrays import device_of, on_host
 from worker.errors import InvalidArgument
 from worker.parts import Part, Parts
 from worker.refusals import to_error
@@ -94,6 +94,8 @@ class Intake:
         self.counts = Counts()
         self.accumulated = 0
         """Gradients in the sum."""
+        self._outgoing: dict[int, Any] = {}
+        """By number of the device that arrays came from."""
 
     @property
     def frozen(self) -> Collection[str]:
@@ -130,6 +132,8 @@ class Intake:
             )
         elif partial:
             part, flat = self._some(gradients)
+        elif (number := device_of(gradients)) is not None:
+            return self._staged(self._from_device(gradients, number), step)
         else:
             flat = self._all(gradients)
         return self._judged(flat, part, step)
@@ -187,6 +191,24 @@ class Intake:
             raise InvalidArgument(text)
 
     # --- gathering
+
+    def _from_device(self, gradients: Mapping[str, Any], number: int) -> Staged:
+        """All are CuPy arrays: gathered and encoded there."""
+        from worker.device import of_number
+        from worker.device.outgoing import Outgoing  # which imports this
+
+        outgoing = self._outgoing.get(number)
+        if outgoing is None:
+            backend = of_number(number).backend()
+            outgoing = self._outgoing[number] = Outgoing(self._layout, self.codec, backend, self.frozen)
+        try:
+            outgoing.put_all(gradients)
+            staged: Staged = outgoing.take()
+        except errors.DeviceFailed:
+            del self._outgoing[number]  # its memory, too: the next attempt begins from nothing
+            outgoing.close()
+            raise
+        return staged
 
     def _own(self) -> Flat:
         if self._buffer is None:

@@ -79,6 +79,13 @@ def get(prefer: str = "auto") -> Device:
     return _numpy()
 
 
+def of_number(number: int) -> Device:
+    """CuPy's device of that number, which an array of CuPy's is on."""
+    import cupy
+
+    return Device("cupy", cupy, "", number)
+
+
 def _numpy() -> Device:
     return Device("numpy", np, "CPU")
 

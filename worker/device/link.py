@@ -58,6 +58,11 @@ class Link:
         return self._incoming.weights
 
     @property
+    def landed(self) -> Tensors:
+        """What the last `pull` or step brought, in host memory as it came; not to be changed."""
+        return self._incoming.landing
+
+    @property
     def loss_scale(self) -> float:
         """By which to multiply the loss of this step; 1 without a scale."""
         return 1.0 if self._scale is None else self._scale.value
@@ -82,7 +87,7 @@ class Link:
         except InvalidArgument:
             raise
         except BaseException:
-            self._drop()
+            self._outgoing.close()
             raise
 
     def __setitem__(self, name: str, gradient: Any) -> None:
@@ -107,10 +112,10 @@ class Link:
             staged = self._outgoing.take()
         except InvalidArgument:
             if gradients is not None:
-                self._drop()
+                self._outgoing.close()
             raise
         except BaseException:
-            self._drop()
+            self._outgoing.close()
             raise
         skipped = model.counts.skipped
         future = model.push_pull(cast(Any, staged), step=step, timeout=timeout, out=self._incoming.landing)
@@ -139,9 +144,3 @@ class Link:
         self._model._check()
         if self._model._in_flight():
             raise FailedPrecondition(f"step {self._model.step} is still in flight", "wait() for it first")
-
-    def _drop(self) -> None:
-        try:
-            self._outgoing.discard()
-        except Exception:  # the first failure is what is told
-            pass

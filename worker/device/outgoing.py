@@ -18,7 +18,7 @@ from paramserver.wire.codecs import Codec, Encoded, Values
 from paramserver.wire.layout import FLOAT, Layout
 from worker.device.backend import Array, Backend, Group, Stream
 from worker.device.kernels import KINDS, LIMITS, NOTHING
-from worker.errors import InvalidArgument
+from worker.errors import DeviceFailed, InvalidArgument
 from worker.intake import Staged
 
 BUCKET_BYTES = 4 << 20
@@ -123,11 +123,17 @@ class Outgoing:
             raise InvalidArgument("gradients of all tensors, and some that were put before", "pass them one way")
         if not isinstance(gradients, Mapping):
             raise InvalidArgument(f"gradients: {type(gradients).__name__}", "expected a mapping of names to arrays")
-        positions = {name: self._position(name) for name in gradients}
-        self._none_missing(positions.values())
+        arrays: dict[int, Array] = {}
+        problems: list[str] = []
+        for name, gradient in gradients.items():
+            try:
+                position = self._position(name)
+                arrays[position] = self._array(position, name, gradient)
+            except InvalidArgument as error:
+                problems.append(str(error))
+        problems += [line for name, line in self._missing(arrays) if name not in gradients]
+        _refuse(problems)
         ordered = tuple(self._positions.values())
-        names = list(self._positions)
-        arrays = {at: self._array(at, name, gradients[name]) for at, name in zip(ordered, names, strict=True)}
         stream = self._backend.caller()
         self._begin(stream)
         self._arrays = arrays
@@ -158,7 +164,7 @@ class Outgoing:
         """All that was put, in host memory; it must have been every tensor. The next `put` begins anew. It waits for
         all that the backend was given. Raises InvalidArgument (what is missing, by name; it may still be put),
         DeviceFailed; then `discard` is what is left."""
-        self._none_missing(self._arrays)
+        _refuse([line for _, line in self._missing(self._arrays)])
         self._backend.download(self._first, self._first_host, 0, 1)
         self._backend.wait()
         first = int(self._first_host[0])
@@ -172,6 +178,13 @@ class Outgoing:
             self._backend.wait()  # kernels may still read what was put
         finally:
             self._forget()
+
+    def close(self) -> None:
+        """`discard`, whatever the device says to it."""
+        try:
+            self.discard()
+        except DeviceFailed:
+            pass
 
     def _forget(self) -> None:
         self._arrays = {}
@@ -199,16 +212,22 @@ class Outgoing:
             raise InvalidArgument(f"tensor {name!r}: expected float16, float32 or float64, received {array.dtype}")
         return array
 
-    def _none_missing(self, positions: Collection[int]) -> None:
+    def _missing(self, positions: Collection[int]) -> list[tuple[str, str]]:
+        """Tensors that are not among them, each with what to say of it."""
         if len(positions) == len(self._positions):
-            return
-        missing = [
-            f"tensor {name!r}: expected shape {self._shapes[at]}, received nothing"
+            return []
+        return [
+            (name, f"tensor {name!r}: expected shape {self._shapes[at]}, received nothing")
             for name, at in self._positions.items()
             if at not in positions
         ]
-        raise InvalidArgument("; ".join(missing[:MISSING_MAX]) + ("; ..." if len(missing) > MISSING_MAX else ""))
 
 
-MISSING_MAX = 20
-"""Named in an error."""
+PROBLEMS_MAX = 20
+"""Named in one error."""
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        more = f"; and {len(problems) - PROBLEMS_MAX} more" if len(problems) > PROBLEMS_MAX else ""
+        raise InvalidArgument("; ".join(problems[:PROBLEMS_MAX]) + more)

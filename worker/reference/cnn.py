@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from worker.reference.convolution import overlapped, pooled, unpooled, windows
 from worker.reference.initial import he_uniform
-from worker.reference.layers import Array, dense, mean_cross_entropy, product, rectified, total
+from worker.reference.layers import Array, Gradients, Sink, dense, mean_cross_entropy, product, rectified, total
 
 SIDE = 3
 """Of the convolutions' windows."""
@@ -100,10 +100,15 @@ class Cnn:
         return values
 
     def loss_and_gradient(
-        self, weights: Mapping[str, Array], images: Array, labels: Array, scale: float = 1.0
+        self,
+        weights: Mapping[str, Array],
+        images: Array,
+        labels: Array,
+        scale: float = 1.0,
+        into: Sink | None = None,
     ) -> tuple[Array, dict[str, Array]]:
         """Mean cross-entropy over the batch (a scalar array), and the gradient of `scale` times it, by tensor.
-        images [n, height, width], labels [n] integers."""
+        images [n, height, width], labels [n] integers. Each tensor's goes to `into`, too, before the next is begun."""
         xp = self._xp
         tape = self._convolve(weights, images)
         flat = self._flat(tape[-1].outputs)
@@ -111,7 +116,7 @@ class Cnn:
         logits = dense(xp, hidden, weights["dense1.weight"], weights["dense1.bias"])
         loss, upstream = mean_cross_entropy(xp, logits, labels, scale)
 
-        gradient: dict[str, Array] = {}
+        gradient = Gradients(into)
         for layer, inputs in ((1, hidden), (0, flat)):
             gradient[f"dense{layer}.weight"] = product(xp, inputs.T, upstream)
             gradient[f"dense{layer}.bias"] = total(upstream)

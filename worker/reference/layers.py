@@ -7,12 +7,31 @@ not know: networks, weights by name.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 Array = Any
 """An array of the namespace in use."""
+
+
+class Sink(Protocol):
+    """Takes gradients by tensor name as they are made: such as `worker.device.link.Link`."""
+
+    def __setitem__(self, name: str, gradient: Array) -> None: ...
+
+
+class Gradients(dict[str, Array]):
+    """By tensor name. What is set is handed on to `into` at once."""
+
+    def __init__(self, into: Sink | None = None) -> None:
+        super().__init__()
+        self._into = into
+
+    def __setitem__(self, name: str, gradient: Array) -> None:
+        super().__setitem__(name, gradient)
+        if self._into is not None:
+            self._into[name] = gradient
 
 
 def product(xp: Any, left: Array, right: Array) -> Array:

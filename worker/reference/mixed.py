@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from worker.reference.layers import Array
+from worker.reference.layers import Array, Gradients, Sink
 from worker.reference.network import Network
 
 SCALES = tuple(2.0**power for power in (12, 9, 6, 3, 0))
@@ -41,20 +41,35 @@ class Mixed:
         return self._inner.initial(seed)
 
     def loss_and_gradient(
-        self, weights: Mapping[str, Array], images: Array, labels: Array, scale: float = 1.0
+        self,
+        weights: Mapping[str, Array],
+        images: Array,
+        labels: Array,
+        scale: float = 1.0,
+        into: Sink | None = None,
     ) -> tuple[Array, dict[str, Array]]:
         with _quiet():
             halves, images = self._halves(weights), images.astype(np.float16)
             for tried in SCALES:
                 loss, scaled = self._inner.loss_and_gradient(halves, images, labels, tried)
-                if all(bool(self._xp.isfinite(array).all()) for array in scaled.values()):
+                if self._finite(scaled):
                     break
         factor = scale / tried
-        return loss, {name: array.astype(np.float32) * factor for name, array in scaled.items()}
+        gradient = Gradients(into)
+        for name, array in scaled.items():
+            gradient[name] = array.astype(np.float32) * factor
+        return loss, gradient
 
     def logits(self, weights: Mapping[str, Array], images: Array) -> Array:
         with _quiet():
             return self._inner.logits(self._halves(weights), images.astype(np.float16)).astype(np.float32)
+
+    def _finite(self, gradient: Mapping[str, Array]) -> bool:
+        """The host waits for the device once, however many tensors there are."""
+        finite = self._xp.ones((), dtype=bool)
+        for array in gradient.values():
+            finite = finite & self._xp.isfinite(array).all()
+        return bool(finite)
 
     @staticmethod
     def _halves(weights: Mapping[str, Array]) -> dict[str, Array]:

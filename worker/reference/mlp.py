@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from worker.reference.initial import he_uniform
-from worker.reference.layers import Array, dense, mean_cross_entropy, product, rectified, total
+from worker.reference.layers import Array, Gradients, Sink, dense, mean_cross_entropy, product, rectified, total
 
 _INIT_DOMAIN = 0x6D6C_7069_6E69_74  # "mlpinit"
 
@@ -45,15 +45,21 @@ class Mlp:
         return values
 
     def loss_and_gradient(
-        self, weights: Mapping[str, Array], images: Array, labels: Array, scale: float = 1.0
+        self,
+        weights: Mapping[str, Array],
+        images: Array,
+        labels: Array,
+        scale: float = 1.0,
+        into: Sink | None = None,
     ) -> tuple[Array, dict[str, Array]]:
         """Mean cross-entropy over the batch (a scalar array), and the gradient of `scale` times it, by tensor.
-        images [n, ...] of sizes[0] values each, labels [n] integers."""
+        images [n, ...] of sizes[0] values each, labels [n] integers. Each tensor's goes to `into`, too, before the next
+        is begun."""
         xp = self._xp
         inputs = self._inputs(weights, images)
         logits = self._affine(weights, self.layers - 1, inputs[-1])
         loss, upstream = mean_cross_entropy(xp, logits, labels, scale)
-        gradient: dict[str, Array] = {}
+        gradient = Gradients(into)
         for layer in reversed(range(self.layers)):
             gradient[weight_name(layer)] = product(xp, inputs[layer].T, upstream)
             gradient[bias_name(layer)] = total(upstream)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from worker.reference.cnn import Cnn
-from worker.reference.layers import Array
+from worker.reference.layers import Array, Sink
 from worker.reference.mlp import Mlp
 
 NETWORKS = ("mlp", "cnn")
@@ -28,9 +28,15 @@ class Network(Protocol):
         ...
 
     def loss_and_gradient(
-        self, weights: Mapping[str, Array], images: Array, labels: Array, scale: float = 1.0
+        self,
+        weights: Mapping[str, Array],
+        images: Array,
+        labels: Array,
+        scale: float = 1.0,
+        into: Sink | None = None,
     ) -> tuple[Array, dict[str, Array]]:
-        """The mean loss, unscaled, and the gradient of `scale` times it."""
+        """The mean loss, unscaled, and the gradient of `scale` times it; `into` gets each tensor's, too, as soon as it
+        is final."""
         ...
 
     def logits(self, weights: Mapping[str, Array], images: Array) -> Array:

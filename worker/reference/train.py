@@ -21,7 +21,8 @@ from worker import device as devices
 from worker.client import Client, connect
 from worker.data.batches import Batch
 from worker.data.prefetch import Prefetch
-from worker.errors import DeadlineExceeded, InvalidArgument
+from worker.device.link import Link
+from worker.errors import DeadlineExceeded, DeviceOutOfMemory, InvalidArgument
 from worker.futures import Future
 from worker.model import Model
 from worker.reference.config import EVALUATE_EVERY_MIN, TrainConfig
@@ -82,7 +83,8 @@ class _Run:
         self._device = devices.get(config.device)
         self._data = config.load()
         self._network = config.build(self._device.xp)
-        self._held_out = self._device.from_host(self._data.held_out_images())
+        with self._device.guarded("copying images to the device"):
+            self._held_out = self._device.from_host(self._data.held_out_images())
         self._evaluate_every = config.evaluate_every or max(
             EVALUATE_EVERY_MIN, len(self._data.training) // (config.batch * config.ranks)
         )
@@ -156,44 +158,53 @@ class _Run:
                 pid=os.getpid(),
             )
         )
-        weights = _Patience(self, first_step).calls(lambda: model.pull(timeout=ATTEMPT_S))
-        gradient = model.buffer()
+        link = Link(model, self._device)
+        _Patience(self, first_step).calls(lambda: link.pull(timeout=ATTEMPT_S))
         found: Evaluation | None = None
         with Prefetch(config.batches(self._data).make, first_step, config.steps) as ahead:
             while (step := model.step) < config.steps:
-                loss = self._gradient(weights, ahead.get(step), gradient)
-                future = model.push_pull(gradient, step=step, timeout=min(config.patience_s, ATTEMPT_S))
-                weights = _Patience(self, step).future(model, future)
+                loss, future = self._push(link, ahead.get(step), step)
+                _Patience(self, step).future(model, future)
                 done_s = time.monotonic()
+                link.load()
                 last = step + 1 == config.steps
-                found = self._evaluate(weights) if last or (step + 1) % self._evaluate_every == 0 else None
+                found = self._evaluate(link) if last or (step + 1) % self._evaluate_every == 0 else None
                 self._emit(
                     StepDone(done_s, step, loss, found.accuracy if found else None, found.loss if found else None)
                 )
                 self._look_at_leaders(client)
         if found is None:
-            found = self._evaluate(weights)
+            found = self._evaluate(link)
         claimed = self._device.name == "numpy"
-        ended = Ended(time.monotonic(), model.step, found, weights.digest(), claimed)
+        ended = Ended(time.monotonic(), model.step, found, link.landed.digest(), claimed)
         self._emit(ended)
         return TrainResult(first_step, model.step, found, ended.digest, ended.time_s - began, claimed)
 
-    def _gradient(self, weights: Tensors, batch: Batch, out: Tensors) -> float:
-        """The loss of this rank's batch; its gradient goes to `out`."""
-        device = self._device
-        on_device = {name: device.from_host(array) for name, array in weights.items()}
-        images, labels = device.from_host(batch.images), device.from_host(batch.labels)
-        loss, gradient = self._network.loss_and_gradient(on_device, images, labels)
-        for name, array in gradient.items():
-            device.to_host(array, out=out[name])
-        return float(loss)
+    def _push(self, link: Link, batch: Batch, step: int) -> tuple[float, Future[Tensors]]:
+        """The loss of this rank's batch; its gradient is on its way. When the device's memory does not suffice it is
+        emptied of what is kept for later, and the step computed once more: nothing of it was sent (fault 32)."""
+        try:
+            loss = self._gradient(link, batch)
+        except DeviceOutOfMemory:
+            link.discard()
+            self._device.free()
+            loss = self._gradient(link, batch)
+        return loss, link.push_pull(step=step, timeout=min(self._config.patience_s, ATTEMPT_S))
 
-    def _evaluate(self, weights: Tensors) -> Evaluation:
-        on_device = {name: self._device.from_host(array) for name, array in weights.items()}
+    def _gradient(self, link: Link, batch: Batch) -> float:
+        """It goes to `link` tensor by tensor, and is copied to the host while the rest is computed."""
+        device = self._device
+        with device.guarded("computing a gradient"):
+            images, labels = device.from_host(batch.images), device.from_host(batch.labels)
+            loss, _ = self._network.loss_and_gradient(link.weights, images, labels, into=link)
+            return float(loss)
+
+    def _evaluate(self, link: Link) -> Evaluation:
         labels = self._data.held_out.labels
-        return evaluate(
-            self._network, on_device, self._held_out, labels, classes=self._data.classes, xp=self._device.xp
-        )
+        with self._device.guarded("evaluating"):
+            return evaluate(
+                self._network, link.weights, self._held_out, labels, classes=self._data.classes, xp=self._device.xp
+            )
 
     def _look_at_leaders(self, client: Client) -> None:
         for group, route in client.leaders().items():

@@ -295,3 +295,50 @@ def test_a_link_that_finds_no_memory_leaves_none_behind(call: str) -> None:
             Link(model, device)
         world.limit = None
         Link(model, device)
+
+
+# --- without a link: arrays of CuPy given to a model
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_dictionary_of_cupys_arrays_is_gathered_and_encoded_on_the_device(codec: str) -> None:
+    cluster, plain = FakeCluster(), FakeCluster()
+    with client_of(plain) as client:
+        model = model_of(client, codec=codec)
+        for step in range(2):
+            expected = model.push_pull(random_gradients(SHAPES, step)).result()
+    with device_of("cupy") as (device, world), client_of(cluster) as client:
+        model = model_of(client, codec=codec)
+        for step in range(2):
+            gradients = random_gradients(SHAPES, step)
+            got = model.push_pull({name: late(world, device, gradients[name]) for name in reversed(SHAPES)}).result()
+        assert got.digest() == expected.digest()
+        assert world.counts["launch gather"] == 2
+        assert world.counts["copy pageable"] == 0
+
+
+def test_all_that_is_wrong_with_arrays_on_a_device_is_named_at_once() -> None:
+    with device_of("cupy") as (device, _), client_of(FakeCluster()) as client:
+        model = model_of(client)
+        wrong = {"a": np.zeros((2, 2), np.float32), "x": np.zeros(1, np.float32), "b": np.zeros(3000, np.int32)}
+        with pytest.raises(errors.InvalidArgument) as refused:
+            model.push_pull({name: device.from_host(array) for name, array in wrong.items()})
+        assert refused.value.cause == (
+            "tensor 'a': expected shape (40, 50), received shape (2, 2); "
+            "tensor 'x': expected one of the model, received an unknown one; "
+            "tensor 'b': expected float16, float32 or float64, received int32; "
+            "tensor 'c': expected shape (1,), received nothing"
+        )
+
+
+def test_a_device_without_memory_is_tried_again_from_nothing() -> None:
+    cluster = FakeCluster()
+    with device_of("cupy") as (device, world), client_of(cluster) as client:
+        model = model_of(client)
+        gradients = {name: device.from_host(array) for name, array in random_gradients(SHAPES).items()}
+        world.fail("launch gather", CUDARuntimeError(2))
+        with pytest.raises(errors.DeviceOutOfMemory):
+            model.push_pull(gradients)
+        assert len(cluster.frames) == BLOCKS
+        model.push_pull(gradients).result()
+    assert applied_once(cluster, 1)
