@@ -14,7 +14,6 @@ from consensus.simulation.errors import Misused
 
 MS = 1000
 """Microseconds in a millisecond. All times of the simulation are whole microseconds."""
-SECOND = 1000 * MS
 
 
 def stream(seed: int, name: str) -> random.Random:

@@ -14,7 +14,6 @@ from consensus.simulation.schedule import MS, Scheduler
 
 LINES_MAX = 3000
 """Lines kept; older ones are forgotten, and counted."""
-QUIET = ""
 
 
 class Trace:

@@ -49,7 +49,6 @@ from paramserver.wire.spec import ModelSpec, TensorSpec
 
 log = logging.getLogger(__name__)
 
-CATALOGUE = 0
 LEASE_CHECK_MS = 200
 """How late a lease may end."""
 SEQUENCE_MAX = 2**62

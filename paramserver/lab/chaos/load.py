@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from paramserver.lab.errors import LabError
 from paramserver.lab.processes import Child
 
 DIGITS = "digits"
-COUNTING = "counting"
+COUNTING = counting.MODEL
 READS = "reads"
 STEPS_FOR_EVER = 10**9
 DIGESTS_MS = 400.0
@@ -148,13 +147,11 @@ class Load:
                     self.seen.digests.append(Digests(line["time"], tuple(line["versions"]), tuple(line["digests"])))
         return self.seen
 
-    def await_steps(self, count: int, since_s: float, timeout_s: float, *, dead: Iterable[_Rank] = ()) -> bool:
-        """Until every rank has completed so many steps since then; False when that took too long. A worker that ended
-        and should not have is a LabError."""
+    def await_steps(self, count: int, since_s: float, timeout_s: float) -> bool:
+        """Until every rank has completed so many steps since then; False when that took too long. Raises as `check`."""
         deadline = time.monotonic() + timeout_s
-        excused = list(dead)
         while True:
-            self.check(excused)
+            self.check()
             self.look()
             if all(one.seen.count(since_s) >= count for one in self.ranks):
                 return True
@@ -162,10 +159,10 @@ class Load:
                 return False
             time.sleep(POLL_S)
 
-    def check(self, excused: Iterable[_Rank] = ()) -> None:
-        known = list(excused)
+    def check(self) -> None:
+        """Raises LabError for a process that ended and was not killed."""
         for one in self.ranks:
-            if not one.process.running and one not in known and one.process.code != -9:
+            if not one.process.running and one.process.code != -9:
                 raise LabError(
                     f"{one.load} rank {one.rank} ended with {one.process.code}",
                     f"log {one.process.log}; its last words:\n{one.process.last_words()}",

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from paramserver.lab import status
-from paramserver.lab.chaos import counting
 from paramserver.lab.chaos.growth import Sampler
 from paramserver.lab.chaos.kinds import During, Need
 from paramserver.lab.chaos.load import COUNTING, DIGITS, Load
@@ -218,7 +217,7 @@ class _Nemesis:
     def _equal(self) -> bool:
         answers = self._cluster.statuses(blocks=True)
         nodes = status.reached(answers)
-        models = {model.model for node in nodes for model in node.models if model.name in (DIGITS, counting.MODEL)}
+        models = {model.model for node in nodes for model in node.models if model.name in (DIGITS, COUNTING)}
         for model in models:
             for copies in status.block_states(answers, model).values():
                 if len({copy.version for copy in copies.values()}) > 1:
@@ -226,6 +225,3 @@ class _Nemesis:
                 if len({copy.digest for copy in copies.values()}) > 1:
                     raise LabError("replicas show one version and different digests", str(copies))
         return bool(models)
-
-
-assert COUNTING == counting.MODEL

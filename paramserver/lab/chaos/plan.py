@@ -22,7 +22,7 @@ import math
 import random
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -266,8 +266,6 @@ def _did_you_mean(word: str, known: Any) -> str:
 
 def narrowed(plan: Plan, kinds: Sequence[str], repetitions: int | None) -> Plan:
     """Only those kinds, so many times each. Raises PlanError for a kind that there is not, in the plan or at all."""
-    from dataclasses import replace
-
     known = all_kinds()
     unknown = [f"{kind!r} is no kind of fault{_did_you_mean(kind, known)}" for kind in kinds if kind not in known]
     if unknown:

@@ -20,7 +20,7 @@ from paramserver.lab.chaos import counting, figures, reference, verdict
 from paramserver.lab.chaos.growth import unwatched
 from paramserver.lab.chaos.load import COUNTING, DIGITS, READS
 from paramserver.lab.chaos.nemesis import SERVER_FLAGS, StageRun, run_stage
-from paramserver.lab.chaos.plan import Plan, Planned, StagePlan, drawn, skipped
+from paramserver.lab.chaos.plan import Plan, Planned, drawn, skipped
 from paramserver.lab.chaos.result import (
     BIN_MS,
     ChaosResult,
@@ -244,6 +244,3 @@ def line_of(one: Struck, run: StageRun, number: int, total: int) -> str:
         came = f"stalled {stall:.0f} ms" if stall is not None else "no step since"
     took = f"{one.end_s - one.start_s:.1f} s, whole after {one.healed_s - one.end_s:.1f} s"
     return f"{number}{f'/{total}' if total else ''} {one.kind}: {one.target}: {came} ({took})"
-
-
-__all__ = ["ChaosOptions", "StagePlan", "run_chaos"]
