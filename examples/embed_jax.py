@@ -6,7 +6,6 @@ The number of steps and a name for the model may follow. Kill -9 a server, or a 
 the result is the same to the bit.
 """
 
-import os
 import sys
 from typing import Any
 
@@ -40,21 +39,21 @@ def initial() -> Any:
 
 
 def main(steps: int, name: str) -> None:
-    rank, ranks = int(os.environ["PARAMSERVER_RANK"]), int(os.environ["PARAMSERVER_RANKS"])
     loss_and_gradient = jax.jit(jax.value_and_grad(loss))
-    with paramserver.connect() as client:  # servers and session file are in the environment as well
+    with paramserver.connect() as client:  # servers, session file and rank are in the environment
         # With optax alone: opt = optax.adam(1e-2)
-        opt = paramserver.jax.optimizer(client, name, paramserver.adam(1e-2), ranks=ranks, rank=rank)
+        opt = paramserver.jax.optimizer(client, name, paramserver.adam(1e-2))
         params = initial()
         state = opt.init(params)
         params = opt.pull()  # what the servers have: after a restart the weights of the step it goes on with
+        rank = opt.model.rank or 0
         while state.step < steps:
             value, grads = loss_and_gradient(params, *batch(rank, state.step))
             if state.step % 50 == 0:
                 print(f"step {state.step}, loss {value:.4f}")
             # With optax alone: updates, state = opt.update(grads, state); params = optax.apply_updates(params, updates)
             params, state = opt.step(grads, state)
-        test = loss(params, *batch(ranks, 0))
+        test = loss(params, *batch(opt.model.spec.ranks, 0))
         print(f"step {state.step}, digest {opt.model.pull().digest()}, loss {test:.4f}")
 
 

@@ -2,7 +2,7 @@
 
     opt = paramserver.jax.optimizer(client, "mine", paramserver.adam(1e-3), ranks=2, rank=0)
     state = opt.init(params)
-    params = opt.pull()  # the model's: another rank's initial values, or those after the step where training stands
+    params = opt.pull()  # the model's: the initial values of rank 0, or those of the step where training stands
     while state.step < 1000:
         grads = gradient(params, batch(state.step))  # jitted, as ever
         params, state = opt.step(grads, state)
@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from paramserver.wire.spec import OptimizerSpec
 from worker.client import Client
+from worker.environment import rank_from_environment
 from worker.errors import FailedPrecondition, InvalidArgument
 from worker.model import Model
 
@@ -46,22 +47,31 @@ class State(NamedTuple):
 
 
 def optimizer(
-    client: Client, name: str, optimizer: OptimizerSpec, *, ranks: int = 1, rank: int | None = 0, **options: Any
+    client: Client,
+    name: str,
+    optimizer: OptimizerSpec,
+    *,
+    ranks: int | None = None,
+    rank: int | None = None,
+    **options: Any,
 ) -> Optimizer:
     """An optimizer that the servers run for the model of that name. Nothing is asked of them before `init`.
 
     client: what `paramserver.connect` gave.
     optimizer: such as `paramserver.adam(1e-3)`.
-    ranks: how many workers push each step. rank: which of them this one is, from 0; None: it only pulls.
+    rank, ranks: this process's, from 0, and how many push each step; None: the environment's (`paramserver launch`,
+        torchrun), else 0 of 1.
     options: as of `Client.model`: reduction, non_finite, block_bytes, log_codec, codec, weights_codec, clip_norm,
         reject_norm, frozen (names of leaves), timeout (seconds).
 
-    Raises InvalidArgument (an option that there is not); what else is wrong comes with `init`."""
+    Raises InvalidArgument (an option that there is not, a rank that is no number); what else is wrong comes with
+    `init`."""
     unknown = sorted(set(options) - OPTIONS)
     if unknown:
         raise InvalidArgument(
             f"options {', '.join(map(repr, unknown))}", f"expected some of {', '.join(sorted(OPTIONS))}"
         )
+    rank, ranks = rank_from_environment(rank, ranks)
     return Optimizer(client, name, {"optimizer": optimizer, "ranks": ranks, "rank": rank, **options})
 
 
@@ -95,8 +105,8 @@ class Optimizer:
         """Open the model, create it if need be, and take the rank; where training stands. A second call with
         parameters of the same names and shapes changes nothing.
 
-        params: a pytree of float32 arrays. Their values are the model's initial ones if nobody sent any before, in the
-            model's whole life: `pull` says what it has. Their devices are where weights come back to.
+        params: a pytree of float32 arrays. Those of rank 0 are the model's initial values, once in the model's life;
+            the other ranks wait for them. `pull` says what it has. Their devices are where weights come back to.
 
         Raises InvalidArgument (it names each leaf that is no float32 array; a tracer: call it outside `jit`), and what
         `Client.model` raises: SpecMismatch, RankTaken, DeadlineExceeded, Closed, Forked."""
@@ -108,14 +118,15 @@ class Optimizer:
                     "make another optimizer for these, of another name",
                 )
             return State(self._model.step)
-        initial = form.host(params, master=True)
+        values = form.host(params, master=True)
+        initial = values if self._asked["rank"] == 0 else None
         self._model = self._client.model(self._name, form.shapes, initial=initial, **self._asked)
         self._form = form
         return State(self._model.step)
 
     def pull(self, *, timeout: float | None = None) -> Any:
         """The model's weights, as a pytree like that of `init`, of float32 arrays of its shapes: of the step that
-        is next for a rank; the newest without a rank.
+        is next.
 
         timeout: seconds; None: the client's. Raises FailedPrecondition (no `init`), DeadlineExceeded, Closed,
         Forked."""
@@ -132,7 +143,7 @@ class Optimizer:
         timeout: seconds; None: the client's. After DeadlineExceeded the step is not lost: `wait` goes on with it.
 
         Raises InvalidArgument (it names each leaf, what was expected and what came; a tracer: call it outside `jit`),
-        NonFinite, NormTooLarge, FailedPrecondition (the state of another step; no `init`; no rank) with nothing sent;
+        NonFinite, NormTooLarge, FailedPrecondition (the state of another step; no `init`) with nothing sent;
         RankTaken, StepPassed, OutcomeUnknown, DeadlineExceeded, Closed, Forked."""
         weights = self._push_pull(grads, state, timeout, "step")
         return self._form.tree(weights), State(self.model.step)

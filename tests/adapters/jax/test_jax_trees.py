@@ -368,11 +368,19 @@ def test_row_13_a_rank_that_is_taken_or_is_none(cluster: FakeCluster, client: pa
             optimizer(second, "demo", paramserver.sgd(RATE), ranks=2).init(params_of())
         with pytest.raises(errors.InvalidArgument, match=r"rank 2.*expected 0 to 1"):
             optimizer(second, "demo", paramserver.sgd(RATE), ranks=2, rank=2).init(params_of())
-        watching = optimizer(second, "demo", paramserver.sgd(RATE), ranks=2, rank=None)
-        state = watching.init(params_of())
-        assert equal(watching.pull(), 1)
-        with pytest.raises(errors.FailedPrecondition, match="opened without a rank"):
-            watching.step(params_of(1), state)
+
+
+def test_row_13_ranks_from_the_environment(client: paramserver.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARAMSERVER_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    optimizer(client, "demo", paramserver.sgd(RATE), rank=0).init(params_of())
+    second = optimizer(client, "demo", paramserver.sgd(RATE))
+    second.init(params_of(5))
+    assert (second.model.rank, second.model.spec.ranks) == (1, 2)
+    assert equal(second.pull(), 1), "initial values are those of rank 0"
+    monkeypatch.setenv("PARAMSERVER_RANK", "first")
+    with pytest.raises(errors.InvalidArgument, match="PARAMSERVER_RANK='first' in the environment; expected a whole"):
+        optimizer(client, "demo", paramserver.sgd(RATE))
 
 
 def test_row_15_deadlines(opt: Optimizer) -> None:
