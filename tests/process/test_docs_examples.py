@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from paramserver.lab.cluster import Cluster
+from tests.process.small import SMALL
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 60
@@ -22,8 +23,7 @@ DOCUMENTED = "127.0.0.1:7101,127.0.0.1:7102,127.0.0.1:7103"
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with Cluster() as running:
-        running.start()
+    with Cluster(options=SMALL) as running:
         yield running
 
 

@@ -13,6 +13,7 @@ import paramserver
 from paramserver.cli import entry
 from paramserver.lab.cluster import Cluster
 from paramserver.wire.spec import float32
+from tests.process.small import SMALL
 from worker.checkpoint_files import read
 
 ELEMENTS, STEPS, KILL_AT = 20_000, 10, 5
@@ -29,7 +30,7 @@ def test_the_rate_changes_at_its_step_though_a_leader_is_killed(tmp_path: Path) 
     the step that it returns is the step at which it comes."""
     initial = np.random.default_rng(7).standard_normal(ELEMENTS, dtype=np.float32)
     kept, rates = initial, {0: float32(0.5)}
-    with Cluster(3, folder=tmp_path) as cluster:
+    with Cluster(3, folder=tmp_path, options=SMALL) as cluster:
         cluster.await_leaders(range(4))
         with paramserver.connect(list(cluster.addresses.values())) as client:
             model = client.model(
@@ -72,7 +73,7 @@ def test_a_model_is_saved_at_one_step_while_it_trains_though_a_leader_is_killed(
         weights, velocity = kept[-1]
         velocity = velocity * np.float32(0.9) + gradient(step, weights)
         kept.append((weights - velocity * np.float32(0.1), velocity))
-    with Cluster(3, folder=tmp_path) as cluster:
+    with Cluster(3, folder=tmp_path, options=SMALL) as cluster:
         cluster.await_leaders(range(4))
         servers = ",".join(cluster.addresses.values())
         with paramserver.connect(servers) as client, paramserver.connect(servers) as other:

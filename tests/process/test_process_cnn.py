@@ -4,36 +4,24 @@ from pathlib import Path
 
 from paramserver.lab import records
 from paramserver.lab.chaos import reference
-from paramserver.lab.cluster import Cluster, WorkerOptions
+from paramserver.lab.cluster import Cluster
 from paramserver.lab.final import find_model, read_final
 from paramserver.wire.checksum import digest
+from tests.process.small import SMALL
+from tests.process.training import MODEL, RANKS, SEED, Training
 
-STEPS, RANKS, SEED = 40, 2, 5
-MODEL = "cnn"
+STEPS = 40
 
 
 def test_a_killed_leader_and_a_killed_worker_leave_the_bits_of_a_cnn_as_they_are(tmp_path: Path) -> None:
     """Batches, augmentation and convolutions are repeated exactly by the worker that comes back (RULES S7)."""
-    with Cluster(folder=tmp_path) as cluster:
-
-        def until_step(step: int) -> None:
-            def reached() -> bool:
-                ranks = cluster.workers.items()
-                return min(records.read(worker.record, rank).last_step + 1 for rank, worker in ranks) >= step
-
-            cluster.wait_for(reached, f"step {step}", 60.0)
-
-        cluster.start_workers(
-            WorkerOptions(
-                rank=rank, ranks=RANKS, steps=STEPS, model_name=MODEL, seed=SEED, device="numpy", flags=("--model=cnn",)
-            )
-            for rank in range(RANKS)
-        )
-        until_step(10)
+    with Cluster(folder=tmp_path, options=SMALL) as cluster:
+        training = Training(cluster, STEPS, network="cnn")
+        training.until(10)
         model = find_model(cluster.statuses(), MODEL)
         killed = cluster.leader_of(min(shard.group for shard in model.shards if shard.blocks))
         cluster.kill(killed)
-        until_step(20)
+        training.until(20)
         cluster.workers[1].kill()
         cluster.workers[1].start()
         cluster.start_server(killed)

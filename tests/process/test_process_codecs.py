@@ -16,6 +16,7 @@ from paramserver.v1 import paramserver_pb2_grpc as services
 from paramserver.wire.checksum import crc32c
 from paramserver.wire.codecs import Codec, decode
 from tests.process.raw_client import Client
+from tests.process.small import SMALL
 
 ELEMENTS, STEPS, KILL_AT, RATE = 40_000, 8, 4, np.float32(0.25)
 PUSH = (Codec.FP16, Codec.BF16)
@@ -31,7 +32,7 @@ def gradient(rank: int, step: int, weights: np.ndarray) -> np.ndarray:
 def test_a_run_whose_leader_is_killed_has_the_bits_of_plain_numpy_on_every_replica(tmp_path: Path) -> None:
     initial = np.random.default_rng(7).standard_normal(ELEMENTS, dtype=np.float32)
     kept = initial
-    with Cluster(3, folder=tmp_path) as cluster:
+    with Cluster(3, folder=tmp_path, options=SMALL) as cluster:
         cluster.await_leaders(range(4))
         addresses = list(cluster.addresses.values())
         with paramserver.connect(addresses) as one, paramserver.connect(addresses) as other:

@@ -1,5 +1,5 @@
 """Nodes come, go and die for good, and groups are moved and handed over by the commands people use, while workers
-train: they end with the digest of an undisturbed run (RULES I1-I3, C6; FAULTS 22, 23)."""
+train: they end with the bits of the faultless run (RULES I1-I3, C6; FAULTS 22, 23)."""
 
 import contextlib
 import io
@@ -9,34 +9,19 @@ from pathlib import Path
 import pytest
 
 from paramserver.cli import entry
-from paramserver.lab import records
-from paramserver.lab.cluster import CATALOGUE_GROUP, Cluster, ServerOptions, WorkerOptions
+from paramserver.lab.cluster import CATALOGUE_GROUP, Cluster, ServerOptions
 from paramserver.lab.status import NodeSnapshot
+from tests.process.small import SMALL
+from tests.process.training import RANKS, Training
 
-RANKS = 2
-STEPS = 350
-MODEL = "digits"
-RUN_TIMEOUT_S = 100.0
+STEPS = 250
 GROUPS = range(4)
 
 
-def start_workers(cluster: Cluster) -> None:
-    cluster.start_workers(
-        WorkerOptions(rank=rank, ranks=RANKS, steps=STEPS, model_name=MODEL, seed=3, device="numpy")
-        for rank in range(RANKS)
-    )
-    cluster.wait_for(lambda: completed(cluster) >= 3, "the first steps", RUN_TIMEOUT_S)
-
-
-def completed(cluster: Cluster) -> int:
-    return min(records.read(worker.record, rank).last_step + 1 for rank, worker in cluster.workers.items())
-
-
-def finish(cluster: Cluster) -> str:
-    cluster.await_workers(RUN_TIMEOUT_S)
-    ends = [records.read(worker.record, rank).end for rank, worker in cluster.workers.items()]
-    (digest,) = {end.digest for end in ends if end is not None}
-    return digest
+def started(cluster: Cluster) -> Training:
+    training = Training(cluster, STEPS)
+    training.until(3)
+    return training
 
 
 def do(cluster: Cluster, *words: str) -> str:
@@ -66,22 +51,14 @@ def hosted(cluster: Cluster, node: int) -> set[int]:
     return {group.group for group in answer.groups}
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
-    with Cluster(1, folder=tmp_path_factory.mktemp("undisturbed")) as cluster:
-        start_workers(cluster)
-        return finish(cluster)
-
-
 @pytest.mark.timeout(200)
-def test_dead_node_whose_disk_is_gone_is_replaced_during_training(tmp_path: Path, undisturbed: str) -> None:
-    patient = ServerOptions(flags=("--lease-ms", "60000"))
+def test_dead_node_whose_disk_is_gone_is_replaced_during_training(tmp_path: Path) -> None:
+    patient = ServerOptions(flags=(*SMALL.flags, "--lease-ms", "60000"))
     with Cluster(folder=tmp_path, options=patient) as cluster:
-        start_workers(cluster)
+        training = started(cluster)
         dead = cluster.leader_of(1)
         cluster.kill(dead)
-        after = completed(cluster)
-        cluster.wait_for(lambda: completed(cluster) > after + RANKS, "steps without that node", RUN_TIMEOUT_S)
+        training.until(training.completed() + RANKS + 1)  # without that node
         cluster.workers[0].pause()  # there should be steps left for what follows
         place = f"{dead}={cluster.join(dead)}"
 
@@ -94,22 +71,22 @@ def test_dead_node_whose_disk_is_gone_is_replaced_during_training(tmp_path: Path
 
         cluster.workers[0].resume()
         do(cluster, "node", "replace", str(dead), place)
-        assert completed(cluster) < STEPS, "it was over before the node was replaced"
+        assert training.completed() < STEPS, "it was over before the node was replaced"
         assert homes(cluster) == {group: {1, 2, 3} for group in GROUPS}
         assert hosted(cluster, dead) == set(GROUPS)
-        assert finish(cluster) == undisturbed
+        training.finish()
         cluster.kill(next(node for node in cluster.servers if node != dead))
         cluster.await_leaders(GROUPS)  # the new replicas vote
 
 
 @pytest.mark.timeout(200)
-def test_node_of_leaders_is_drained_and_removed_during_training(tmp_path: Path, undisturbed: str) -> None:
-    with Cluster(folder=tmp_path) as cluster:
+def test_node_of_leaders_is_drained_and_removed_during_training(tmp_path: Path) -> None:
+    with Cluster(folder=tmp_path, options=SMALL) as cluster:
         leaving = cluster.leader_of(CATALOGUE_GROUP)
         do(cluster, "node", "add", f"4={cluster.join(4)}")
-        start_workers(cluster)
+        training = started(cluster)
         do(cluster, "node", "drain", str(leaving))
-        assert completed(cluster) < STEPS, "it was over before the node was drained"
+        assert training.completed() < STEPS, "it was over before the node was drained"
         assert all(leaving not in nodes and 4 in nodes for nodes in homes(cluster).values())
         cluster.wait_for(lambda: not hosted(cluster, leaving), f"the replicas on node {leaving} to be deleted")
         assert states(cluster)[leaving] == "draining"
@@ -121,14 +98,14 @@ def test_node_of_leaders_is_drained_and_removed_during_training(tmp_path: Path, 
         cluster.servers[leaving].wait(20)
         assert cluster.servers[leaving].code == 2
         assert "was removed from the cluster" in cluster.servers[leaving].last_words()
-        assert finish(cluster) == undisturbed
+        training.finish()
 
 
 @pytest.mark.timeout(200)
-def test_leadership_moves_by_command_and_before_a_stop_during_training(tmp_path: Path, undisturbed: str) -> None:
-    never = ServerOptions(flags=("--prefer-after-ms", "0"))
+def test_leadership_moves_by_command_and_before_a_stop_during_training(tmp_path: Path) -> None:
+    never = ServerOptions(flags=(*SMALL.flags, "--prefer-after-ms", "0"))
     with Cluster(folder=tmp_path, options=never) as cluster:
-        start_workers(cluster)
+        training = started(cluster)
         for target in (2, 3, 1):
             do(cluster, "group", "transfer", "1", "--to", str(target))
             assert cluster.leader_of(1) == target
@@ -139,12 +116,12 @@ def test_leadership_moves_by_command_and_before_a_stop_during_training(tmp_path:
         before = terms(cluster)
         led = {group for group, leader in cluster.await_leaders(GROUPS).items() if leader == stopping}
         assert cluster.terminate(stopping) == 0
-        assert completed(cluster) < STEPS, "it was over before the leader was stopped"
+        assert training.completed() < STEPS, "it was over before the leader was stopped"
         cluster.await_leaders(GROUPS)
         after = terms(cluster)
         assert {group: after[group] - before[group] for group in led} == dict.fromkeys(led, 1), "one hand-over each"
         assert "still led here" not in cluster.servers[stopping].output()
-        assert finish(cluster) == undisturbed
+        training.finish()
 
 
 def terms(cluster: Cluster) -> dict[int, int]:

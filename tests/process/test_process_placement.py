@@ -13,6 +13,7 @@ import paramserver
 from paramserver.lab import loads
 from paramserver.lab.cluster import Cluster, ServerOptions
 from paramserver.lab.loads import NodeTotal
+from tests.process.small import SMALL
 from worker.model import Model
 
 GROUPS = 6
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.timeout(90)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with Cluster(options=ServerOptions(flags=("--groups", str(GROUPS)), zones=ZONES)) as cluster:
+    with Cluster(options=ServerOptions(flags=(*SMALL.flags, "--groups", str(GROUPS)), zones=ZONES)) as cluster:
         cluster.await_leaders(range(GROUPS + 1))
         yield cluster
 

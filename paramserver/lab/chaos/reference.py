@@ -5,7 +5,8 @@ training that simulations are held against for sums and updates, which shares no
 (`digests`), because the bits of a matrix product depend on how many threads share it, and that is settled before NumPy
 is imported: one, as in `paramserver worker`.
 
-Standard input: {"seed", "ranks", "network", "versions": [...]}; standard output: {version: [digest of each block]}.
+Standard input: {"seed", "ranks", "network", "versions": [...]}; standard output: {version: {"whole": digest, "blocks":
+[digest of each]}}.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from paramserver.lab.errors import LabError
 
@@ -24,24 +26,33 @@ S_PER_STEP_MAX = 0.05
 
 def digests(seed: int, ranks: int, versions: Iterable[int], network: str = "mlp") -> Mapping[int, tuple[str, ...]]:
     """Version -> xxh3-128 of each block's weights. `network`: as in `paramserver worker --model`."""
-    wanted = sorted(set(versions))
-    if not wanted:
+    found = _computed(seed, ranks, set(versions), network)
+    return {version: tuple(one["blocks"]) for version, one in found.items()}
+
+
+def whole_digest(seed: int, ranks: int, version: int, network: str = "mlp") -> str:
+    """xxh3-128 of all weights, as workers record it at their end."""
+    return str(_computed(seed, ranks, {version}, network)[version]["whole"])
+
+
+def _computed(seed: int, ranks: int, versions: set[int], network: str) -> dict[int, dict[str, Any]]:
+    if not versions:
         return {}
     done = subprocess.run(
         [sys.executable, "-m", "paramserver.lab.chaos.reference"],
-        input=json.dumps({"seed": seed, "ranks": ranks, "network": network, "versions": wanted}),
+        input=json.dumps({"seed": seed, "ranks": ranks, "network": network, "versions": sorted(versions)}),
         capture_output=True,
         text=True,
         env={**os.environ, **ONE_THREAD},
-        timeout=60.0 + S_PER_STEP_MAX * wanted[-1],
+        timeout=60.0 + S_PER_STEP_MAX * max(versions),
         check=False,
     )
     if done.returncode != 0:
         raise LabError("the faultless run could not be computed", done.stderr.strip()[-500:])
-    return {int(version): tuple(found) for version, found in json.loads(done.stdout).items()}
+    return {int(version): found for version, found in json.loads(done.stdout).items()}
 
 
-def compute(seed: int, ranks: int, versions: set[int], name: str) -> dict[int, list[str]]:
+def compute(seed: int, ranks: int, versions: set[int], name: str) -> dict[int, dict[str, Any]]:
     from dataclasses import replace
 
     import numpy as np
@@ -63,7 +74,8 @@ def compute(seed: int, ranks: int, versions: set[int], name: str) -> dict[int, l
     found = {}
     for version in range(max(versions) + 1):
         if version in versions:
-            found[version] = [digest([weights[place].data.cast("B")]).hex() for place in places]
+            blocks_found = [digest([weights[place].data.cast("B")]).hex() for place in places]
+            found[version] = {"whole": digest([weights.data.cast("B")]).hex(), "blocks": blocks_found}
         gradients = []
         for rank in range(ranks):
             batch = batches[rank].make(version)
