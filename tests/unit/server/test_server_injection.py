@@ -80,7 +80,9 @@ def test_a_slow_disk_takes_so_long_for_each_write_and_sync_and_heals_at_once(
     faults.set(slow_ms=60_000)
     waiting = threading.Thread(target=file.datasync)
     waiting.start()
+    latest_s = time.monotonic() + 5
     while faults.counts["slow"] < 4:
+        assert time.monotonic() < latest_s, "the call does not wait"
         time.sleep(0.001)
     faults.set(slow_ms=0)
     waiting.join(5)

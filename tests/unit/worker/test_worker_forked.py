@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -33,14 +33,14 @@ def in_child(calls: dict[str, Callable[[], Any]]) -> dict[str, str]:
                     found[name] = f"returned {call()!r}"
                 except BaseException as error:
                     found[name] = f"{type(error).__name__}: {error}"
-            os.write(writing, pickle.dumps(found))
+            os.write(writing, json.dumps(found).encode())
         finally:
             os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
         data = pipe.read()
     os.waitpid(child, 0)
-    return pickle.loads(data)
+    return dict(json.loads(data))
 
 
 def public(kind: type) -> set[str]:
