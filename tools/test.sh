@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The tests: first the folders whose tests may share the machine, two at a time, then those that start servers and
-# watch the clock, one at a time. Runs both parts whatever the first one says.
+# The tests: first the folders whose tests may share the machine, two at a time, then those that start servers, kill
+# them and mostly wait, three files at a time: a file's tests share their cluster. Runs both parts whatever the first
+# one says.
 set -u
 cd "$(dirname "$0")/.."
 
@@ -9,12 +10,12 @@ existing() {
         if [ -d "tests/$name" ]; then echo "tests/$name"; fi
     done
 }
-alone=(process demo)
+waiting=(process)
 together=()
 for folder in tests/*/; do
     name=$(basename "$folder")
     # tests/adapters has targets of its own: make test-jax, make test-torch.
-    case " ${alone[*]} adapters __pycache__ " in
+    case " ${waiting[*]} adapters __pycache__ " in
         *" $name "*) ;;
         *) together+=("tests/$name") ;;
     esac
@@ -28,7 +29,7 @@ pytest() {
     if [ "$code" -ne 0 ] && [ "$code" -ne 5 ]; then status=1; fi
 }
 pytest -n 2 --dist worksteal "${together[@]}"
-mapfile -t folders < <(existing "${alone[@]}")
-if [ "${#folders[@]}" -gt 0 ]; then pytest "${folders[@]}"; fi
+mapfile -t folders < <(existing "${waiting[@]}")
+if [ "${#folders[@]}" -gt 0 ]; then pytest -n 3 --dist loadfile "${folders[@]}"; fi
 if [ "$status" -ne 0 ]; then echo "tests failed: see the summaries above"; fi
 exit "$status"
