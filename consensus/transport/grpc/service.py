@@ -6,6 +6,7 @@ status that says why, and is counted when it is refused. Must not know: how intr
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import Any
 
@@ -45,7 +46,10 @@ class PeerService:
         except (DecodeError, ValueError, BadFrame) as error:
             self._dropped["bad_introduction"] += 1
             text = str(error) if isinstance(error, BadFrame) else "these bytes are not an IntroduceRequest"
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
+            try:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
+            except grpc.aio.InternalError:
+                raise asyncio.CancelledError from None  # It is gone; gRPC would log that as a defect of ours.
         response = await self._introductions.judge(request)
         if not response.accepted:
             self._dropped["introduction_refused"] += 1

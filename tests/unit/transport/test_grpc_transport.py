@@ -447,6 +447,21 @@ def test_a_dismissed_node_is_not_dialled_and_is_refused() -> None:
 # --- bad input on the Peer service (FAULTS, bad input 1 and 17); that on frames: test_transport_sockets ------------
 
 
+def test_a_bad_introduction_of_somebody_who_is_gone_is_no_defect() -> None:
+    class Gone:
+        async def abort(self, code: grpc.StatusCode, details: str) -> None:
+            raise grpc.aio.InternalError("Failed grpc_call_start_batch: 8")
+
+    async def main() -> None:
+        one = End(Folder(1, activated=True), addresses(2))
+        with pytest.raises(asyncio.CancelledError):
+            await one.transport.service._introduce(b"\xff", Gone())  # type: ignore[arg-type]
+        assert one.transport.dropped["bad_introduction"] == 1
+        await one.transport.close()
+
+    asyncio.run(main())
+
+
 def test_bad_introductions_and_unknown_methods_get_their_status() -> None:
     async def main() -> None:
         async with ends(2) as (one, _), grpc.aio.insecure_channel(one.members[1]) as channel:
