@@ -283,6 +283,9 @@ class _Form:
                     f"leaf {name!r}: expected an array of floats, received one that cannot be read: {error}"
                 )
                 continue
+            if array.dtype == object:
+                problems.append(f"leaf {name!r}: expected an array of floats, received {type(leaf).__name__}")
+                continue
             if master and array.dtype != np.float32:
                 problems.append(f"leaf {name!r}: expected float32, received {array.dtype}")
             if array.dtype.kind == "V" and _jax().numpy.issubdtype(array.dtype, np.floating):

@@ -126,7 +126,8 @@ def test_gradients_of_any_kind_of_float(opt: Optimizer, dtype: Any) -> None:
 
 def test_with_x64_gradients_are_rounded_and_parameters_refused(opt: Optimizer) -> None:
     single = params_of()
-    with jax.enable_x64(True):
+    x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+    with x64(True):
         double = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params_of(2))
         assert double["scale"].dtype == jnp.float64
         with pytest.raises(errors.InvalidArgument, match=r"leaf 'layers.0.kernel': expected float32, received float64"):
@@ -273,7 +274,7 @@ def changed(leaf: str, value: Any) -> Any:
         ("scale", jnp.float32(jnp.inf), errors.NonFinite, "step 0: inf in tensor 'scale' at element 0"),
         ("kernel", jnp.ones((4, 3)), BAD, rf"{KERNEL}: expected shape \(3, 4\), received shape \(4, 3\)"),
         ("kernel", jnp.ones((3, 4), jnp.int32), BAD, f"{KERNEL}: expected floats, received int32"),
-        ("scale", jax.random.key(0), BAD, "leaf 'scale': expected an array of floats, received one that cannot be"),
+        ("scale", jax.random.key(0), BAD, "leaf 'scale': expected an array of floats, received"),
         ("scale", "1.0", BAD, "leaf 'scale': expected an array, received str"),
         ("scale", None, BAD, r"'scale': expected shape \(\), received nothing"),
         ("more", jnp.ones(1), BAD, "'more': expected a tensor of the model, received an unknown one"),
