@@ -7,6 +7,7 @@ STAMP := .venv/.installed
 PROTOC_STAMP := .venv-protoc/.installed
 PEERS_STAMP := .venv-peers/.installed
 JAX_STAMP := .venv-jax/.installed
+GPU_STAMP := .venv-gpu/.installed
 TORCH_STAMP := .venv-torch/.installed
 ARGS ?=
 # Tests, demo and benchmarks start hundreds of processes of the same sources: where the environment forbids bytecode,
@@ -63,6 +64,14 @@ $(TORCH_STAMP): tools/torch-requirements.txt
 .PHONY: test-torch
 test-torch: $(TORCH_STAMP) ## The adapter for PyTorch, on real servers, against torch.optim (in .venv-torch; two minutes)
 	@tools/test_torch.sh $(ARGS)
+
+$(GPU_STAMP): tools/gpu-requirements.txt
+	@tools/venv.sh $(PYTHON) .venv-gpu tools/gpu-requirements.txt -r tools/gpu-requirements.txt -e .
+
+# With GPU_PYTHON there is an environment already.
+.PHONY: test-gpu
+test-gpu: $(if $(GPU_PYTHON),,$(GPU_STAMP)) ## The way between a GPU and host memory, on a GPU (in .venv-gpu; a minute or two)
+	@GPU_PYTHON='$(GPU_PYTHON)' tools/test_gpu.sh $(ARGS)
 
 .PHONY: mutants
 mutants: install ## Put every known bug back, one by one: each must make a named test fail (under ten minutes)

@@ -14,7 +14,7 @@ waiting=(process)
 together=()
 for folder in tests/*/; do
     name=$(basename "$folder")
-    # tests/adapters has targets of its own: make test-jax, make test-torch.
+    # tests/adapters has targets of its own: make test-gpu, test-jax, test-torch.
     case " ${waiting[*]} adapters __pycache__ " in
         *" $name "*) ;;
         *) together+=("tests/$name") ;;

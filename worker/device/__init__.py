@@ -42,6 +42,12 @@ class Device:
         `what` is being done."""
         return guarded(what)
 
+    def wait(self) -> None:
+        """Until the device has done all that it was given."""
+        if self.xp is not np:
+            with guarded("waiting for the device"):
+                self.xp.cuda.Device(self.number).synchronize()
+
     def free(self) -> None:
         """Give memory back that the library keeps for later."""
         if self.xp is not np:

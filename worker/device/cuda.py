@@ -36,8 +36,8 @@ class Cuda:
         self._empty_pinned = cupyx.empty_pinned
         self._device = cupy.cuda.Device(number)
         with self._doing("preparing the device"):
-            self._work = cupy.cuda.Stream(non_blocking=True)
-            self._copies = cupy.cuda.Stream(non_blocking=True)
+            self.work = cupy.cuda.Stream(non_blocking=True)
+            self.copies = cupy.cuda.Stream(non_blocking=True)
             # Compiled when first called; the device's own cache on disk spares it the next process.
             module = cupy.RawModule(code=kernels.SOURCE)
             self._kernels = {name: module.get_function(name) for name in kernels.NAMES}
@@ -45,7 +45,7 @@ class Cuda:
     # --- memory
 
     def zeros(self, elements: int, dtype: Any) -> Array:
-        with self._doing(f"memory for {elements} elements"), self._work:
+        with self._doing(f"memory for {elements} elements"), self.work:
             return self._cupy.zeros(elements, dtype)
 
     def pinned(self, elements: int, dtype: Any) -> HostArray:
@@ -53,14 +53,14 @@ class Cuda:
             array: HostArray = self._empty_pinned(elements, dtype)
         array.fill(0)
         # CuPy's pool hands page-locked memory out again the moment it is let go: no copy may be at it then.
-        weakref.finalize(array, _drain, self._device, self._work, self._copies).atexit = False
+        weakref.finalize(array, _drain, self._device, self.work, self.copies).atexit = False
         return array
 
     def constant(self, values: npt.NDArray[Any]) -> Array:
         """A copy on the device, there when this returns."""
-        with self._doing("tables"), self._work:
+        with self._doing("tables"), self.work:
             array = self._cupy.asarray(values)
-            self._work.synchronize()
+            self.work.synchronize()
             return array
 
     def group(self, places: Sequence[slice]) -> CudaGroup:
@@ -80,8 +80,8 @@ class Cuda:
             return cupy.ascontiguousarray(value)
 
     def element(self, array: Array, place: int) -> np.float32:
-        with self._doing("reading an element"), self._work:
-            value: np.float32 = array[place : place + 1].get(stream=self._work)[0]
+        with self._doing("reading an element"), self.work:
+            value: np.float32 = array[place : place + 1].get(stream=self.work)[0]
             return value
 
     # --- who waits for whom
@@ -92,15 +92,15 @@ class Cuda:
 
     def after(self, stream: Stream) -> None:
         with self._doing("waiting for a stream"):
-            self._order(stream, self._work)
+            self._order(stream, self.work)
 
     def before(self, stream: Stream) -> None:
         with self._doing("having a stream wait"):
-            self._order(self._work, stream)
+            self._order(self.work, stream)
 
     def wait(self) -> None:
         with self._doing("waiting for copies and kernels"):
-            for stream in (self._work, self._copies):
+            for stream in (self.work, self.copies):
                 self.mark(stream).synchronize()
 
     def _order(self, first: Stream, then: Stream) -> None:
@@ -118,7 +118,7 @@ class Cuda:
 
     def set_bits(self, array: Array) -> None:
         with self._doing("clearing"):
-            array.data.memset_async(0xFF, array.nbytes, self._work)
+            array.data.memset_async(0xFF, array.nbytes, self.work)
 
     def encode(self, codec: Codec, flat: Array, shorts: Array, start: int, stop: int) -> None:
         self._code(_ENCODE[codec], flat, shorts, start, stop)
@@ -132,7 +132,7 @@ class Cuda:
 
     def launch(self, name: str, blocks: int, arguments: tuple[Any, ...]) -> None:
         if blocks:
-            with self._doing(name), self._work:
+            with self._doing(name), self.work:
                 self._kernels[name]((blocks,), (kernels.THREADS,), arguments)
 
     # --- copies
@@ -141,22 +141,22 @@ class Cuda:
         if start == stop:
             return
         with self._doing("copying to the host"):
-            self._order(self._work, self._copies)
-            array[start:stop].get(stream=self._copies, out=host[start:stop], blocking=False)
+            self._order(self.work, self.copies)
+            array[start:stop].get(stream=self.copies, out=host[start:stop], blocking=False)
 
     def upload(self, host: HostArray, array: Array, start: int, stop: int) -> None:
         if start == stop:
             return
         with self._doing("copying to the device"):
-            self._order(self._work, self._copies)
-            array[start:stop].set(host[start:stop], stream=self._copies)
-            self._order(self._copies, self._work)
+            self._order(self.work, self.copies)
+            array[start:stop].set(host[start:stop], stream=self.copies)
+            self._order(self.copies, self.work)
 
     def table(self, host: HostArray, array: Array) -> Any:
         """Like `upload`, as work: small and needed at once. The event after which `host` may be written again."""
         with self._doing("copying a table"):
-            array.set(host, stream=self._work)
-            return self.mark(self._work)
+            array.set(host, stream=self.work)
+            return self.mark(self.work)
 
     @contextmanager
     def _doing(self, what: str) -> Iterator[None]:

@@ -1,7 +1,8 @@
-"""Devices for tests: plain NumPy, and the stand-in for CuPy."""
+"""Devices for tests: plain NumPy, the stand-in for CuPy, and, where PARAMSERVER_GPU is set, a GPU in its place."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,13 +16,21 @@ from worker import device as devices
 
 EARLY = {"cupy": (), "early work": (0,), "early copies": (1,)}
 """Streams of the first backend that do at once what they are given: work is made first."""
-KINDS = ("numpy", *EARLY)
+KINDS = ("numpy", "gpu") if os.environ.get("PARAMSERVER_GPU") else ("numpy", *EARLY)
+SPIN_CYCLES = 2_000_000
+SPIN = """
+extern "C" __global__ void spin(long long cycles) {
+    long long start = clock64();
+    while (clock64() - start < cycles) { }
+}
+"""
+"""About a millisecond."""
 
 
 @contextmanager
 def device_of(kind: str, **options: Any) -> Iterator[tuple[devices.Device, World | None]]:
-    if kind == "numpy":
-        yield devices.get("numpy"), None
+    if kind not in EARLY:
+        yield devices.get("numpy" if kind == "numpy" else "cupy"), None
         return
     with installed(early=EARLY[kind], **options) as world:
         yield devices.get("cupy"), world
@@ -37,13 +46,16 @@ def random_gradients(shapes: dict[str, tuple[int, ...]], seed: int = 1) -> dict[
     return {name: draw.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def late(world: World | None, device: devices.Device, values: np.ndarray, stream: Any = None) -> Any:
-    """An array whose kernel was given to a stream (the current one) and has not run."""
-    if world is None:
-        return values.copy()
+def late(world: World | None, device: devices.Device, values: np.ndarray) -> Any:
+    """An array whose kernel was given to the current stream and has not run."""
     cupy = device.xp
-    array = cupy.empty(values.shape, values.dtype)
-    stream = stream or cupy.cuda.get_current_stream()
-    kept = values.copy()
-    stream.queue.give("backward", lambda: np.copyto(array._a, kept))
+    if cupy is np:
+        return values.copy()
+    if world is None:
+        ready, array = cupy.asarray(values), cupy.zeros(values.shape, values.dtype)
+        cupy.RawKernel(SPIN, "spin")((1,), (1,), (np.int64(SPIN_CYCLES),))
+        array[...] = ready
+        return array
+    array, kept = cupy.empty(values.shape, values.dtype), values.copy()
+    cupy.cuda.get_current_stream().queue.give("backward", lambda: np.copyto(array._a, kept))
     return array

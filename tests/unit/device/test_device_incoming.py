@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from paramserver.wire.codecs import Codec, Encoded, decode, encode
-from tests.unit.device.helpers import KINDS, device_of, layout_of, random_gradients
+from tests.unit.device.helpers import EARLY, KINDS, device_of, layout_of, random_gradients
 from worker.device import incoming
 from worker.device.incoming import Incoming
 
@@ -44,7 +44,7 @@ def test_weights_are_there_for_the_callers_next_kernel(
             assert world.counts["copy pageable"] == 0
 
 
-@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("kind", EARLY)
 def test_kernels_given_before_a_load_read_the_old_weights(kind: str) -> None:
     with device_of(kind) as (device, _):
         to = Incoming(layout_of(SHAPES), Codec.BF16, device.backend())
@@ -61,7 +61,7 @@ def test_kernels_given_before_a_load_read_the_old_weights(kind: str) -> None:
         assert read == {name: array.tobytes() for name, array in old.items()}
 
 
-@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("kind", EARLY)
 def test_host_memory_is_filled_again_only_when_its_copy_is_over(kind: str) -> None:
     with device_of(kind) as (device, world):
         to = Incoming(layout_of(SHAPES), Codec.FP16, device.backend())

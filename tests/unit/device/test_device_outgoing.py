@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from paramserver.wire.codecs import Codec, Encoded, encode
-from tests.unit.device.helpers import KINDS, device_of, late, layout_of, random_gradients
+from tests.unit.device.helpers import EARLY, KINDS, device_of, late, layout_of, random_gradients
 from worker.device.kernels import LIMITS
 from worker.device.outgoing import Outgoing
 from worker.errors import InvalidArgument
@@ -76,7 +76,7 @@ def test_copies_go_on_while_the_backward_pass_does(kind: str) -> None:
         assert given(out.take().values) == expected(Codec.BF16, gradients)
 
 
-@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("kind", EARLY)
 def test_gradients_of_several_streams_are_all_waited_for(kind: str) -> None:
     with device_of(kind) as (device, world):
         cuda = device.xp.cuda
@@ -202,7 +202,7 @@ def test_what_is_discarded_leaves_nothing_behind(kind: str) -> None:
         assert staged.beyond is None
 
 
-@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("kind", EARLY)
 def test_what_is_discarded_was_read_before_it_is_let_go(kind: str) -> None:
     """Memory that is gone when a kernel reads it loses the device."""
     with device_of(kind) as (device, world):
@@ -213,7 +213,7 @@ def test_what_is_discarded_was_read_before_it_is_let_go(kind: str) -> None:
         device.xp.cuda.Device().synchronize()
 
 
-@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("kind", EARLY)
 def test_a_table_of_addresses_is_written_when_the_last_one_was_read(kind: str) -> None:
     with device_of(kind) as (device, _):
         backend = device.backend()

@@ -84,15 +84,22 @@ class Queue:
 
     def _until(self, until: Mark | None) -> None:
         while self._given and not (until is not None and until.done):
-            head = self._given[0]
-            if isinstance(head, Wait):
-                head.mark.stream._until(head.mark)
-            self._next()
+            mark = self._blocked()
+            if mark is None:
+                self._next()
+            else:
+                mark.stream._until(mark)
+
+    def _blocked(self) -> Mark | None:
+        """By what its next one waits for, where that is not done. Nothing else of the queue is held on to: letting go
+        of an array may run it."""
+        head = self._given[0]
+        return head.mark if isinstance(head, Wait) and not head.mark.done else None
 
     def advance(self) -> bool:
         """What an early one does by itself; whether it did anything."""
         did = False
-        while self._given and not (isinstance(self._given[0], Wait) and not self._given[0].mark.done):
+        while self._given and self._blocked() is None:
             self._next()
             did = True
         return did

@@ -1,0 +1,1 @@
+"""The way between a GPU and host memory: `python -m benchmarks.gpu`."""
