@@ -5,6 +5,7 @@ tree of what they raise. Names are looked up on first use: `import worker` costs
 worker.py shadows this package (`paramserver.connect` will then say that it found no `connect`): rename that file.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from worker.model import Model
     from worker.spec import Spec, bsp
     from worker.tensors import Pushed, Tensors
+
+# Read when grpc is imported, which something in this package does first. With it, gRPC's handlers run in every process
+# that is forked from one that trains, such as the workers of a torch DataLoader, and these hang or crash. A client
+# never survives a fork either way: its calls say so (errors.Forked).
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 _HOMES = {
     "connect": "worker.client",

@@ -196,6 +196,29 @@ def test_another_rank_with_other_shapes_is_told_which(cluster: Cluster) -> None:
     assert "11" in str(caught.value)
 
 
+class Data(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    def __len__(self) -> int:
+        return 32
+
+    def __getitem__(self, at: int) -> tuple[torch.Tensor, int]:
+        return torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(at)), at % 10
+
+
+def test_a_compiled_network_with_batches_from_forked_processes(cluster: Cluster) -> None:
+    net = net_of()
+    compiled = torch.compile(net, backend="aot_eager")
+    with DistributedOptimizer(
+        paramserver.sgd(0.1), net.named_parameters(), name="loader", servers=cluster.endpoints
+    ) as optimizer:
+        for _ in range(2):
+            loader = torch.utils.data.DataLoader(Data(), batch_size=8, num_workers=2, multiprocessing_context="fork")
+            for images, labels in loader:
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(compiled(images), labels).backward()
+                optimizer.step()
+        assert optimizer.model.step == 8
+
+
 # --- the example, and what is killed under it
 
 
