@@ -24,7 +24,7 @@ from paramserver.catalogue.placement import (
     Stage,
 )
 from paramserver.catalogue.sharding import Rule
-from paramserver.catalogue.state import Node, PinStage, RateStage, SessionId
+from paramserver.catalogue.state import Loaded, Node, PinStage, RateStage, SessionId
 from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.errors import Refusal
 from paramserver.wire.protos import spec_from_proto, spec_to_proto
@@ -57,6 +57,33 @@ class CreateModel:
 
     spec: ModelSpec
     rule: Rule = Rule.BY_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class LoadModel:
+    """A new generation of the model of that name, or its first, to be filled from a checkpoint."""
+
+    spec: ModelSpec
+    loaded: Loaded
+    rule: Rule = Rule.BY_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteModel:
+    """`force`: although workers hold ranks of it. `loading`: a load that is given up, if it is not open by now."""
+
+    model: int
+    generation: int
+    force: bool = False
+    loading: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ShardDeleted:
+    """The driver's report: the group has let go of the model."""
+
+    model: int
+    group: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +184,8 @@ class ReleasePin:
 
 ClientCommand: TypeAlias = (
     CreateModel
+    | LoadModel
+    | DeleteModel
     | ClaimInitialization
     | ModelOpened
     | ClaimRank
@@ -172,6 +201,7 @@ Command: TypeAlias = (
     | OpenSession
     | RegisterNode
     | ShardCreated
+    | ShardDeleted
     | ExpireLease
     | RateAdvanced
     | PinAdvanced
@@ -204,6 +234,16 @@ def encode(envelope: Envelope) -> bytes:
         case CreateModel(spec, rule):
             message.create_model.CopyFrom(spec_to_proto(spec))
             message.placement_rule = int(rule)
+        case LoadModel(spec, loaded, rule):
+            rates = protos.from_rates(loaded.rates)
+            message.load_model.CopyFrom(pb.LoadModelWish(spec=spec_to_proto(spec), step=loaded.step, rates=rates))
+            message.placement_rule = int(rule)
+        case DeleteModel(model, generation, force, loading):
+            message.delete_model.CopyFrom(
+                pb.DeleteModelWish(model=model, generation=generation, force=force, loading=loading)
+            )
+        case ShardDeleted(model, group):
+            message.shard_deleted.CopyFrom(pb.ShardDeleted(model=model, group=group))
         case ShardCreated(model, generation, group):
             message.shard_created.CopyFrom(pb.ShardCreated(model=model, generation=generation, group=group))
         case ClaimInitialization(model, generation):
@@ -270,6 +310,15 @@ def _command(message: pb.CatalogueCommand) -> Command:
             return RegisterNode(Node(node.node, node.address, node.node_uuid))
         case "create_model":
             return CreateModel(spec_from_proto(message.create_model), Rule(message.placement_rule))
+        case "load_model":
+            wish = message.load_model
+            loaded = Loaded(wish.step, protos.to_rates(wish.rates))
+            return LoadModel(spec_from_proto(wish.spec), loaded, Rule(message.placement_rule))
+        case "delete_model":
+            unwanted = message.delete_model
+            return DeleteModel(unwanted.model, unwanted.generation, unwanted.force, unwanted.loading)
+        case "shard_deleted":
+            return ShardDeleted(message.shard_deleted.model, message.shard_deleted.group)
         case "shard_created":
             created = message.shard_created
             return ShardCreated(created.model, created.generation, created.group)

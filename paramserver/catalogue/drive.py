@@ -17,7 +17,7 @@ from typing import TypeAlias, TypeVar
 
 from consensus.core.interface import GroupId
 from paramserver.catalogue.commands import PinAdvanced, RateAdvanced
-from paramserver.catalogue.state import Model, ModelId, PinStage, RateChange, RateStage, Shard
+from paramserver.catalogue.state import Leaving, Model, ModelId, PinStage, RateChange, RateStage, Shard
 from paramserver.wire.errors import Reason, Refusal
 from paramserver.wire.protos import View
 
@@ -96,7 +96,16 @@ class UnpinShard:
     number: int
 
 
-ShardCommand: TypeAlias = CreateShard | OpenShard | SetView | HoldShard | SetRate | PinShard | UnpinShard
+@dataclass(frozen=True, slots=True)
+class DeleteShard:
+    """The group lets go of the model. `settled`: every model of a lower id has been created in all its groups."""
+
+    model: ModelId
+    generation: int
+    settled: int
+
+
+ShardCommand: TypeAlias = CreateShard | OpenShard | SetView | HoldShard | SetRate | PinShard | UnpinShard | DeleteShard
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +155,13 @@ class Drives:
         execute: Execute,
         report_created: Callable[[Model, GroupId], Awaitable[None]],
         advanced: Callable[[RateAdvanced | PinAdvanced], Awaitable[None]] | None = None,
+        leaving: Callable[[], Mapping[ModelId, Leaving]] = dict,
+        report_deleted: Callable[[ModelId, GroupId], Awaitable[None]] | None = None,
     ) -> None:
-        """`advanced` commits in group 0 how far a change of the learning rate, or a pin, is now."""
+        """`advanced` commits in group 0 how far a change of the learning rate, or a pin, is now; `report_deleted` that
+        a group has let go of a model that is `leaving`."""
+        self._leaving = leaving
+        self._report_deleted = report_deleted
         self._models = models
         self._execute = execute
         self._report_created = report_created
@@ -164,15 +178,17 @@ class Drives:
         """Something was decided about the model: carry it out, where a group has not confirmed it yet."""
         if self._ended:
             return
-        decided = self._models()[model]
-        for group in decided.groups:
+        for group in self._groups(model):
             key = (model, group)
-            if key not in self._tasks and self._next(decided, group, self._of(model, group)) is not None:
+            if key not in self._tasks and self._next(model, group, self._of(model, group)) is not None:
                 self._tasks[key] = asyncio.create_task(self._drive(key), name=f"drive model {model} group {group}")
 
     def poke_all(self) -> None:
-        for model in self._models():
+        for model in (*self._models(), *self._leaving()):
             self.poke(model)
+        for key in [key for key in self._confirmed if key[0] not in self._models() and key not in self._tasks]:
+            if key[0] not in self._leaving():
+                del self._confirmed[key]
         self._signal()
 
     def end(self) -> None:
@@ -188,9 +204,9 @@ class Drives:
         """What every group of the model has confirmed, once it is `done` in all. Raises `Refusal` when the tenure ends;
         the deadline is the caller's."""
         while True:
-            confirmed = [self._of(model, group) for group in self._models()[model].groups]
             if self._ended:
                 raise Refusal(Reason.NOT_READY, "group 0's leader changed; send it again")
+            confirmed = [self._of(model, group) for group in self._decided(model).groups]
             if all(done(one) for one in confirmed):
                 return confirmed
             self.poke(model)
@@ -202,9 +218,18 @@ class Drives:
         while True:
             if self._ended:
                 raise Refusal(Reason.NOT_READY, "group 0's leader changed; send it again")
-            found = done(self._models()[model])
+            found = done(self._decided(model))
             if found is not None:
                 return found
+            self.poke(model)
+            progress = self._progress
+            await progress.wait()
+
+    async def until_gone(self, model: ModelId) -> None:
+        """Until every group has let go of a model that was deleted. Raises `Refusal` as `everywhere`."""
+        while model in self._leaving():
+            if self._ended:
+                raise Refusal(Reason.NOT_READY, "group 0's leader changed; send it again")
             self.poke(model)
             progress = self._progress
             await progress.wait()
@@ -229,7 +254,7 @@ class Drives:
         confirmed = self._of(model, group)
         failures = 0
         try:
-            while (command := self._next(self._models()[model], group, confirmed)) is not None:
+            while (command := self._next(model, group, confirmed)) is not None:
                 trouble = await self._attempt(group, command, confirmed)
                 if trouble and trouble != confirmed.trouble:
                     log.info("group %d, model %d: %s", group, model, trouble)
@@ -244,8 +269,27 @@ class Drives:
             del self._tasks[key]
             self._signal()
 
-    def _next(self, model: Model, group: GroupId, confirmed: Confirmed) -> ShardCommand | None:
+    def _groups(self, model: ModelId) -> tuple[GroupId, ...]:
+        """That have something to hear of it."""
+        decided, gone = self._models().get(model), self._leaving().get(model)
+        if decided is not None:
+            return decided.groups
+        return tuple(sorted(gone.groups)) if gone is not None else ()
+
+    def _decided(self, model: ModelId) -> Model:
+        found = self._models().get(model)
+        if found is None:
+            raise Refusal(Reason.NOT_FOUND, f"model {model} was deleted meanwhile", field="model", received=str(model))
+        return found
+
+    def _next(self, number: ModelId, group: GroupId, confirmed: Confirmed) -> ShardCommand | None:
         """The first thing that was decided and is not confirmed."""
+        gone = self._leaving().get(number)
+        if gone is not None and group in gone.groups:
+            return DeleteShard(number, gone.generation, self._settled(number))
+        model = self._models().get(number)
+        if model is None:
+            return None
         shard = model.shard_of(group)
         if shard is not None and not confirmed.created and group not in model.created:
             return CreateShard(model, shard)
@@ -264,6 +308,12 @@ class Drives:
         if pin is not None and pin.stage is PinStage.ENDED and confirmed.unpinned < pin.number:
             return UnpinShard(model.model, model.generation, pin.number)
         return None
+
+    def _settled(self, model: ModelId) -> ModelId:
+        """Models of ids up to the deleted one may still be on their way into their groups: the lowest of these."""
+        return min(
+            (one.model for one in self._models().values() if not one.complete and one.model < model), default=model + 1
+        )
 
     async def _attempt(self, group: GroupId, command: ShardCommand, confirmed: Confirmed) -> str:
         """Empty, or why it failed."""
@@ -297,6 +347,9 @@ class Drives:
                     confirmed.pinned = (number, step)
                 case UnpinShard(number=number):
                     confirmed.unpinned = number
+                case DeleteShard(model_id):
+                    if self._report_deleted is not None:
+                        await self._report_deleted(model_id, group)
         except Refusal as refusal:
             return f"{refusal.reason}: {refusal.message}"
         except Exception as error:  # a defect must not stop the drive, nor spin it
@@ -318,13 +371,13 @@ class Drives:
     ) -> None:
         """Report what is reached if `group` is the last one that was missing. Before that is noted: what fails here is
         asked for again."""
-        others = (one for one in self._models()[reached.model].groups if one != group)
+        others = (one for one in self._decided(reached.model).groups if one != group)
         if all(done(self._of(reached.model, other)) for other in others):
             await self._advance(reached)
 
     async def _advance(self, reached: RateAdvanced | PinAdvanced) -> None:
         """In group 0, unless it knows already, or knows better."""
-        model = self._models()[reached.model]
+        model = self._decided(reached.model)
         now = model.pinned if isinstance(reached, PinAdvanced) else model.rate_under_way
         if self._advanced is None or now is None or now.number != reached.number or now.stage > reached.stage:
             return

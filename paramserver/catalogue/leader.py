@@ -25,7 +25,9 @@ from paramserver.catalogue.commands import (
     ClientCommand,
     Command,
     CreateModel,
+    DeleteModel,
     Envelope,
+    LoadModel,
     ModelOpened,
     OpenSession,
     PinAdvanced,
@@ -33,16 +35,18 @@ from paramserver.catalogue.commands import (
     RegisterNode,
     ReleaseRank,
     ShardCreated,
+    ShardDeleted,
 )
 from paramserver.catalogue.drive import Drives, Execute, OpenShard
 from paramserver.catalogue.leases import LEASE_MS, LeaseClock, LeaseKey
 from paramserver.catalogue.machine import CatalogueMachine
+from paramserver.catalogue.models import load_problems
 from paramserver.catalogue.moving import Mover
 from paramserver.catalogue.pictures import Hands, Survey
 from paramserver.catalogue.placement import Reshape
 from paramserver.catalogue.planning import Plan
 from paramserver.catalogue.sessions import Answer, Caller, Session
-from paramserver.catalogue.state import Model, ModelId, Node, SessionId
+from paramserver.catalogue.state import Loaded, Model, ModelId, Node, SessionId
 from paramserver.wire.errors import Reason, Refusal, disk_full, invalid, refuse_problems
 from paramserver.wire.protos import View
 from paramserver.wire.spec import ModelSpec, TensorSpec
@@ -52,6 +56,8 @@ log = logging.getLogger(__name__)
 LEASE_CHECK_MS = 200
 """How late a lease may end."""
 SEQUENCE_MAX = 2**62
+LOADING_RETRY_MS = 200
+"""When to ask again for a model whose name is being loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +145,14 @@ class CatalogueLeader:
 
     def leading(self, term: int) -> None:
         self.deposed(term)
-        drives = Drives(lambda: self._machine.models, self._execute, self._report_created, self._report_advanced)
+        drives = Drives(
+            lambda: self._machine.models,
+            self._execute,
+            self._report_created,
+            self._report_advanced,
+            lambda: self._machine.leaving,
+            self._report_deleted,
+        )
         self._leases.leading(self._machine.models, self._now_ms())
         tasks = [
             asyncio.create_task(self._expire_leases(), name="leases of group 0"),
@@ -201,16 +214,77 @@ class CatalogueLeader:
         existing = self._machine.named(spec.name)
         if existing is not None and existing.spec != spec:
             raise mismatch(existing.spec, spec)
+        if existing is None and self._machine.being_loaded(spec.name) is not None:
+            raise Refusal(
+                Reason.NOT_READY,
+                f"model {spec.name!r} is being loaded from a checkpoint",
+                retry_after_ms=LOADING_RETRY_MS,
+            )
+        answer = await self._commit_spec(caller, CreateModel(spec))
+        return await self._complete(tenure, answer.value)
+
+    async def load_model(self, caller: Caller, spec: ModelSpec, loaded: Loaded) -> Model:
+        """A new generation of the model of that name, or its first, complete in all its groups: its initialization
+        lease is the caller's, and it takes the name when it is opened."""
+        tenure = self._leading()
+        refuse_problems(spec.validate())
+        if problems := load_problems(loaded):
+            raise Refusal(Reason.INVALID, problems)
         try:
-            answer = await self._commit_for(caller, CreateModel(spec))
+            answer = await self._commit_spec(caller, LoadModel(spec, loaded))
         except _Refused as refused:
-            if refused.answer.reason != Reason.SPEC_MISMATCH:
+            if refused.answer.reason != Reason.CONFLICT or not refused.answer.value:
                 raise
-            raise mismatch(self._machine.models[refused.answer.value].spec, spec) from None
-        model = self._machine.models[answer.value]
-        if not model.complete:
-            await tenure.drives.everywhere(model.model, lambda group: group.view >= 1)
-        return self._machine.models[model.model]
+            raise self._loaded_by_another(spec.name, refused.answer) from None
+        # A retry says that the caller is there, who cannot renew yet.
+        self._leases.renewed(LeaseKey(answer.value, 0, 1, initialization=True), self._now_ms())
+        return await self._complete(tenure, answer.value)
+
+    async def delete_model(
+        self, caller: Caller, model: ModelId, generation: int, *, force: bool, loading: bool = False
+    ) -> None:
+        """Returns when every data group has let go of it. `loading`: only if the caller is loading it still."""
+        drives = self._leading().drives
+        try:
+            await self._commit_for(caller, DeleteModel(model, generation, force, loading))
+        except _Refused as refused:
+            if refused.answer.reason != Reason.CONFLICT:
+                raise
+            raise Refusal(
+                Reason.CONFLICT,
+                f"{refused.answer.message}, by {self._holder(refused.answer.holder)}",
+                field="force",
+                hint="stop its workers, or delete it all the same (force)",
+            ) from None
+        await drives.until_gone(model)
+
+    async def _commit_spec(self, caller: Caller, command: CreateModel | LoadModel) -> Answer:
+        try:
+            return await self._commit_for(caller, command)
+        except _Refused as refused:
+            there = self._machine.models.get(refused.answer.value)
+            if refused.answer.reason != Reason.SPEC_MISMATCH or there is None:
+                raise
+            raise mismatch(there.spec, command.spec) from None
+
+    async def _complete(self, tenure: Tenure, model: ModelId) -> Model:
+        """RULES M2."""
+        found = self._machine.models.get(model)
+        if found is None or not found.complete:
+            await tenure.drives.everywhere(model, lambda group: group.view >= 1)
+        return self.describe(model=model)
+
+    def _loaded_by_another(self, name: str, answer: Answer) -> Refusal:
+        key = LeaseKey(answer.value, 0, 1, initialization=True)
+        ends_ms = self._leases.ends_in_ms(key, self._now_ms())
+        holder = self._holder(answer.holder)
+        return Refusal(
+            Reason.CONFLICT,
+            f"model {name!r} is being loaded by {holder}; if that is gone, its lease ends in {ends_ms} ms",
+            holder=holder,
+            lease_ends_ms=ends_ms,
+            hint="wait for it, or for its lease to end, and load again",
+        )
 
     async def confirmed(self) -> None:
         """What is read here now, without waiting in between, holds every answer given before this call. Raises
@@ -242,7 +316,7 @@ class CatalogueLeader:
                 return InitializationClaim(granted=False, open=True)
             if refused.answer.reason != Reason.RANK_TAKEN:
                 raise
-            lease = self._machine.models[model].initialization
+            lease = self.describe(model=model).initialization
             key = LeaseKey(model, 0, lease.epoch, initialization=True)
             return InitializationClaim(
                 granted=False,
@@ -260,7 +334,7 @@ class CatalogueLeader:
             await self._refuse_incomplete(tenure, found, epoch)
         await self._commit_for(caller, ModelOpened(model, generation, epoch))
         await tenure.drives.everywhere(model, lambda group: group.opened)
-        return self._machine.models[model]
+        return self.describe(model=model)
 
     async def claim_rank(self, caller: Caller, model: ModelId, generation: int, rank: int) -> RankClaim:
         """The rank, once every data group of the model has applied the view that grants it (RULES S9)."""
@@ -276,7 +350,7 @@ class CatalogueLeader:
         # The model's view of now: where another rank was claimed meanwhile, the groups hold that one or will soon.
         return RankClaim(
             lease_epoch=answer.value,
-            view=self._machine.models[model].view,
+            view=self.describe(model=model).view,
             lowest_version=min(group.lowest_version for group in confirmed),
             lease_ms=self._leases.lease_ms,
         )
@@ -354,9 +428,10 @@ class CatalogueLeader:
         return Reshaped(plan, tuple(await administration.carry_out(plan, commit)))
 
     async def models(self) -> list[Model]:
-        """All there are, by name."""
+        """All there are, by name; not those that have none yet."""
         await self.confirmed()
-        return sorted(self._machine.models.values(), key=lambda model: model.spec.name)
+        found = [model for model in self._machine.models.values() if not model.loading]
+        return sorted(found, key=lambda model: model.spec.name)
 
     @property
     def lease_ms(self) -> int:
@@ -472,6 +547,9 @@ class CatalogueLeader:
 
     async def _report_created(self, model: Model, group: GroupId) -> None:
         await self._commit(Envelope(ShardCreated(model.model, model.generation, group)))
+
+    async def _report_deleted(self, model: ModelId, group: GroupId) -> None:
+        await self._commit(Envelope(ShardDeleted(model, group)))
 
     async def _report_advanced(self, reached: RateAdvanced | PinAdvanced) -> None:
         await self._commit(Envelope(reached))

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from consensus.core.interface import Entry, GroupId, NodeId, Payload
+from paramserver.catalogue import models as table
 from paramserver.catalogue import pins, rates, sharding, snapshots
 from paramserver.catalogue.bootstrap import CATALOGUE_GROUP
 from paramserver.catalogue.commands import (
@@ -24,8 +25,10 @@ from paramserver.catalogue.commands import (
     ClientCommand,
     Command,
     CreateModel,
+    DeleteModel,
     Envelope,
     ExpireLease,
+    LoadModel,
     ModelOpened,
     OpenSession,
     PinAdvanced,
@@ -35,6 +38,7 @@ from paramserver.catalogue.commands import (
     ReleasePin,
     ReleaseRank,
     ShardCreated,
+    ShardDeleted,
     decode,
 )
 from paramserver.catalogue.placement import (
@@ -50,11 +54,9 @@ from paramserver.catalogue.placement import (
 )
 from paramserver.catalogue.sessions import Answer, Session, Sessions, refusal
 from paramserver.catalogue.state import (
-    FIRST_GENERATION,
-    FIRST_PLACEMENT_EPOCH,
-    FIRST_VIEW,
     InitializationLease,
     Lease,
+    Leaving,
     Model,
     ModelId,
     Node,
@@ -87,6 +89,8 @@ class CatalogueMachine:
         self._held = dict.fromkeys(data_groups, 0)
         self.models: Mapping[ModelId, Model] = {}
         """Replaced, never changed in place."""
+        self.leaving: Mapping[ModelId, Leaving] = {}
+        """As `models`."""
         self.placement = Placement()
 
     def reset(self) -> None:
@@ -96,6 +100,7 @@ class CatalogueMachine:
         self._specs_bytes = 0
         self._held = dict.fromkeys(self._data_groups, 0)
         self.models = {}
+        self.leaving = {}
         self.placement = Placement()
 
     # --- reading, from any thread
@@ -113,7 +118,10 @@ class CatalogueMachine:
         return self._sessions.get(session)
 
     def named(self, name: str) -> Model | None:
-        return next((model for model in self.models.values() if model.spec.name == name), None)
+        return table.named(self.models.values(), name)
+
+    def being_loaded(self, name: str) -> Model | None:
+        return table.being_loaded(self.models.values(), name)
 
     # --- StateMachine
 
@@ -132,6 +140,7 @@ class CatalogueMachine:
             placement=self.placement,
             sessions=list(self._sessions),
             models=list(self.models.values()),
+            leaving=list(self.leaving.values()),
         )
 
     def restore(self, chunks: Iterator[memoryview]) -> None:
@@ -145,6 +154,7 @@ class CatalogueMachine:
         self._specs_bytes = sum(_spec_bytes(model) for model in contents.models)
         self.placement = contents.placement
         self.models = {model.model: model for model in contents.models}
+        self.leaving = {gone.model: gone for gone in contents.leaving}
         self._held = sharding.loads(self._data_groups, contents.models)
 
     def size_bytes(self) -> int:
@@ -180,6 +190,8 @@ class CatalogueMachine:
                 return answer
             case ShardCreated():
                 return self._shard_created(command)
+            case ShardDeleted():
+                return self._shard_deleted(command)
             case ExpireLease():
                 return self._expire(command)
             case RateAdvanced():
@@ -195,6 +207,10 @@ class CatalogueMachine:
         match command:
             case CreateModel():
                 return self._create(command)
+            case LoadModel():
+                return self._load(command, session)
+            case DeleteModel():
+                return self._delete(command, session)
             case ClaimInitialization():
                 return self._claim_initialization(command, session)
             case ModelOpened():
@@ -252,17 +268,20 @@ class CatalogueMachine:
         problems = spec.validate()
         if problems:  # checked before it was proposed; here against a proposer that did not
             return refusal(Reason.INVALID, "; ".join(str(problem) for problem in problems))
+        if self.being_loaded(spec.name) is not None:
+            return refusal(Reason.CONFLICT, f"model {spec.name!r} is being loaded from a checkpoint")
+        return self._add(table.new(self._next_model, command, self._held))
+
+    def _load(self, command: LoadModel, session: SessionId) -> Answer:
+        problems = command.spec.validate()
+        if problems:
+            return refusal(Reason.INVALID, "; ".join(str(problem) for problem in problems))
+        made = table.load(self.models, self._next_model, command, session, self._held)
+        return made if isinstance(made, Answer) else self._add(made)
+
+    def _add(self, created: Model) -> Answer:
         if len(self.models) >= MODELS_MAX:
             return refusal(Reason.TOO_LARGE, f"the cluster holds {MODELS_MAX} models, its bound")
-        created = Model(
-            model=self._next_model,
-            generation=FIRST_GENERATION,
-            spec=spec,
-            shards=sharding.place(command.rule, spec, self._next_model, self._held),
-            placement_epoch=FIRST_PLACEMENT_EPOCH,
-            view=View(FIRST_VIEW, 0, (0,) * spec.ranks),
-            leases=(Lease(),) * spec.ranks,
-        )
         if self._specs_bytes + _spec_bytes(created) > SPECS_BYTES_MAX:
             return refusal(Reason.TOO_LARGE, f"all specs together would be above {SPECS_BYTES_MAX} bytes")
         self._next_model += 1
@@ -270,6 +289,30 @@ class CatalogueMachine:
         sharding.add(self._held, created)
         self._put(created)
         return Answer(ok=True, value=created.model)
+
+    def _delete(self, command: DeleteModel, session: SessionId) -> Answer:
+        model = self._find(command.model, command.generation)
+        if isinstance(model, Answer):
+            return model
+        answer = table.delete(model, command, session)
+        if answer.ok:
+            self._remove(model)
+        return answer
+
+    def _remove(self, model: Model) -> None:
+        """Its name is free; the data groups are told until all have let go of it."""
+        self.models = {number: one for number, one in self.models.items() if number != model.model}
+        self.leaving = {**self.leaving, model.model: table.leaving(model)}
+        self._specs_bytes -= _spec_bytes(model)
+        sharding.add(self._held, model, sign=-1)
+
+    def _shard_deleted(self, command: ShardDeleted) -> Answer:
+        gone = self.leaving.get(command.model)
+        if gone is not None:
+            left = replace(gone, groups=gone.groups - {command.group})
+            others = {number: one for number, one in self.leaving.items() if number != gone.model}
+            self.leaving = {**others, gone.model: left} if left.groups else others
+        return Answer(ok=True)
 
     def _shard_created(self, command: ShardCreated) -> Answer:
         model = self._find(command.model, command.generation)
@@ -286,6 +329,8 @@ class CatalogueMachine:
             return model
         if model.open:
             return refusal(Reason.ALREADY_OPEN, "the model is open: its values are there")
+        if model.loading:
+            return refusal(Reason.CONFLICT, "the model is being loaded from a checkpoint: it takes no initial values")
         lease = model.initialization
         if lease.session not in (0, session):
             return refusal(Reason.RANK_TAKEN, "another client is sending initial values", holder=lease.session)
@@ -306,6 +351,11 @@ class CatalogueMachine:
         if command.epoch != lease.epoch or lease.session != session:
             message = f"epoch {command.epoch} of the initialization lease is not the current one, {lease.epoch}"
             return refusal(Reason.STALE_LEASE, message, value=lease.epoch, holder=lease.session)
+        before = table.replaced(self.models, model)
+        if isinstance(before, Answer):
+            return before
+        if before is not None:
+            self._remove(before)
         # The lease ends here: nobody can get a higher epoch any more, so every group can complete this one.
         self._put(replace(model, open=True, initialization=replace(lease, session=0)))
         return Answer(ok=True, value=lease.epoch)
@@ -345,6 +395,9 @@ class CatalogueMachine:
             lease = model.initialization
             if model.open or lease.session == 0 or lease.epoch != command.lease_epoch:
                 return refusal(Reason.STALE_LEASE, "the initialization lease moved on")
+            if model.loading:
+                self._remove(model)  # who loaded it is gone; the generation before, if any, was never touched
+                return Answer(ok=True)
             self._put(replace(model, initialization=replace(lease, session=0)))
             return Answer(ok=True)
         held = self._lease(model, command.rank)

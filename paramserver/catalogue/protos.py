@@ -146,6 +146,14 @@ def to_leases(messages: Iterable[pb.RankState]) -> tuple[Lease, ...]:
     return tuple(Lease(one.lease_epoch, one.session, one.held) for one in messages)
 
 
+def from_rates(rates: Iterable[tuple[int, float]]) -> list[pb.RateFrom]:
+    return [pb.RateFrom(step=step, learning_rate=rate) for step, rate in rates]
+
+
+def to_rates(messages: Iterable[pb.RateFrom]) -> tuple[tuple[int, float], ...]:
+    return tuple((one.step, one.learning_rate) for one in messages)
+
+
 def from_model(model: Model) -> pb.ModelDescription:
     return pb.ModelDescription(
         model=model.model,

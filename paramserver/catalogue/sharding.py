@@ -42,10 +42,11 @@ def loads(groups: Iterable[GroupId], models: Iterable[Model]) -> dict[GroupId, i
     return held
 
 
-def add(held: dict[GroupId, int], model: Model) -> None:
+def add(held: dict[GroupId, int], model: Model, *, sign: int = 1) -> None:
+    """`sign` -1: it goes."""
     layout = Layout(model.spec)
     for shard in model.shards:
-        held[shard.group] = held.get(shard.group, 0) + shard_bytes(layout, shard)
+        held[shard.group] = held.get(shard.group, 0) + sign * shard_bytes(layout, shard)
 
 
 def shard_bytes(layout: Layout, shard: Shard) -> int:

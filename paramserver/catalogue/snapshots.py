@@ -15,13 +15,24 @@ from consensus.storage.errors import UnknownFormat
 from paramserver.catalogue import protos
 from paramserver.catalogue.placement import Leftover, Members, Move, Placement
 from paramserver.catalogue.sessions import Answer, Session
-from paramserver.catalogue.state import InitializationLease, Model, Node, Pin, PinStage, RateChange, RateStage
+from paramserver.catalogue.state import (
+    InitializationLease,
+    Leaving,
+    Loaded,
+    Model,
+    Node,
+    Pin,
+    PinStage,
+    RateChange,
+    RateStage,
+)
 from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.protos import spec_from_proto, view_from_proto
 
-FORMAT = 3
-READABLE = (1, 2, 3)
-"""Format 1 knows no moves, and nothing of members; 2 no changes of learning rates, no pins."""
+FORMAT = 4
+READABLE = (1, 2, 3, 4)
+"""Format 1 knows no moves, and nothing of members; 2 no changes of learning rates, no pins; 3 nothing of models that
+were loaded or deleted."""
 CHUNK_BYTES = 256 << 10
 RECORD_BYTES_MAX = 8 << 20
 _LENGTH = struct.Struct("<I")
@@ -34,6 +45,7 @@ class Contents:
     placement: Placement
     sessions: Sequence[Session]
     models: Sequence[Model]
+    leaving: Sequence[Leaving] = ()
 
 
 def write(
@@ -43,6 +55,7 @@ def write(
     placement: Placement,
     sessions: Iterable[Session],
     models: Iterable[Model],
+    leaving: Iterable[Leaving] = (),
 ) -> Iterator[Payload]:
     """Chunks of at most a record more than CHUNK_BYTES."""
 
@@ -69,6 +82,9 @@ def write(
             yield pb.CatalogueRecord(session=_from_session(session))
         for model in models:
             yield pb.CatalogueRecord(model=_from_model(model))
+        for gone in leaving:
+            record = pb.LeavingRecord(model=gone.model, generation=gone.generation, groups=sorted(gone.groups))
+            yield pb.CatalogueRecord(leaving=record)
 
     chunk = bytearray()
     for record in records():
@@ -97,6 +113,7 @@ def read(chunks: Iterable[Payload]) -> Contents:
     leftovers: list[Leftover] = []
     next_replica: dict[GroupId, int] = {}
     groups: dict[GroupId, Members] = {}
+    leaving: list[Leaving] = []
     for record in records:
         match record.WhichOneof("kind"):
             case "node":
@@ -105,6 +122,9 @@ def read(chunks: Iterable[Payload]) -> Contents:
                 sessions.append(_to_session(record.session))
             case "model":
                 models.append(_to_model(record.model))
+            case "leaving":
+                gone = record.leaving
+                leaving.append(Leaving(gone.model, gone.generation, frozenset(gone.groups)))
             case "move":
                 moves.append(protos.to_move(record.move))
             case "leftover":
@@ -131,6 +151,7 @@ def read(chunks: Iterable[Payload]) -> Contents:
         placement=placement,
         sessions=sessions,
         models=models,
+        leaving=leaving,
     )
 
 
@@ -203,6 +224,7 @@ def _from_model(model: Model) -> pb.ModelRecord:
         created=sorted(model.created),
         initialization_session=model.initialization.session,
         pin=_from_pin(model.pin),
+        loaded=_from_loaded(model.loaded),
     )
 
 
@@ -223,7 +245,16 @@ def _to_model(record: pb.ModelRecord) -> Model:
             RateChange(one.number, one.step, one.learning_rate, RateStage(one.stage)) for one in description.rates
         ),
         pin=_to_pin(record.pin) if record.HasField("pin") else None,
+        loaded=_to_loaded(record.loaded) if record.HasField("loaded") else None,
     )
+
+
+def _from_loaded(loaded: Loaded | None) -> pb.LoadedRecord | None:
+    return None if loaded is None else pb.LoadedRecord(step=loaded.step, rates=protos.from_rates(loaded.rates))
+
+
+def _to_loaded(record: pb.LoadedRecord) -> Loaded:
+    return Loaded(record.step, protos.to_rates(record.rates))
 
 
 def _from_pin(pin: Pin | None) -> pb.PinRecord | None:

@@ -115,6 +115,24 @@ class Pin:
     stage: PinStage = PinStage.PLACING
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Where the values of a model come from a checkpoint: its step, and its changes of the learning rate."""
+
+    step: int
+    rates: tuple[tuple[int, float], ...] = ()
+    """(step, learning rate), ascending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """A model that was deleted, and the groups that have not let go of it yet."""
+
+    model: ModelId
+    generation: int
+    groups: frozenset[GroupId]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """`created`: groups known to have their shard; the model is complete when they all do (RULES M2).
@@ -135,6 +153,13 @@ class Model:
 
     pin: Pin | None = None
     """The latest."""
+    loaded: Loaded | None = None
+    """None: its values are initial ones."""
+
+    @property
+    def loading(self) -> bool:
+        """Its values are on their way from a checkpoint: it has no name until it is open."""
+        return self.loaded is not None and not self.open
 
     @property
     def pinned(self) -> Pin | None:

@@ -12,13 +12,13 @@ from paramserver.catalogue.leader import CatalogueLeader
 from paramserver.catalogue.leases import PIN_LIFE_MS
 from paramserver.catalogue.machine import CatalogueMachine
 from paramserver.catalogue.sessions import Caller
-from paramserver.catalogue.state import Model, Node
+from paramserver.catalogue.state import Loaded, Model, Node
 from paramserver.rpc.calls import Calls, Context
 from paramserver.rpc.groups import Groups
 from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.errors import Reason, invalid, refuse_problems
 from paramserver.wire.protos import valid_spec_from_proto, view_to_proto
-from paramserver.wire.spec import NAME_CHARACTERS_MAX, name_problems
+from paramserver.wire.spec import NAME_CHARACTERS_MAX, ModelSpec, name_problems
 
 SERVICE = "paramserver.v1.Catalogue"
 SECRET_BYTES = (16, 64)
@@ -63,6 +63,8 @@ class CatalogueService:
             "RenewLease": calls.unary(pb.RenewLeaseRequest, self._renew_lease),
             "PinModel": calls.unary(pb.PinModelRequest, self._pin_model),
             "ReleasePin": calls.unary(pb.ReleasePinRequest, self._release_pin),
+            "DeleteModel": calls.unary(pb.DeleteModelRequest, self._delete_model),
+            "LoadModel": calls.unary(pb.LoadModelRequest, self._load_model),
             "ListModels": calls.unary(pb.ListModelsRequest, self._list_models),
             "SetLearningRate": calls.unary(pb.SetLearningRateRequest, self._set_learning_rate),
             "ReleaseRank": calls.unary(pb.ReleaseRankRequest, self._release_rank),
@@ -101,14 +103,22 @@ class CatalogueService:
 
     async def _create_model(self, request: pb.CreateModelRequest, context: Context) -> pb.ModelDescription:
         caller = _caller(request.session, request.sequence, request.secret)
-        size = request.spec.ByteSize()
-        if size > SPEC_BYTES_MAX:
-            raise invalid("spec", f"at most {SPEC_BYTES_MAX} bytes", f"{size} bytes", reason=Reason.TOO_LARGE)
-        if size > SPEC_BYTES_LARGE:
-            spec = await asyncio.to_thread(valid_spec_from_proto, request.spec)
-        else:
-            spec = valid_spec_from_proto(request.spec)
-        return protos.from_model(await self._leader.create_model(caller, spec))
+        return protos.from_model(await self._leader.create_model(caller, await _spec(request.spec)))
+
+    async def _load_model(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:
+        caller = _caller(request.session, request.sequence, request.secret)
+        loaded = Loaded(request.step, protos.to_rates(request.rates))
+        model = await self._leader.load_model(caller, await _spec(request.spec), loaded)
+        return pb.LoadModelResponse(
+            model=protos.from_model(model), epoch=model.initialization.epoch, lease_ms=self._leader.lease_ms
+        )
+
+    async def _delete_model(self, request: pb.DeleteModelRequest, context: Context) -> pb.DeleteModelResponse:
+        caller = _caller(request.session, request.sequence, request.secret)
+        await self._leader.delete_model(
+            caller, request.model, request.generation, force=request.force, loading=request.loading
+        )
+        return pb.DeleteModelResponse()
 
     async def _describe_model(self, request: pb.DescribeModelRequest, context: Context) -> pb.ModelDescription:
         if not request.name and not request.model:
@@ -199,6 +209,15 @@ def _summary(model: Model) -> pb.ModelSummary:
         ranks_held=sum(lease.held for lease in model.leases),
         optimizer=str(model.spec.optimizer),
     )
+
+
+async def _spec(message: pb.ModelSpec) -> ModelSpec:
+    size = message.ByteSize()
+    if size > SPEC_BYTES_MAX:
+        raise invalid("spec", f"at most {SPEC_BYTES_MAX} bytes", f"{size} bytes", reason=Reason.TOO_LARGE)
+    if size > SPEC_BYTES_LARGE:
+        return await asyncio.to_thread(valid_spec_from_proto, message)
+    return valid_spec_from_proto(message)
 
 
 def _caller(session: int, sequence: int, secret: bytes) -> Caller:

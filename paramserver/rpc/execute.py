@@ -1,8 +1,8 @@
 """Commits small commands in data groups, wherever their leaders are: the way from group 0's leader into them.
 
-Invariants: only the small, idempotent commands (create, open, set view, hold, set rate, pin) go this way, never values;
-an attempt has a deadline; what comes back was committed and applied by the group's leader. Must not know: why a command
-is sent.
+Invariants: only the small, idempotent commands (create, open, set view, hold, set rate, pin, delete) go this way, never
+values; an attempt has a deadline; what comes back was committed and applied by the group's leader. Must not know: why a
+command is sent.
 """
 
 from __future__ import annotations
@@ -51,8 +51,11 @@ def encode(command: drive.ShardCommand) -> bytes:
                     first_block=shard.first_block,
                     blocks=shard.blocks,
                     placement_epoch=model.placement_epoch,
+                    loaded=None if model.loaded is None else commands.Loaded(model.loaded.step, model.loaded.rates),
                 )
             )
+        case drive.DeleteShard(model_id, generation, settled):
+            return commands.encode_delete(commands.DeleteShard(model=model_id, generation=generation, settled=settled))
         case drive.OpenShard(model_id, generation, epoch, check_only):
             return commands.encode_open(
                 commands.OpenShard(model=model_id, generation=generation, epoch=epoch, check_only=check_only)

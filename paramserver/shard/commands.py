@@ -8,6 +8,9 @@ in the model's codec for the log, initial values are always fp32:
     8 u64 model   16 u32 generation   20 u32 block   24 u64 step   32 u64 view   40 u64 initialization epoch
     48 u64 contributors (bit r: rank r)   56 u32 count   60 u32 elements   64 f32 learning rate   68 zeros   128 values
 
+A model that is loaded from a checkpoint gets its values as kind 3: as initial values, with u32 part (0 weights, n the
+optimizer's n-th array) at 68, u32 count of the block's numbers at 72, f64 numbers from 80 on.
+
 All others are two bytes and a `ShardCommand` of the .proto. Invariant: `decode(encode(c)) == c`; decoding checks every
 range before anything is used and raises only `CommandError`. Must not know: state, leaders, streams.
 """
@@ -28,16 +31,18 @@ from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire import codecs
 from paramserver.wire.codecs import Codec, Encoded, Values
 from paramserver.wire.errors import Refusal
-from paramserver.wire.frames import STEP_MAX, PushKind
+from paramserver.wire.frames import SCALARS_MAX, STEP_MAX, PushKind
 from paramserver.wire.layout import FLOAT, Flat
 from paramserver.wire.protos import View, shared_spec_proto, spec_from_proto, view_from_proto, view_to_proto
 from paramserver.wire.spec import BLOCK_BYTES_MAX, ModelSpec
 
-UPDATE, INITIAL, OTHER = 1, 2, 0x10
+UPDATE, INITIAL, LOADED, OTHER = 1, 2, 3, 0x10
 FORMAT = 1
 HEADER_BYTES = 128
 _HEADER = struct.Struct("<BBBBIQIIQQQQIIf60x")
 _RATE_GIVEN = 1
+_PART = struct.Struct("<II")
+_PART_AT, _SCALARS_AT = 68, 80
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +67,9 @@ class UpdateBlock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InitialBlock:
-    """Values of a block before the model is open (RULES M3), under the init lease's `epoch`."""
+    """Values of a block before the model is open (RULES M3), under the init lease's `epoch`. Of a model that is loaded
+    from a checkpoint they come in parts: weights (0), the optimizer's n-th array (n); `scalars`, with the weights, are
+    its numbers of the block."""
 
     model: int
     generation: int
@@ -70,6 +77,17 @@ class InitialBlock:
     block: int
     elements: int
     values: Flat | None = None
+    loaded: bool = False
+    part: int = 0
+    scalars: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The state of a shard comes from a checkpoint: of version `step`, with (step, learning rate), ascending."""
+
+    step: int
+    rates: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +100,16 @@ class CreateShard:
     first_block: int
     blocks: int
     placement_epoch: int
+    loaded: Loaded | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteShard:
+    """Nothing of the model is kept. Every model of an id below `settled` has been created in all its groups."""
+
+    model: int
+    generation: int
+    settled: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +171,7 @@ class UnpinShard:
     number: int
 
 
-Small: TypeAlias = CreateShard | OpenShard | SetView | HoldShard | SetRate | PinShard | UnpinShard
+Small: TypeAlias = CreateShard | OpenShard | SetView | HoldShard | SetRate | PinShard | UnpinShard | DeleteShard
 Command: TypeAlias = UpdateBlock | InitialBlock | Small
 Buffer: TypeAlias = npt.NDArray[np.uint8]
 
@@ -195,10 +223,12 @@ def encode_initial(command: InitialBlock, buffer: Buffer | None = None) -> memor
         if command.values is None:
             raise ValueError("initial values are missing")
         codecs.encode(Codec.FP32, command.values, place)
+    if len(command.scalars) > SCALARS_MAX:
+        raise ValueError(f"{len(command.scalars)} numbers of a block, at most {SCALARS_MAX}")
     _HEADER.pack_into(
         buffer.data,
         0,
-        INITIAL,
+        LOADED if command.loaded else INITIAL,
         FORMAT,
         PushKind.INITIAL,
         Codec.FP32,
@@ -214,6 +244,9 @@ def encode_initial(command: InitialBlock, buffer: Buffer | None = None) -> memor
         command.elements,
         0.0,
     )
+    if command.loaded:
+        _PART.pack_into(buffer.data, _PART_AT, command.part, len(command.scalars))
+        struct.pack_into(f"<{len(command.scalars)}d", buffer.data, _SCALARS_AT, *command.scalars)
     return _sealed(buffer)
 
 
@@ -226,6 +259,10 @@ def _sealed(buffer: Buffer) -> memoryview:
 
 
 def encode_create(command: CreateShard) -> bytes:
+    return _other(create_to_proto(command))
+
+
+def create_to_proto(command: CreateShard) -> pb.ShardCommand:
     message = pb.CreateShard(
         model=command.model,
         generation=command.generation,
@@ -234,7 +271,15 @@ def encode_create(command: CreateShard) -> bytes:
         blocks=command.blocks,
         placement_epoch=command.placement_epoch,
     )
-    return _other(pb.ShardCommand(create=message))
+    if command.loaded is None:
+        return pb.ShardCommand(create=message)
+    rates = [pb.RateFrom(step=step, learning_rate=rate) for step, rate in command.loaded.rates]
+    return pb.ShardCommand(load=pb.LoadShard(create=message, step=command.loaded.step, rates=rates))
+
+
+def encode_delete(command: DeleteShard) -> bytes:
+    message = pb.DeleteShard(model=command.model, generation=command.generation, settled=command.settled)
+    return _other(pb.ShardCommand(delete=message))
 
 
 def encode_open(command: OpenShard) -> bytes:
@@ -300,6 +345,8 @@ def encode(command: Command) -> bytes | memoryview:
             return encode_set_rate(command)
         case PinShard() | UnpinShard():
             return encode_pin(command)
+        case DeleteShard():
+            return encode_delete(command)
 
 
 def _other(message: Any) -> bytes:
@@ -318,7 +365,7 @@ def decode(payload: bytes | memoryview) -> Command:
         raise CommandError(f"format {form} of command kind {kind} is unknown; this server knows {FORMAT}")
     if kind == OTHER:
         return _decode_other(bytes(payload[2:]))
-    if kind not in (UPDATE, INITIAL):
+    if kind not in (UPDATE, INITIAL, LOADED):
         raise CommandError(f"command kind {kind} is unknown")
     if len(payload) < HEADER_BYTES:
         raise CommandError(f"a header has {HEADER_BYTES} bytes, here are {len(payload)}")
@@ -337,10 +384,10 @@ class Target:
 
 def target_of(payload: bytes | memoryview) -> Target | None:
     """Of an update or of initial values, without decoding all of it; None for anything else."""
-    if len(payload) < HEADER_BYTES or payload[0] not in (UPDATE, INITIAL):
+    if len(payload) < HEADER_BYTES or payload[0] not in (UPDATE, INITIAL, LOADED):
         return None
     _, _, what, _, _, model, _, block, *_ = _HEADER.unpack_from(payload)
-    return Target(model, block, payload[0] == INITIAL, what == PushKind.GRADIENT)
+    return Target(model, block, payload[0] != UPDATE, what == PushKind.GRADIENT)
 
 
 def _decode_valued(kind: int, payload: bytes | memoryview) -> UpdateBlock | InitialBlock:
@@ -349,12 +396,21 @@ def _decode_valued(kind: int, payload: bytes | memoryview) -> UpdateBlock | Init
     )
     if codec not in tuple(Codec) or elements * FLOAT.itemsize > BLOCK_BYTES_MAX:
         raise CommandError(f"codec {codec} with {elements} elements")
-    if kind == INITIAL:
+    if kind != UPDATE:
         values = _values(payload, elements, codec)
         if isinstance(values, Encoded):
             raise CommandError(f"initial values in codec {codec}; they are FP32 always")
+        part, scalars = _part(payload) if kind == LOADED else (0, ())
         return InitialBlock(
-            model=model, generation=generation, epoch=epoch, block=block, elements=elements, values=values
+            model=model,
+            generation=generation,
+            epoch=epoch,
+            block=block,
+            elements=elements,
+            values=values,
+            loaded=kind == LOADED,
+            part=part,
+            scalars=scalars,
         )
     if what not in (PushKind.GRADIENT, PushKind.SKIP, PushKind.EMPTY):
         raise CommandError(f"an update is a gradient, a skip or empty, not {what}")
@@ -377,6 +433,16 @@ def _decode_valued(kind: int, payload: bytes | memoryview) -> UpdateBlock | Init
     )
 
 
+def _part(payload: bytes | memoryview) -> tuple[int, tuple[float, ...]]:
+    part, count = _PART.unpack_from(payload, _PART_AT)
+    if count > SCALARS_MAX:
+        raise CommandError(f"{count} numbers of a block, at most {SCALARS_MAX}")
+    scalars = struct.unpack_from(f"<{count}d", payload, _SCALARS_AT)
+    if not all(map(math.isfinite, scalars)):
+        raise CommandError(f"numbers of a block: {scalars}")
+    return part, scalars
+
+
 def _values(payload: bytes | memoryview, elements: int, codec: int) -> Values | None:
     size_bytes = len(payload) - HEADER_BYTES
     if size_bytes != codecs.payload_bytes(Codec(codec), elements):
@@ -389,8 +455,11 @@ def _decode_other(data: bytes) -> Small:
     try:
         message.ParseFromString(data)
         match message.WhichOneof("kind"):
-            case "create":
-                return create_from_proto(message.create)
+            case "create" | "load":
+                return create_from_proto(message)
+            case "delete":
+                gone = message.delete
+                return DeleteShard(model=gone.model, generation=gone.generation, settled=gone.settled)
             case "open":
                 opened = message.open
                 return OpenShard(
@@ -444,7 +513,16 @@ def _rate(rate: float) -> float:
     return rate
 
 
-def create_from_proto(message: Any) -> CreateShard:
+def create_from_proto(command: pb.ShardCommand) -> CreateShard:
+    """Of its `create` or `load`. Raises CommandError, Refusal."""
+    loaded: Loaded | None = None
+    message = command.create
+    if command.HasField("load"):
+        message = command.load.create
+        rates = tuple((_step(one.step), _rate(one.learning_rate)) for one in command.load.rates)
+        if [step for step, _ in rates] != sorted({step for step, _ in rates}):
+            raise CommandError("changes of the learning rate out of order")
+        loaded = Loaded(_step(command.load.step), rates)
     return CreateShard(
         model=message.model,
         generation=message.generation,
@@ -452,4 +530,5 @@ def create_from_proto(message: Any) -> CreateShard:
         first_block=message.first_block,
         blocks=message.blocks,
         placement_epoch=message.placement_epoch,
+        loaded=loaded,
     )

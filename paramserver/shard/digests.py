@@ -155,6 +155,15 @@ class DigestExchange:
                 found += [(voter, ask) for voter in self._voters() if voter not in seen]
         return found + [(who[0], verdict.encode()) for who, verdict in tuple(self._odd_ones.items())[:QUESTIONS_MAX]]
 
+    def forget_model(self, model: int) -> None:
+        """It was deleted: nothing of it can be in doubt."""
+        for seen in [key for key in self._seen if key[0] == model]:
+            del self._seen[seen]
+        self._doubts = {key: None for key in self._doubts if key[0] != model}
+        self._odd_ones = {who: verdict for who, verdict in self._odd_ones.items() if who[1] != model}
+        self._last_equal = {who: version for who, version in self._last_equal.items() if who[1] != model}
+        self._reported = {who for who in self._reported if who[1] != model}
+
     def forget(self) -> None:
         """Leadership changed, or the state was replaced: nothing unsent or early is of use."""
         self._unsent.clear()

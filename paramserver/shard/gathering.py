@@ -92,7 +92,7 @@ class Gathering:
     """See the module. `window` in blocks."""
 
     def __init__(self, shard: Shard, around: Surroundings, *, window: int) -> None:
-        self._shard = shard
+        self.shard = shard
         self.info: ShardInfo = shard.info
         """As the listener heard of it, not as the lane has it now: a contribution taken under one view must never get
         into a sum of the next, which the lane may have applied before anybody here knows."""
@@ -111,8 +111,8 @@ class Gathering:
 
     def resync(self) -> None:
         """Nothing is open; versions and view are what the machine has (which may be ahead of what was reported)."""
-        self.info = self._shard.info
-        for index, block in enumerate(self._shard.published):
+        self.info = self.shard.info
+        for index, block in enumerate(self.shard.published):
             self._versions[index] = max(self._versions[index], block.version)
         self.drop()
 
@@ -152,7 +152,7 @@ class Gathering:
     def _want(self) -> None:
         """Have apply encode what these streams will be answered with."""
         codecs = {stream.hello.weights_codec for stream in self.streams.values() if stream.hello.want_weights}
-        self._shard.wanted = frozenset(codecs - {Codec.FP32})
+        self.shard.wanted = frozenset(codecs - {Codec.FP32})
 
     def try_held(self, stream: PushStream, *, confirmed: bool = False) -> None:
         """Judge the frame that the stream holds, if any."""
@@ -400,7 +400,7 @@ class Gathering:
             self._held.append(round_)
             return
         self._around.count("updates_refused")
-        number = self._shard.info.view.number
+        number = self.shard.info.view.number
         if number != round_.view:
             self.end_all(view_changed(number))
         else:
@@ -414,7 +414,7 @@ class Gathering:
 
     def steps_changed(self) -> None:
         """A hold stands, or ended: what was refused for it is tried again, what waited is judged again."""
-        self.info = replace(self.info, steps=self._shard.info.steps)
+        self.info = replace(self.info, steps=self.shard.info.steps)
         held, self._held = self._held, []
         for round_ in held:
             if round_.alive and round_.complete is not None:
@@ -447,7 +447,7 @@ class Gathering:
         """The step is done already: the version that the block has now, and its weights."""
         if stream.state is not StreamState.OPEN:
             return
-        now = self._shard.published[index]
+        now = self.shard.published[index]
         codec = stream.hello.weights_codec if wants else None
         self._answer([stream], codec, index, step, now.version, BlockStatus.DUPLICATE, now.forms)
 

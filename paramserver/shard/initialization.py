@@ -15,7 +15,7 @@ from consensus.runtime.interface import Committed, Outcome, Refused
 from paramserver.shard.commands import InitialBlock, encode_initial, new_buffer
 from paramserver.shard.gathering import SUM_LANE, Surroundings
 from paramserver.shard.results import NotTaken, Stored, Why
-from paramserver.shard.state import ShardInfo
+from paramserver.shard.state import Shard, ShardInfo
 from paramserver.shard.streams import InitialStream, StreamState
 from paramserver.shard.sums import Complete
 from paramserver.wire.checksum import crc32c
@@ -32,14 +32,14 @@ class Initialization:
     def __init__(
         self,
         stream: InitialStream,
-        info: Callable[[], ShardInfo],
+        shard: Shard,
         around: Surroundings,
         end: Callable[[InitialStream, Refusal], None],
         *,
         in_flight_max: int,
     ) -> None:
         self._stream = stream
-        self._info = info
+        self._shard = shard
         self._around = around
         self._end = end
         self._in_flight_max = in_flight_max
@@ -49,7 +49,7 @@ class Initialization:
         if stream.held is None or stream.state is not StreamState.OPEN or stream.in_flight >= self._in_flight_max:
             return
         frame, admitted = stream.held
-        info = self._info()
+        info = self._shard.info
         try:
             self._check(info, frame)
         except Refusal as refusal:
@@ -79,6 +79,10 @@ class Initialization:
             last = info.create.first_block + info.create.blocks - 1
             expected = f"{info.create.first_block} to {last} in this group"
             raise invalid("block", expected, frame.block, reason=Reason.NOT_FOUND)
+        if problem := self._shard.part_problem(frame.part, frame.scalars, loaded=info.create.loaded is not None):
+            slots = self._shard.slots
+            expected = f"0 to {slots}, with the optimizer's numbers beside part 0" if info.create.loaded else "0"
+            raise invalid("part", expected, problem)
         check_size(frame.codec, len(frame.payload), info.layout.block_elements(frame.block))
 
     def _encoded(self, frame: PushFrame, made: Complete | Refusal, size: int) -> None:
@@ -168,6 +172,9 @@ def _encode(info: ShardInfo, epoch: int, frame: PushFrame) -> Complete | Refusal
         epoch=epoch,
         block=frame.block,
         elements=elements,
+        loaded=info.create.loaded is not None,
+        part=frame.part,
+        scalars=frame.scalars,
     )
     payload = encode_initial(command, buffer)
     return Complete(payload, crc32c(payload))

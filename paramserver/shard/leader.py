@@ -20,7 +20,7 @@ from paramserver.shard.gathering import SUM_LANE, Gathering, view_changed
 from paramserver.shard.initialization import Initialization, already_open, stream_open
 from paramserver.shard.machine import ShardMachine
 from paramserver.shard.options import LeaderOptions
-from paramserver.shard.reads import BlockRead, Reads, Value, Waiter, not_open, stale_epoch
+from paramserver.shard.reads import BlockRead, Reads, Value, Waiter, not_open, stale_epoch, unknown_model
 from paramserver.shard.results import Answer, Duplicate, NotTaken, Updated, Why
 from paramserver.shard.soundness import Soundness
 from paramserver.shard.state import ShardInfo
@@ -85,7 +85,7 @@ class ShardLeader:
         self._gatherings: dict[int, Gathering] = {}
         self._parked: dict[PushStream, None] = {}
         self._initial: dict[InitialStream, Initialization] = {}
-        self._reads = Reads(lambda: machine.shards, self.options)
+        self._reads = Reads(lambda: machine.shards, self.options, deleted=lambda: machine.deleted)
         self._soundness = Soundness(
             lambda: machine.shards,
             lanes,
@@ -145,10 +145,10 @@ class ShardLeader:
             raise self._busy(f"{self.options.streams_max} streams are open already")
         stream = InitialStream(self, hello, sink)
         stream.state = StreamState.OPEN
-        shard = self._machine.shards[hello.model]
+        shard = self._gatherings[hello.model].shard
         self._initial[stream] = Initialization(
             stream,
-            lambda: shard.info,
+            shard,
             self,
             self.end,
             in_flight_max=self.options.initial_blocks_in_flight,
@@ -284,7 +284,8 @@ class ShardLeader:
             for gathering in self._gatherings.values():
                 gathering.propose_again()
             for model in touched:
-                self._gatherings[model].after_applied()
+                if model in self._gatherings:  # it may be deleted within the same batch
+                    self._gatherings[model].after_applied()
         self.effects.flush()
 
     def restored(self, index: int) -> None:
@@ -388,13 +389,7 @@ class ShardLeader:
     def _info(self, hello: Hello) -> ShardInfo:
         gathering = self._gatherings.get(hello.model)
         if gathering is None or gathering.info.create.generation != hello.generation:
-            raise Refusal(
-                Reason.NOT_FOUND,
-                f"model {hello.model} generation {hello.generation} is not in group {self.group}",
-                field="hello.model",
-                received=f"{hello.model} generation {hello.generation}",
-                hint="describe the model again",
-            )
+            raise unknown_model(self.group, hello.model, hello.generation)
         current = gathering.info.create.placement_epoch
         if hello.placement_epoch != current:
             raise stale_epoch(current, hello.placement_epoch)
@@ -428,6 +423,8 @@ class ShardLeader:
                 self._gatherings[stream.hello.model].join(stream)
 
     def _resync(self) -> None:
+        for model in [model for model in self._gatherings if model not in self._machine.shards]:
+            self._forget(model)
         for model, shard in self._machine.shards.items():
             if model in self._gatherings:
                 self._gatherings[model].resync()
@@ -441,7 +438,7 @@ class ShardLeader:
             return None
         if isinstance(result, NotTaken) and result.why in (Why.AHEAD, Why.MALFORMED):
             self.alarm(f"a command in the log was refused: {result.message}")
-        if isinstance(result, Updated):
+        if isinstance(result, Updated) and result.model in self._gatherings:
             self._soundness.applied(result)
             for wake in self._reads.ready(result.model, result.block, result.version):
                 self.effects.post(wake)
@@ -454,9 +451,10 @@ class ShardLeader:
         """A shard was created, opened, or has another view."""
         if not answer.changed:
             return
-        gathering = self._gatherings.get(answer.model)
-        if gathering is None:
-            shard = self._machine.shards[answer.model]
+        gathering, shard = self._gatherings.get(answer.model), self._machine.shards.get(answer.model)
+        if shard is None:
+            self._forget(answer.model)
+        elif gathering is None:
             self._gatherings[answer.model] = Gathering(shard, self, window=self.options.window_blocks)
         elif answer.steps:
             gathering.steps_changed()
@@ -464,6 +462,19 @@ class ShardLeader:
             gathering.changed()
         if self._leading:
             self._judge_parked()
+
+    def _forget(self, model: int) -> None:
+        """It was deleted: whoever has to do with it is told."""
+        gathering = self._gatherings.pop(model, None)
+        generation = gathering.info.create.generation if gathering is not None else 0
+        refusal = unknown_model(self.group, model, generation)
+        if gathering is not None:
+            gathering.end_all(refusal)
+        for stream in [one for one in (*self._parked, *self._initial) if one.hello.model == model]:
+            self.end(stream, refusal)
+        self._soundness.forget(model)
+        for wake in self._reads.of(model):
+            self.effects.post(wake)
 
     def _end_all(self, refusal: Refusal) -> None:
         for gathering in self._gatherings.values():

@@ -20,6 +20,7 @@ from consensus.core.interface import Entry, GroupId, Payload
 from paramserver.shard import snapshots
 from paramserver.shard.commands import (
     CreateShard,
+    DeleteShard,
     HoldShard,
     InitialBlock,
     OpenShard,
@@ -31,6 +32,7 @@ from paramserver.shard.commands import (
     decode,
     target_of,
 )
+from paramserver.shard.deleted import NOTHING_DELETED, Deleted
 from paramserver.shard.errors import CommandError
 from paramserver.shard.loans import Loans
 from paramserver.shard.results import Answer, Duplicate, NotTaken, Result, Stored, Updated, Why
@@ -47,11 +49,12 @@ class Verdict(Enum):
 
 
 class ShardMachine:
-    """All shards of one group. `shards` is replaced as a whole when one is added."""
+    """All shards of one group. `shards` is replaced as a whole when one comes or goes."""
 
     def __init__(self, group: GroupId) -> None:
         self.group = group
         self.shards: Mapping[int, Shard] = {}
+        self.deleted: Deleted = NOTHING_DELETED
         self.loans: Loans | None = None
         """What the snapshot being written costs."""
 
@@ -82,13 +85,15 @@ class ShardMachine:
                     return self._pin(command)
                 case UnpinShard():
                     return self._unpin(command)
+                case DeleteShard():
+                    return self._delete(command)
 
     def snapshot(self) -> Iterator[Payload]:
         """Borrows what it shows: what is immutable by reference; slots too, and the next update writes new ones beside
         them. So the chunks may be written while apply goes on, on another thread."""
         self.end_snapshot()
         self.loans = Loans()
-        return snapshots.dump(tuple(self.shards.values()), self.loans)
+        return snapshots.dump(tuple(self.shards.values()), self.loans, self.deleted)
 
     def lent_bytes(self, entry: Entry | None = None) -> int:
         if self.loans is None:
@@ -112,7 +117,8 @@ class ShardMachine:
     def restore(self, chunks: Iterator[memoryview]) -> None:
         """All or nothing. Raises `SnapshotDamaged`."""
         self.end_snapshot()
-        self.shards = {shard.info.create.model: shard for shard in snapshots.load(chunks)}
+        shards, self.deleted = snapshots.load(chunks)
+        self.shards = {shard.info.create.model: shard for shard in shards}
 
     def size_bytes(self) -> int:
         return sum(shard.size_bytes() for shard in self.shards.values())
@@ -175,6 +181,9 @@ class ShardMachine:
             why = None if same else Why.SPEC
             message = "" if same else "the group has this model with another generation, spec, range or placement"
             return self._answer(present, ok=same, why=why, message=message)
+        if self.deleted.has(command.model):
+            message = "the model was deleted"
+            return Answer(model=command.model, ok=False, why=Why.UNKNOWN_MODEL, message=message)
         problems = command.spec.validate()
         if problems:
             message = "; ".join(str(problem) for problem in problems)
@@ -185,6 +194,18 @@ class ShardMachine:
             return Answer(model=command.model, ok=False, why=Why.NOT_HERE, message=message)
         self.shards = {**self.shards, command.model: shard}
         return self._answer(shard, ok=True, changed=True)
+
+    def _delete(self, command: DeleteShard) -> Answer:
+        shard = self.shards.get(command.model)
+        if shard is not None and shard.info.create.generation > command.generation:
+            return self._answer(shard, ok=False, why=Why.GENERATION, message="delete")
+        gone = self.deleted.and_also(command.model, command.settled)
+        changed = shard is not None or gone != self.deleted
+        self.deleted = gone
+        if shard is not None:
+            shard.drop()
+            self.shards = {model: one for model, one in self.shards.items() if model != command.model}
+        return Answer(model=command.model, ok=True, changed=changed)
 
     def _initial(self, command: InitialBlock) -> Stored | NotTaken:
         found = self._find(command.model, command.generation)
@@ -197,7 +218,7 @@ class ShardMachine:
         elif command.values is None or command.elements != found.elements(index):
             why = Why.MALFORMED
         else:
-            why = self._initial_refused(found, index, command.epoch)
+            why = self._initial_refused(found, index, command)
         if why is not None or index is None or command.values is None:
             message = f"initial values of epoch {command.epoch}: {why}"
             return NotTaken(why=why or Why.MALFORMED, message=message, model=command.model, block=command.block)
@@ -206,14 +227,20 @@ class ShardMachine:
             return NotTaken(
                 why=Why.MALFORMED, message="initial values are not finite", model=command.model, block=command.block
             )
-        found.initialise(index, values, command.epoch)
+        if not command.part:
+            found.initialise(index, values, command.epoch, command.scalars)
+        elif not found.fill(index, command.part, values, command.epoch):
+            message = "the block's weights come before what its optimizer holds"
+            return NotTaken(why=Why.NOT_COMPLETE, message=message, model=command.model, block=command.block)
         return Stored(model=command.model, block=command.block, epoch=command.epoch)
 
-    def _initial_refused(self, shard: Shard, index: int, epoch: int) -> Why | None:
+    def _initial_refused(self, shard: Shard, index: int, command: InitialBlock) -> Why | None:
         """RULES M3: nothing after open, nothing of an older epoch."""
         if shard.info.is_open:
             return Why.ALREADY_OPEN
-        return Why.EPOCH if epoch < shard.private[index].initial_epoch else None
+        if shard.part_problem(command.part, command.scalars, loaded=command.loaded):
+            return Why.MALFORMED
+        return Why.EPOCH if command.epoch < shard.private[index].initial_epoch else None
 
     def _open(self, command: OpenShard) -> Answer:
         found = self._find(command.model, command.generation)
@@ -224,8 +251,8 @@ class ShardMachine:
             message = "" if same else f"open with the values of epoch {found.info.open_epoch}"
             return self._answer(found, ok=same, why=None if same else Why.EPOCH, message=message)
         first = found.info.create.first_block
-        for index, block in enumerate(found.private):
-            if found.published[index].weights is None or block.initial_epoch != command.epoch:
+        for index in range(found.info.create.blocks):
+            if not found.whole(index, command.epoch):
                 message = f"block {first + index} has no values of epoch {command.epoch}"
                 return self._answer(found, ok=False, why=Why.NOT_COMPLETE, message=message)
         if command.check_only:

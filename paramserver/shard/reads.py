@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from paramserver.shard.deleted import NOTHING_DELETED, Deleted
 from paramserver.shard.forms import Forms
 from paramserver.shard.options import LeaderOptions
 from paramserver.shard.state import Shard
@@ -71,7 +72,14 @@ class Waiter:
 
 
 class Reads:
-    def __init__(self, shards: Callable[[], Mapping[int, Shard]], options: LeaderOptions) -> None:
+    def __init__(
+        self,
+        shards: Callable[[], Mapping[int, Shard]],
+        options: LeaderOptions,
+        *,
+        deleted: Callable[[], Deleted] = lambda: NOTHING_DELETED,
+    ) -> None:
+        self._deleted = deleted
         self._shards = shards
         self._options = options
         self._waiters: dict[tuple[int, int], list[Waiter]] = {}
@@ -127,9 +135,9 @@ class Reads:
     def _find(self, want: BlockRead, *, certain: bool) -> tuple[Shard, int]:
         shard = self._shards().get(want.model)
         if shard is None or shard.info.create.generation != want.generation:
-            if not certain:
+            if not certain and not self._deleted().has(want.model):
                 raise Refusal(Reason.NOT_READY, f"this replica does not know model {want.model} yet", field="model")
-            raise Refusal(Reason.NOT_FOUND, f"no model {want.model} of that generation in this group", field="model")
+            raise unknown_model(0, want.model, want.generation)
         info = shard.info
         if want.placement_epoch != info.create.placement_epoch:
             if want.placement_epoch > info.create.placement_epoch and not certain:
@@ -183,12 +191,31 @@ class Reads:
             self.forget(waiter)
         return [waiter.wake for waiter in due]
 
+    def of(self, model: int) -> list[Callable[[], None]]:
+        """The model was deleted: wake who waits for it, and forget what was served."""
+        due = [waiter for key, waiters in self._waiters.items() if key[0] == model for waiter in waiters]
+        for waiter in due:
+            self.forget(waiter)
+        self._served = {key: pulls for key, pulls in self._served.items() if key[0] != model}
+        return [waiter.wake for waiter in due]
+
     def all(self) -> list[Callable[[], None]]:
         """Everything was replaced: wake everybody."""
         due = [waiter.wake for waiters in self._waiters.values() for waiter in waiters]
         self._waiters.clear()
         self.waiting = 0
         return due
+
+
+def unknown_model(group: int, model: int, generation: int) -> Refusal:
+    """`group` 0: the one that was asked."""
+    return Refusal(
+        Reason.NOT_FOUND,
+        f"model {model} generation {generation} is not in {f'group {group}' if group else 'this group'}",
+        field="model",
+        received=f"{model} generation {generation}",
+        hint="describe the model by its name: it was deleted, or loaded from a checkpoint",
+    )
 
 
 def stale_epoch(current: int, received: int | str) -> Refusal:

@@ -1,10 +1,12 @@
 """A data group's whole state as a stream of chunks, and back.
 
-Format 2, little-endian: magic, u32 shards; for each shard u32 length and a `CreateShard`, u32 length and a `View`, u32
-length and a `ShardSteps` (not in format 1, which is read too), u8 open, u64 epoch of opening; for each of its blocks a
-fixed head, its digests (u64 version, 16 bytes), its scalars (f64), weights, the version before unless it is the same
-buffer, slots, what is pinned of it; magic again at the end. Chunks may be cut anywhere on the way. Invariants: loading
-gives the same digests as were dumped, or raises; nothing of the old state is touched. Must not know: files, networks.
+Format 3, little-endian: magic, u32 shards, u32 length and a `ShardsDeleted`; for each shard u32 length and the
+`ShardCommand` that creates it, u32 length and a `View`, u32 length and a `ShardSteps`, u8 open, u64 epoch of opening;
+for each of its blocks a fixed head, its digests (u64 version, 16 bytes), its scalars (f64), weights, the version before
+unless it is the same buffer, slots, what is pinned of it; magic again at the end. Formats 1 and 2 are read too: they
+have no `ShardsDeleted` and a bare `CreateShard`, 1 no `ShardSteps`. Chunks may be cut anywhere on the way. Invariants:
+loading gives the same digests as were dumped, or raises; nothing of the old state is touched. Must not know: files,
+networks.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from typing import TypeAlias
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from paramserver.shard.commands import create_from_proto
-from paramserver.shard.errors import SnapshotDamaged
+from paramserver.shard.commands import create_from_proto, create_to_proto
+from paramserver.shard.deleted import NOTHING_DELETED, Deleted
+from paramserver.shard.errors import CommandError, SnapshotDamaged
 from paramserver.shard.loans import Loans
 from paramserver.shard.state import DIGESTS_KEPT, Kept, Private, Published, Shard, new_shard
 from paramserver.shard.steps import Hold, Pin, RateFrom, Steps
@@ -26,9 +29,11 @@ from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.checksum import DIGEST_BYTES, crc32c
 from paramserver.wire.errors import Refusal
 from paramserver.wire.layout import FLOAT, Flat
-from paramserver.wire.protos import spec_to_proto, view_from_proto, view_to_proto
+from paramserver.wire.protos import view_from_proto, view_to_proto
 
-MAGIC = b"PSSHARD\x02"
+MAGIC = b"PSSHARD\x03"
+MAGIC_2 = b"PSSHARD\x02"
+"""Before models were loaded or deleted."""
 MAGIC_1 = b"PSSHARD\x01"
 """Before there was anything bound to steps."""
 SHARDS_MAX = 1 << 20
@@ -37,8 +42,8 @@ PART_BYTES_MAX = 64 << 20
 _COUNT = struct.Struct("<I")
 _OPEN = struct.Struct("<BQ")
 _BLOCK = struct.Struct(
-    "<QQIIBBBBB3x"
-)  # version, initial epoch, crc, previous crc, weights?, previous?, scalars, digests, kept?
+    "<QQIIBBBBBB2x"
+)  # version, initial epoch, crc, previous crc, weights?, previous?, scalars, digests, kept?, parts (0 in formats 1, 2)
 _KEPT = struct.Struct("<QI")  # version, crc
 _DIGEST = struct.Struct(f"<Q{DIGEST_BYTES}s")
 _NONE, _OWN, _SAME = 0, 1, 2
@@ -46,7 +51,7 @@ _NONE, _OWN, _SAME = 0, 1, 2
 Chunk: TypeAlias = bytes | memoryview
 
 
-def dump(shards: Sequence[Shard], loans: Loans) -> Iterator[Chunk]:
+def dump(shards: Sequence[Shard], loans: Loans, deleted: Deleted = NOTHING_DELETED) -> Iterator[Chunk]:
     """The chunks. What they show is the state at the time of this call, however late they are taken, by whichever
     thread. Each block is borrowed until its chunks were used up; a chunk is, when the next one is asked for."""
     captured = [
@@ -55,17 +60,10 @@ def dump(shards: Sequence[Shard], loans: Loans) -> Iterator[Chunk]:
     ]
 
     def chunks() -> Iterator[Chunk]:
-        yield MAGIC + _COUNT.pack(len(captured))
+        gone = pb.ShardsDeleted(settled=deleted.settled, models=sorted(deleted.models)).SerializeToString()
+        yield MAGIC + _COUNT.pack(len(captured)) + _COUNT.pack(len(gone)) + gone
         for info, blocks in captured:
-            create = info.create
-            message = pb.CreateShard(
-                model=create.model,
-                generation=create.generation,
-                spec=spec_to_proto(create.spec),
-                first_block=create.first_block,
-                blocks=create.blocks,
-                placement_epoch=create.placement_epoch,
-            ).SerializeToString()
+            message = create_to_proto(info.create).SerializeToString()
             view = view_to_proto(info.view).SerializeToString()
             opened = _OPEN.pack(info.is_open, info.open_epoch or 0)
             steps = _steps_to_proto(info.steps).SerializeToString()
@@ -98,6 +96,7 @@ def _dump_block(seen: Published, own: Private, kept: Kept | None) -> Iterator[Ch
         len(own.scalars),
         len(seen.digests),
         _NONE if kept is None else _SAME if kept.version == seen.version else _OWN,
+        own.parts,
     )
     digests = b"".join(_DIGEST.pack(version, known) for version, known in seen.digests)
     yield head + digests + struct.pack(f"<{len(own.scalars)}d", *own.scalars)
@@ -113,26 +112,33 @@ def _dump_block(seen: Published, own: Private, kept: Kept | None) -> Iterator[Ch
             yield array.data.cast("B")
 
 
-def load(chunks: Iterator[memoryview]) -> list[Shard]:
-    """The shards. Raises `SnapshotDamaged` for anything that `dump` cannot have written."""
+def load(chunks: Iterator[memoryview]) -> tuple[list[Shard], Deleted]:
+    """The shards, and what was deleted. Raises `SnapshotDamaged` for anything that `dump` cannot have written."""
     reader = _Reader(chunks)
     try:
         magic = reader.take(len(MAGIC))
-        if magic not in (MAGIC, MAGIC_1):
+        if magic not in (MAGIC, MAGIC_1, MAGIC_2):
             raise SnapshotDamaged("not a snapshot of a data group, or of a newer format")
-        shards = [_load_shard(reader, has_steps=magic == MAGIC) for _ in range(reader.count(SHARDS_MAX))]
+        count, gone = reader.count(SHARDS_MAX), pb.ShardsDeleted()
+        if magic == MAGIC:
+            gone.ParseFromString(reader.take(reader.count(PART_BYTES_MAX)))
+        shards = [_load_shard(reader, magic) for _ in range(count)]
         if reader.take(len(MAGIC)) != magic or not reader.at_end():
             raise SnapshotDamaged("the snapshot does not end where it should")
-    except (DecodeError, Refusal, struct.error, ValueError) as error:
+    except (CommandError, DecodeError, Refusal, struct.error, ValueError) as error:
         raise SnapshotDamaged(f"the snapshot does not decode: {error}") from None
-    return shards
+    return shards, Deleted(gone.settled, frozenset(gone.models))
 
 
-def _load_shard(reader: _Reader, *, has_steps: bool) -> Shard:
-    create_message, view_message, steps_message = pb.CreateShard(), pb.View(), pb.ShardSteps()
-    create_message.ParseFromString(reader.take(reader.count(PART_BYTES_MAX)))
+def _load_shard(reader: _Reader, magic: bytes) -> Shard:
+    create_message, view_message, steps_message = pb.ShardCommand(), pb.View(), pb.ShardSteps()
+    raw = reader.take(reader.count(PART_BYTES_MAX))
+    if magic == MAGIC:
+        create_message.ParseFromString(raw)
+    else:
+        create_message.create.ParseFromString(raw)
     view_message.ParseFromString(reader.take(reader.count(PART_BYTES_MAX)))
-    if has_steps:
+    if magic != MAGIC_1:
         steps_message.ParseFromString(reader.take(reader.count(PART_BYTES_MAX)))
     create = create_from_proto(create_message)
     if create.spec.validate() or create.blocks < 1:
@@ -172,7 +178,7 @@ def _steps_from_proto(message: pb.ShardSteps) -> Steps:
 
 
 def _load_block(reader: _Reader, shard: Shard, index: int) -> None:
-    version, epoch, crc, previous_crc, has_weights, previous_kind, scalars, digests, kept_kind = _BLOCK.unpack(
+    version, epoch, crc, previous_crc, has_weights, previous_kind, scalars, digests, kept_kind, parts = _BLOCK.unpack(
         reader.take(_BLOCK.size)
     )
     if digests > DIGESTS_KEPT or has_weights > _OWN or max(previous_kind, kept_kind) > _SAME:
@@ -192,7 +198,7 @@ def _load_block(reader: _Reader, shard: Shard, index: int) -> None:
         if values is not None and crc32c(values.data.cast("B")) != expected:
             raise SnapshotDamaged(f"model {shard.info.create.model} block {index}: weights do not fit their CRC")
     slots = tuple(reader.floats(elements, writeable=True) for _ in range(shard.slots))
-    shard.private[index] = Private(slots, numbers, epoch)
+    shard.private[index] = Private(slots, numbers, epoch, parts or 1)
     shard.published[index] = Published(version, weights, crc, previous, previous_crc, known)
     if kept_kind == _SAME:
         shard.kept[index] = Kept(version, weights, crc, slots, numbers)

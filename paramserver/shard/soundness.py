@@ -142,6 +142,12 @@ class Soundness:
             self.distrusted = ""
             self._count("replicas_rebuilt")
 
+    def forget(self, model: int) -> None:
+        """It was deleted."""
+        self._digests.forget_model(model)
+        self._sound_from = {at: version for at, version in self._sound_from.items() if at[0] != model}
+        self._settle()
+
     # --- verdicts ---------------------------------------------------------------------------------------------------
 
     def _found_odd(self, replica: ReplicaId, verdict: Verdict) -> None:

@@ -17,10 +17,10 @@ import numpy as np
 
 from paramserver.optim.factory import make
 from paramserver.optim.interface import Optimizer, Update
-from paramserver.shard.commands import CreateShard, Target, UpdateBlock
+from paramserver.shard.commands import CreateShard, Loaded, Target, UpdateBlock
 from paramserver.shard.forms import Forms
 from paramserver.shard.loans import Loan, Loans
-from paramserver.shard.steps import NO_STEPS, Pin, Steps
+from paramserver.shard.steps import NO_STEPS, Pin, RateFrom, Steps
 from paramserver.wire.checksum import crc32c, digest
 from paramserver.wire.codecs import Codec
 from paramserver.wire.layout import FLOAT, Flat, Layout
@@ -44,6 +44,11 @@ class ShardInfo:
     @property
     def is_open(self) -> bool:
         return self.open_epoch is not None
+
+    @property
+    def first_version(self) -> int:
+        """Of its blocks, before any update."""
+        return self.create.loaded.step if self.create.loaded is not None else 0
 
     def index_of(self, block: int) -> int | None:
         """Place of a block in this shard; None when another group has it."""
@@ -95,6 +100,8 @@ class Private:
     slots: tuple[Flat, ...] = ()
     scalars: tuple[float, ...] = ()
     initial_epoch: int = 0
+    parts: int = 0
+    """Bit n: part n of what the init lease's holder sends is here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +126,7 @@ class Shard:
 
     def __init__(self, info: ShardInfo) -> None:
         self.info = info
-        self.published: list[Published] = [Published() for _ in range(info.create.blocks)]
+        self.published: list[Published] = [Published(info.first_version) for _ in range(info.create.blocks)]
         self.private: list[Private] = [Private() for _ in range(info.create.blocks)]
         self.kept: list[Kept | None] = [None] * info.create.blocks
         """Each block's pinned version, once it got there. Any thread may read it."""
@@ -146,21 +153,52 @@ class Shard:
     def elements(self, index: int) -> int:
         return self.info.layout.block_elements(self.info.create.first_block + index)
 
-    def initialise(self, index: int, values: Flat, epoch: int) -> None:
-        """Version 0 of a block, from `values` (copied)."""
+    def part_problem(self, part: int, scalars: tuple[float, ...], *, loaded: bool) -> str:
+        """Why this shard takes no such values; empty when it does."""
+        wanted = self.info.create.loaded is not None
+        if loaded is not wanted:
+            return "they are of a checkpoint" if loaded else "its values come from a checkpoint"
+        numbers = len(self._optimizer.scalars) if wanted and part == 0 else 0
+        if part > (self._optimizer.slots if wanted else 0) or len(scalars) != numbers:
+            return f"part {part} with {len(scalars)} numbers"
+        return ""
+
+    def whole(self, index: int, epoch: int) -> bool:
+        """All that the first version of a block is made of came under that epoch."""
+        wanted = (1 << 1 + self._optimizer.slots) - 1 if self.info.create.loaded is not None else 1
+        private = self.private[index]
+        return self.published[index].weights is not None and (private.initial_epoch, private.parts) == (epoch, wanted)
+
+    def fill(self, index: int, part: int, values: Flat, epoch: int) -> bool:
+        """The optimizer's array of that number, behind the block's weights; False where these are not of that epoch."""
+        private = self.private[index]
+        if private.initial_epoch != epoch or not private.parts & 1:
+            return False
+        slot = values.astype(FLOAT)
+        self._let_go(index, (private.slots[part - 1],))
+        slots = (*private.slots[: part - 1], slot, *private.slots[part:])
+        self.private[index] = replace(private, slots=slots, parts=private.parts | 1 << part)
+        return True
+
+    def initialise(self, index: int, values: Flat, epoch: int, scalars: tuple[float, ...] = ()) -> None:
+        """The first version of a block, from `values` (copied). What came under the same epoch beside it stays."""
         weights = values.astype(FLOAT)
         weights.flags.writeable = False
-        optimizer = self._optimizer
-        self._let_go(index, (*_buffers(self.published[index]), *self.private[index].slots))
-        self.private[index] = Private(
-            tuple(np.zeros(weights.size, FLOAT) for _ in range(optimizer.slots)), optimizer.scalars, epoch
-        )
-        self.published[index] = Published(weights=weights, crc=crc32c(weights.data.cast("B")))
+        optimizer, before = self._optimizer, self.private[index]
+        numbers = scalars or optimizer.scalars
+        if before.parts and before.initial_epoch == epoch:
+            self._let_go(index, _buffers(self.published[index]))
+            self.private[index] = replace(before, scalars=numbers)
+        else:
+            self._let_go(index, (*_buffers(self.published[index]), *before.slots))
+            slots = tuple(np.zeros(weights.size, FLOAT) for _ in range(optimizer.slots))
+            self.private[index] = Private(slots, numbers, epoch, parts=1)
+        self.published[index] = Published(self.info.first_version, weights, crc32c(weights.data.cast("B")))
 
     def open(self, epoch: int) -> None:
         """Take no more initial values. From here on digests are comparable between replicas."""
         for index, block in enumerate(self.published):
-            first = (0, self.state_digest(index, 0, block.weights))
+            first = (block.version, self.state_digest(index, block.version, block.weights))
             self.published[index] = replace(block, digests=(first,))
         self.info = replace(self.info, open_epoch=epoch)
 
@@ -203,7 +241,7 @@ class Shard:
         )
         if slots_out is not private.slots:
             self._let_go(index, private.slots)
-        self.private[index] = Private(slots_out, scalars, private.initial_epoch)
+        self.private[index] = Private(slots_out, scalars, private.initial_epoch, private.parts)
         return self._publish(index, out, crc32c(out.data.cast("B")))
 
     def pass_over(self, index: int) -> Published:
@@ -261,6 +299,11 @@ class Shard:
     def end_loans(self) -> None:
         self._loans = None
 
+    def drop(self) -> None:
+        """The state holds nothing of it any more; a snapshot being written may."""
+        for index, (seen, own) in enumerate(zip(self.published, self.private, strict=True)):
+            self._let_go(index, (*_buffers(seen), *own.slots))
+
     def would_cost(self, index: int, target: Target) -> int:
         """Bytes that the snapshot being written would cost more after a command about that block."""
         if self._loans is None:
@@ -301,4 +344,11 @@ def _buffers(block: Published) -> tuple[Flat, ...]:
 def new_shard(create: CreateShard) -> Shard:
     """A shard without values; its view has number 0 and holds no rank."""
     view = View(0, 0, (0,) * create.spec.ranks)
-    return Shard(ShardInfo(create, Layout(create.spec), view))
+    return Shard(ShardInfo(create, Layout(create.spec), view, steps=_first_steps(create.loaded)))
+
+
+def _first_steps(loaded: Loaded | None) -> Steps:
+    if loaded is None:
+        return NO_STEPS
+    rates = tuple(RateFrom(step, rate) for step, rate in loaded.rates)
+    return Steps(rate_number=len(rates), rates=rates)

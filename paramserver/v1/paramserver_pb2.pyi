@@ -1113,6 +1113,113 @@ class ReleasePinResponse(google.protobuf.message.Message):
 global___ReleasePinResponse = ReleasePinResponse
 
 @typing.final
+class DeleteModelRequest(google.protobuf.message.Message):
+    """Its id is never used again, its name at once. force: although workers hold ranks of it. loading: only if it is one that
+    this session is loading and has not opened.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: builtins.int
+    SEQUENCE_FIELD_NUMBER: builtins.int
+    SECRET_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    FORCE_FIELD_NUMBER: builtins.int
+    LOADING_FIELD_NUMBER: builtins.int
+    session: builtins.int
+    sequence: builtins.int
+    secret: builtins.bytes
+    model: builtins.int
+    generation: builtins.int
+    force: builtins.bool
+    loading: builtins.bool
+    def __init__(
+        self,
+        *,
+        session: builtins.int = ...,
+        sequence: builtins.int = ...,
+        secret: builtins.bytes = ...,
+        model: builtins.int = ...,
+        generation: builtins.int = ...,
+        force: builtins.bool = ...,
+        loading: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["force", b"force", "generation", b"generation", "loading", b"loading", "model", b"model", "secret", b"secret", "sequence", b"sequence", "session", b"session"]) -> None: ...
+
+global___DeleteModelRequest = DeleteModelRequest
+
+@typing.final
+class DeleteModelResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___DeleteModelResponse = DeleteModelResponse
+
+@typing.final
+class LoadModelRequest(google.protobuf.message.Message):
+    """A new generation of the model of that name, or its first: an id of its own, unnamed until it is opened. Granted with the
+    initialization lease; when that ends before it was opened, it is deleted.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: builtins.int
+    SEQUENCE_FIELD_NUMBER: builtins.int
+    SECRET_FIELD_NUMBER: builtins.int
+    SPEC_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    RATES_FIELD_NUMBER: builtins.int
+    session: builtins.int
+    sequence: builtins.int
+    secret: builtins.bytes
+    step: builtins.int
+    @property
+    def spec(self) -> global___ModelSpec: ...
+    @property
+    def rates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RateFrom]: ...
+    def __init__(
+        self,
+        *,
+        session: builtins.int = ...,
+        sequence: builtins.int = ...,
+        secret: builtins.bytes = ...,
+        spec: global___ModelSpec | None = ...,
+        step: builtins.int = ...,
+        rates: collections.abc.Iterable[global___RateFrom] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["rates", b"rates", "secret", b"secret", "sequence", b"sequence", "session", b"session", "spec", b"spec", "step", b"step"]) -> None: ...
+
+global___LoadModelRequest = LoadModelRequest
+
+@typing.final
+class LoadModelResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    LEASE_MS_FIELD_NUMBER: builtins.int
+    epoch: builtins.int
+    lease_ms: builtins.int
+    @property
+    def model(self) -> global___ModelDescription: ...
+    def __init__(
+        self,
+        *,
+        model: global___ModelDescription | None = ...,
+        epoch: builtins.int = ...,
+        lease_ms: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "lease_ms", b"lease_ms", "model", b"model"]) -> None: ...
+
+global___LoadModelResponse = LoadModelResponse
+
+@typing.final
 class ListModelsRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1263,6 +1370,8 @@ class PushHeader(google.protobuf.message.Message):
     CODEC_FIELD_NUMBER: builtins.int
     CRC_FIELD_NUMBER: builtins.int
     WANT_WEIGHTS_FIELD_NUMBER: builtins.int
+    PART_FIELD_NUMBER: builtins.int
+    SCALARS_FIELD_NUMBER: builtins.int
     block: builtins.int
     step: builtins.int
     kind: global___PushKind.ValueType
@@ -1271,8 +1380,14 @@ class PushHeader(google.protobuf.message.Message):
     """CRC32C of the payload"""
     want_weights: builtins.bool
     """the reply carries the updated block"""
+    part: builtins.int
+    """INITIAL, of a model that is loaded: 0 weights, n the optimizer's n-th array beside them"""
     @property
     def hello(self) -> global___PushHello: ...
+    @property
+    def scalars(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """with part 0 of such a one: the optimizer's numbers of the block"""
+
     def __init__(
         self,
         *,
@@ -1283,9 +1398,11 @@ class PushHeader(google.protobuf.message.Message):
         codec: global___Codec.ValueType = ...,
         crc: builtins.int = ...,
         want_weights: builtins.bool = ...,
+        part: builtins.int = ...,
+        scalars: collections.abc.Iterable[builtins.float] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["hello", b"hello"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["block", b"block", "codec", b"codec", "crc", b"crc", "hello", b"hello", "kind", b"kind", "step", b"step", "want_weights", b"want_weights"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["block", b"block", "codec", b"codec", "crc", b"crc", "hello", b"hello", "kind", b"kind", "part", b"part", "scalars", b"scalars", "step", b"step", "want_weights", b"want_weights"]) -> None: ...
 
 global___PushHeader = PushHeader
 
@@ -2588,6 +2705,8 @@ class ShardCommand(google.protobuf.message.Message):
     SET_RATE_FIELD_NUMBER: builtins.int
     PIN_FIELD_NUMBER: builtins.int
     UNPIN_FIELD_NUMBER: builtins.int
+    DELETE_FIELD_NUMBER: builtins.int
+    LOAD_FIELD_NUMBER: builtins.int
     @property
     def create(self) -> global___CreateShard: ...
     @property
@@ -2602,6 +2721,10 @@ class ShardCommand(google.protobuf.message.Message):
     def pin(self) -> global___PinShard: ...
     @property
     def unpin(self) -> global___UnpinShard: ...
+    @property
+    def delete(self) -> global___DeleteShard: ...
+    @property
+    def load(self) -> global___LoadShard: ...
     def __init__(
         self,
         *,
@@ -2612,12 +2735,65 @@ class ShardCommand(google.protobuf.message.Message):
         set_rate: global___SetRate | None = ...,
         pin: global___PinShard | None = ...,
         unpin: global___UnpinShard | None = ...,
+        delete: global___DeleteShard | None = ...,
+        load: global___LoadShard | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["create", b"create", "hold", b"hold", "kind", b"kind", "open", b"open", "pin", b"pin", "set_rate", b"set_rate", "set_view", b"set_view", "unpin", b"unpin"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["create", b"create", "hold", b"hold", "kind", b"kind", "open", b"open", "pin", b"pin", "set_rate", b"set_rate", "set_view", b"set_view", "unpin", b"unpin"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["create", "open", "set_view", "hold", "set_rate", "pin", "unpin"] | None: ...
+    def HasField(self, field_name: typing.Literal["create", b"create", "delete", b"delete", "hold", b"hold", "kind", b"kind", "load", b"load", "open", b"open", "pin", b"pin", "set_rate", b"set_rate", "set_view", b"set_view", "unpin", b"unpin"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["create", b"create", "delete", b"delete", "hold", b"hold", "kind", b"kind", "load", b"load", "open", b"open", "pin", b"pin", "set_rate", b"set_rate", "set_view", b"set_view", "unpin", b"unpin"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["create", "open", "set_view", "hold", "set_rate", "pin", "unpin", "delete", "load"] | None: ...
 
 global___ShardCommand = ShardCommand
+
+@typing.final
+class DeleteShard(google.protobuf.message.Message):
+    """The group lets go of the model. `settled`: every model of a lower id has been created everywhere, so that a command to
+    create one that is not here comes late and is refused.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    SETTLED_FIELD_NUMBER: builtins.int
+    model: builtins.int
+    generation: builtins.int
+    settled: builtins.int
+    def __init__(
+        self,
+        *,
+        model: builtins.int = ...,
+        generation: builtins.int = ...,
+        settled: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["generation", b"generation", "model", b"model", "settled", b"settled"]) -> None: ...
+
+global___DeleteShard = DeleteShard
+
+@typing.final
+class LoadShard(google.protobuf.message.Message):
+    """A shard whose values come from a checkpoint: its blocks begin at version `step`, and wait for all parts of their state."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CREATE_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    RATES_FIELD_NUMBER: builtins.int
+    step: builtins.int
+    @property
+    def create(self) -> global___CreateShard: ...
+    @property
+    def rates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RateFrom]: ...
+    def __init__(
+        self,
+        *,
+        create: global___CreateShard | None = ...,
+        step: builtins.int = ...,
+        rates: collections.abc.Iterable[global___RateFrom] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["create", b"create"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["create", b"create", "rates", b"rates", "step", b"step"]) -> None: ...
+
+global___LoadShard = LoadShard
 
 @typing.final
 class PinShard(google.protobuf.message.Message):
@@ -2755,6 +2931,25 @@ class ShardSteps(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["hold_number", b"hold_number", "hold_step", b"hold_step", "pin_number", b"pin_number", "pin_step", b"pin_step", "pins_ended", b"pins_ended", "rate_number", b"rate_number", "rates", b"rates"]) -> None: ...
 
 global___ShardSteps = ShardSteps
+
+@typing.final
+class ShardsDeleted(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SETTLED_FIELD_NUMBER: builtins.int
+    MODELS_FIELD_NUMBER: builtins.int
+    settled: builtins.int
+    @property
+    def models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        settled: builtins.int = ...,
+        models: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["models", b"models", "settled", b"settled"]) -> None: ...
+
+global___ShardsDeleted = ShardsDeleted
 
 @typing.final
 class RegisterNode(google.protobuf.message.Message):
@@ -3103,6 +3298,72 @@ class ReleasePinWish(google.protobuf.message.Message):
 global___ReleasePinWish = ReleasePinWish
 
 @typing.final
+class DeleteModelWish(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    FORCE_FIELD_NUMBER: builtins.int
+    LOADING_FIELD_NUMBER: builtins.int
+    model: builtins.int
+    generation: builtins.int
+    force: builtins.bool
+    loading: builtins.bool
+    def __init__(
+        self,
+        *,
+        model: builtins.int = ...,
+        generation: builtins.int = ...,
+        force: builtins.bool = ...,
+        loading: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["force", b"force", "generation", b"generation", "loading", b"loading", "model", b"model"]) -> None: ...
+
+global___DeleteModelWish = DeleteModelWish
+
+@typing.final
+class ShardDeleted(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    GROUP_FIELD_NUMBER: builtins.int
+    model: builtins.int
+    group: builtins.int
+    def __init__(
+        self,
+        *,
+        model: builtins.int = ...,
+        group: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["group", b"group", "model", b"model"]) -> None: ...
+
+global___ShardDeleted = ShardDeleted
+
+@typing.final
+class LoadModelWish(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    RATES_FIELD_NUMBER: builtins.int
+    step: builtins.int
+    @property
+    def spec(self) -> global___ModelSpec: ...
+    @property
+    def rates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RateFrom]: ...
+    def __init__(
+        self,
+        *,
+        spec: global___ModelSpec | None = ...,
+        step: builtins.int = ...,
+        rates: collections.abc.Iterable[global___RateFrom] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["rates", b"rates", "spec", b"spec", "step", b"step"]) -> None: ...
+
+global___LoadModelWish = LoadModelWish
+
+@typing.final
 class CatalogueCommand(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -3128,12 +3389,15 @@ class CatalogueCommand(google.protobuf.message.Message):
     PIN_FIELD_NUMBER: builtins.int
     PIN_ADVANCED_FIELD_NUMBER: builtins.int
     RELEASE_PIN_FIELD_NUMBER: builtins.int
+    DELETE_MODEL_FIELD_NUMBER: builtins.int
+    SHARD_DELETED_FIELD_NUMBER: builtins.int
+    LOAD_MODEL_FIELD_NUMBER: builtins.int
     PLACEMENT_RULE_FIELD_NUMBER: builtins.int
     session: builtins.int
     sequence: builtins.int
     secret_digest: builtins.bytes
     placement_rule: builtins.int
-    """of create_model: 0 even ranges, 1 by bytes; others are refused"""
+    """of create_model and load_model: 0 even ranges, 1 by bytes; others are refused"""
     @property
     def register_node(self) -> global___RegisterNode: ...
     @property
@@ -3172,6 +3436,12 @@ class CatalogueCommand(google.protobuf.message.Message):
     def pin_advanced(self) -> global___PinAdvanced: ...
     @property
     def release_pin(self) -> global___ReleasePinWish: ...
+    @property
+    def delete_model(self) -> global___DeleteModelWish: ...
+    @property
+    def shard_deleted(self) -> global___ShardDeleted: ...
+    @property
+    def load_model(self) -> global___LoadModelWish: ...
     def __init__(
         self,
         *,
@@ -3197,11 +3467,14 @@ class CatalogueCommand(google.protobuf.message.Message):
         pin: global___PinWish | None = ...,
         pin_advanced: global___PinAdvanced | None = ...,
         release_pin: global___ReleasePinWish | None = ...,
+        delete_model: global___DeleteModelWish | None = ...,
+        shard_deleted: global___ShardDeleted | None = ...,
+        load_model: global___LoadModelWish | None = ...,
         placement_rule: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["change_rate", b"change_rate", "claim_initialization", b"claim_initialization", "claim_rank", b"claim_rank", "create_model", b"create_model", "expire_lease", b"expire_lease", "kind", b"kind", "leftover_deleted", b"leftover_deleted", "model_opened", b"model_opened", "move_advanced", b"move_advanced", "move_ended", b"move_ended", "node_removed", b"node_removed", "open_session", b"open_session", "pin", b"pin", "pin_advanced", b"pin_advanced", "rate_advanced", b"rate_advanced", "register_node", b"register_node", "release_pin", b"release_pin", "release_rank", b"release_rank", "reshape", b"reshape", "shard_created", b"shard_created"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["change_rate", b"change_rate", "claim_initialization", b"claim_initialization", "claim_rank", b"claim_rank", "create_model", b"create_model", "expire_lease", b"expire_lease", "kind", b"kind", "leftover_deleted", b"leftover_deleted", "model_opened", b"model_opened", "move_advanced", b"move_advanced", "move_ended", b"move_ended", "node_removed", b"node_removed", "open_session", b"open_session", "pin", b"pin", "pin_advanced", b"pin_advanced", "placement_rule", b"placement_rule", "rate_advanced", b"rate_advanced", "register_node", b"register_node", "release_pin", b"release_pin", "release_rank", b"release_rank", "reshape", b"reshape", "secret_digest", b"secret_digest", "sequence", b"sequence", "session", b"session", "shard_created", b"shard_created"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register_node", "open_session", "create_model", "shard_created", "claim_initialization", "model_opened", "claim_rank", "release_rank", "expire_lease", "reshape", "move_advanced", "move_ended", "leftover_deleted", "node_removed", "change_rate", "rate_advanced", "pin", "pin_advanced", "release_pin"] | None: ...
+    def HasField(self, field_name: typing.Literal["change_rate", b"change_rate", "claim_initialization", b"claim_initialization", "claim_rank", b"claim_rank", "create_model", b"create_model", "delete_model", b"delete_model", "expire_lease", b"expire_lease", "kind", b"kind", "leftover_deleted", b"leftover_deleted", "load_model", b"load_model", "model_opened", b"model_opened", "move_advanced", b"move_advanced", "move_ended", b"move_ended", "node_removed", b"node_removed", "open_session", b"open_session", "pin", b"pin", "pin_advanced", b"pin_advanced", "rate_advanced", b"rate_advanced", "register_node", b"register_node", "release_pin", b"release_pin", "release_rank", b"release_rank", "reshape", b"reshape", "shard_created", b"shard_created", "shard_deleted", b"shard_deleted"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["change_rate", b"change_rate", "claim_initialization", b"claim_initialization", "claim_rank", b"claim_rank", "create_model", b"create_model", "delete_model", b"delete_model", "expire_lease", b"expire_lease", "kind", b"kind", "leftover_deleted", b"leftover_deleted", "load_model", b"load_model", "model_opened", b"model_opened", "move_advanced", b"move_advanced", "move_ended", b"move_ended", "node_removed", b"node_removed", "open_session", b"open_session", "pin", b"pin", "pin_advanced", b"pin_advanced", "placement_rule", b"placement_rule", "rate_advanced", b"rate_advanced", "register_node", b"register_node", "release_pin", b"release_pin", "release_rank", b"release_rank", "reshape", b"reshape", "secret_digest", b"secret_digest", "sequence", b"sequence", "session", b"session", "shard_created", b"shard_created", "shard_deleted", b"shard_deleted"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["register_node", "open_session", "create_model", "shard_created", "claim_initialization", "model_opened", "claim_rank", "release_rank", "expire_lease", "reshape", "move_advanced", "move_ended", "leftover_deleted", "node_removed", "change_rate", "rate_advanced", "pin", "pin_advanced", "release_pin", "delete_model", "shard_deleted", "load_model"] | None: ...
 
 global___CatalogueCommand = CatalogueCommand
 
@@ -3468,6 +3741,7 @@ class ModelRecord(google.protobuf.message.Message):
     CREATED_FIELD_NUMBER: builtins.int
     INITIALIZATION_SESSION_FIELD_NUMBER: builtins.int
     PIN_FIELD_NUMBER: builtins.int
+    LOADED_FIELD_NUMBER: builtins.int
     initialization_session: builtins.int
     """0: nobody holds the lease"""
     @property
@@ -3480,6 +3754,10 @@ class ModelRecord(google.protobuf.message.Message):
     def pin(self) -> global___PinRecord:
         """the latest"""
 
+    @property
+    def loaded(self) -> global___LoadedRecord:
+        """none: its values are initial ones"""
+
     def __init__(
         self,
         *,
@@ -3487,11 +3765,53 @@ class ModelRecord(google.protobuf.message.Message):
         created: collections.abc.Iterable[builtins.int] | None = ...,
         initialization_session: builtins.int = ...,
         pin: global___PinRecord | None = ...,
+        loaded: global___LoadedRecord | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["description", b"description", "pin", b"pin"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["created", b"created", "description", b"description", "initialization_session", b"initialization_session", "pin", b"pin"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["description", b"description", "loaded", b"loaded", "pin", b"pin"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["created", b"created", "description", b"description", "initialization_session", b"initialization_session", "loaded", b"loaded", "pin", b"pin"]) -> None: ...
 
 global___ModelRecord = ModelRecord
+
+@typing.final
+class LoadedRecord(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: builtins.int
+    RATES_FIELD_NUMBER: builtins.int
+    step: builtins.int
+    @property
+    def rates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RateFrom]: ...
+    def __init__(
+        self,
+        *,
+        step: builtins.int = ...,
+        rates: collections.abc.Iterable[global___RateFrom] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["rates", b"rates", "step", b"step"]) -> None: ...
+
+global___LoadedRecord = LoadedRecord
+
+@typing.final
+class LeavingRecord(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    GROUPS_FIELD_NUMBER: builtins.int
+    model: builtins.int
+    generation: builtins.int
+    @property
+    def groups(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        model: builtins.int = ...,
+        generation: builtins.int = ...,
+        groups: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["generation", b"generation", "groups", b"groups", "model", b"model"]) -> None: ...
+
+global___LeavingRecord = LeavingRecord
 
 @typing.final
 class CatalogueRecord(google.protobuf.message.Message):
@@ -3505,6 +3825,7 @@ class CatalogueRecord(google.protobuf.message.Message):
     LEFTOVER_FIELD_NUMBER: builtins.int
     NEXT_REPLICA_FIELD_NUMBER: builtins.int
     MEMBERS_FIELD_NUMBER: builtins.int
+    LEAVING_FIELD_NUMBER: builtins.int
     @property
     def header(self) -> global___CatalogueHeader: ...
     @property
@@ -3523,6 +3844,8 @@ class CatalogueRecord(google.protobuf.message.Message):
     def next_replica(self) -> global___NextReplica: ...
     @property
     def members(self) -> global___GroupMembers: ...
+    @property
+    def leaving(self) -> global___LeavingRecord: ...
     def __init__(
         self,
         *,
@@ -3534,9 +3857,10 @@ class CatalogueRecord(google.protobuf.message.Message):
         leftover: global___LeftoverRecord | None = ...,
         next_replica: global___NextReplica | None = ...,
         members: global___GroupMembers | None = ...,
+        leaving: global___LeavingRecord | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["header", b"header", "kind", b"kind", "leftover", b"leftover", "members", b"members", "model", b"model", "move", b"move", "next_replica", b"next_replica", "node", b"node", "session", b"session"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["header", b"header", "kind", b"kind", "leftover", b"leftover", "members", b"members", "model", b"model", "move", b"move", "next_replica", b"next_replica", "node", b"node", "session", b"session"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["header", "node", "session", "model", "move", "leftover", "next_replica", "members"] | None: ...
+    def HasField(self, field_name: typing.Literal["header", b"header", "kind", b"kind", "leaving", b"leaving", "leftover", b"leftover", "members", b"members", "model", b"model", "move", b"move", "next_replica", b"next_replica", "node", b"node", "session", b"session"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["header", b"header", "kind", b"kind", "leaving", b"leaving", "leftover", b"leftover", "members", b"members", "model", b"model", "move", b"move", "next_replica", b"next_replica", "node", b"node", "session", b"session"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["header", "node", "session", "model", "move", "leftover", "next_replica", "members", "leaving"] | None: ...
 
 global___CatalogueRecord = CatalogueRecord

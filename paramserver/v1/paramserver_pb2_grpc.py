@@ -70,6 +70,16 @@ class CatalogueStub(object):
                 request_serializer=paramserver_dot_v1_dot_paramserver__pb2.ReleasePinRequest.SerializeToString,
                 response_deserializer=paramserver_dot_v1_dot_paramserver__pb2.ReleasePinResponse.FromString,
                 )
+        self.DeleteModel = channel.unary_unary(
+                '/paramserver.v1.Catalogue/DeleteModel',
+                request_serializer=paramserver_dot_v1_dot_paramserver__pb2.DeleteModelRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_paramserver__pb2.DeleteModelResponse.FromString,
+                )
+        self.LoadModel = channel.unary_unary(
+                '/paramserver.v1.Catalogue/LoadModel',
+                request_serializer=paramserver_dot_v1_dot_paramserver__pb2.LoadModelRequest.SerializeToString,
+                response_deserializer=paramserver_dot_v1_dot_paramserver__pb2.LoadModelResponse.FromString,
+                )
         self.ListModels = channel.unary_unary(
                 '/paramserver.v1.Catalogue/ListModels',
                 request_serializer=paramserver_dot_v1_dot_paramserver__pb2.ListModelsRequest.SerializeToString,
@@ -155,6 +165,20 @@ class CatalogueServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteModel(self, request, context):
+        """every data group has let go of it when it returns
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadModel(self, request, context):
+        """all groups have it, and await its values; OpenModel gives it its name
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -225,6 +249,16 @@ def add_CatalogueServicer_to_server(servicer, server):
                     servicer.ReleasePin,
                     request_deserializer=paramserver_dot_v1_dot_paramserver__pb2.ReleasePinRequest.FromString,
                     response_serializer=paramserver_dot_v1_dot_paramserver__pb2.ReleasePinResponse.SerializeToString,
+            ),
+            'DeleteModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteModel,
+                    request_deserializer=paramserver_dot_v1_dot_paramserver__pb2.DeleteModelRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_paramserver__pb2.DeleteModelResponse.SerializeToString,
+            ),
+            'LoadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadModel,
+                    request_deserializer=paramserver_dot_v1_dot_paramserver__pb2.LoadModelRequest.FromString,
+                    response_serializer=paramserver_dot_v1_dot_paramserver__pb2.LoadModelResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -431,6 +465,40 @@ class Catalogue(object):
         return grpc.experimental.unary_unary(request, target, '/paramserver.v1.Catalogue/ReleasePin',
             paramserver_dot_v1_dot_paramserver__pb2.ReleasePinRequest.SerializeToString,
             paramserver_dot_v1_dot_paramserver__pb2.ReleasePinResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def DeleteModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/paramserver.v1.Catalogue/DeleteModel',
+            paramserver_dot_v1_dot_paramserver__pb2.DeleteModelRequest.SerializeToString,
+            paramserver_dot_v1_dot_paramserver__pb2.DeleteModelResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def LoadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/paramserver.v1.Catalogue/LoadModel',
+            paramserver_dot_v1_dot_paramserver__pb2.LoadModelRequest.SerializeToString,
+            paramserver_dot_v1_dot_paramserver__pb2.LoadModelResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

@@ -82,6 +82,18 @@ class CatalogueStub:
         paramserver.v1.paramserver_pb2.ReleasePinResponse,
     ]
 
+    DeleteModel: grpc.UnaryUnaryMultiCallable[
+        paramserver.v1.paramserver_pb2.DeleteModelRequest,
+        paramserver.v1.paramserver_pb2.DeleteModelResponse,
+    ]
+    """every data group has let go of it when it returns"""
+
+    LoadModel: grpc.UnaryUnaryMultiCallable[
+        paramserver.v1.paramserver_pb2.LoadModelRequest,
+        paramserver.v1.paramserver_pb2.LoadModelResponse,
+    ]
+    """all groups have it, and await its values; OpenModel gives it its name"""
+
     ListModels: grpc.UnaryUnaryMultiCallable[
         paramserver.v1.paramserver_pb2.ListModelsRequest,
         paramserver.v1.paramserver_pb2.ListModelsResponse,
@@ -153,6 +165,18 @@ class CatalogueAsyncStub:
         paramserver.v1.paramserver_pb2.ReleasePinRequest,
         paramserver.v1.paramserver_pb2.ReleasePinResponse,
     ]
+
+    DeleteModel: grpc.aio.UnaryUnaryMultiCallable[
+        paramserver.v1.paramserver_pb2.DeleteModelRequest,
+        paramserver.v1.paramserver_pb2.DeleteModelResponse,
+    ]
+    """every data group has let go of it when it returns"""
+
+    LoadModel: grpc.aio.UnaryUnaryMultiCallable[
+        paramserver.v1.paramserver_pb2.LoadModelRequest,
+        paramserver.v1.paramserver_pb2.LoadModelResponse,
+    ]
+    """all groups have it, and await its values; OpenModel gives it its name"""
 
     ListModels: grpc.aio.UnaryUnaryMultiCallable[
         paramserver.v1.paramserver_pb2.ListModelsRequest,
@@ -247,6 +271,22 @@ class CatalogueServicer(metaclass=abc.ABCMeta):
         request: paramserver.v1.paramserver_pb2.ReleasePinRequest,
         context: _ServicerContext,
     ) -> typing.Union[paramserver.v1.paramserver_pb2.ReleasePinResponse, collections.abc.Awaitable[paramserver.v1.paramserver_pb2.ReleasePinResponse]]: ...
+
+    @abc.abstractmethod
+    def DeleteModel(
+        self,
+        request: paramserver.v1.paramserver_pb2.DeleteModelRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[paramserver.v1.paramserver_pb2.DeleteModelResponse, collections.abc.Awaitable[paramserver.v1.paramserver_pb2.DeleteModelResponse]]:
+        """every data group has let go of it when it returns"""
+
+    @abc.abstractmethod
+    def LoadModel(
+        self,
+        request: paramserver.v1.paramserver_pb2.LoadModelRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[paramserver.v1.paramserver_pb2.LoadModelResponse, collections.abc.Awaitable[paramserver.v1.paramserver_pb2.LoadModelResponse]]:
+        """all groups have it, and await its values; OpenModel gives it its name"""
 
     @abc.abstractmethod
     def ListModels(

@@ -8,6 +8,7 @@ below their bound, payload no larger than a block); everything else is a `Refusa
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -28,6 +29,8 @@ MESSAGE_BYTES_MAX = PAYLOAD_BYTES_MAX + HEADER_BYTES_MAX + 16
 """Bound for gRPC's receive limit on the hot path."""
 STEP_MAX = 2**62
 """Steps, versions, views and epochs stay below: no sum of two of them overflows anywhere."""
+SCALARS_MAX = 6
+"""Numbers an optimizer has of a block."""
 IDENTITY_BYTES = 16
 """Of a cluster id."""
 
@@ -84,6 +87,10 @@ class PushFrame:
     codec: Codec = Codec.FP32
     crc: int = 0
     want_weights: bool = False
+    part: int = 0
+    """INITIAL, of a model that is loaded: n for the optimizer's n-th array in place of the weights."""
+    scalars: tuple[float, ...] = ()
+    """With part 0 of such a one: the optimizer's numbers of the block."""
     payload: memoryview | bytes = b""
     hello: Hello | None = None
 
@@ -120,6 +127,8 @@ def encode_push(frame: PushFrame) -> bytes:
             codec=int(frame.codec),  # type: ignore[arg-type]
             crc=frame.crc,
             want_weights=frame.want_weights,
+            part=frame.part,
+            scalars=frame.scalars,
         )
     return join_frame(header.SerializeToString(), frame.payload)
 
@@ -133,6 +142,8 @@ def decode_push(data: bytes) -> PushFrame:
         return PushFrame(hello=_hello_from_proto(header.hello))
     codec = enum_value(Codec, "codec", header.codec or Codec.FP32)
     check_bound(codec, len(payload))
+    if len(header.scalars) > SCALARS_MAX or not all(map(math.isfinite, header.scalars)):
+        raise invalid("scalars", f"at most {SCALARS_MAX} finite numbers", list(header.scalars[: SCALARS_MAX + 1]))
     return PushFrame(
         block=header.block,
         step=_bounded("step", header.step),
@@ -140,6 +151,8 @@ def decode_push(data: bytes) -> PushFrame:
         codec=codec,
         crc=header.crc,
         want_weights=header.want_weights,
+        part=header.part,
+        scalars=tuple(header.scalars),
         payload=payload,
     )
 

@@ -97,7 +97,7 @@ def test_values_are_aligned_for_vector_instructions() -> None:
 
 @pytest.mark.parametrize(
     ("offset", "value"),
-    [(0, 3), (1, 2), (2, 0), (2, 4), (3, 0), (60, 2)],
+    [(0, 4), (1, 2), (2, 0), (2, 4), (3, 0), (60, 2)],
     ids=["kind", "format", "what 0", "what initial", "codec", "elements"],
 )
 def test_header_fields_out_of_range(offset: int, value: int) -> None:

@@ -14,6 +14,7 @@ from paramserver.shard.loans import Loans
 from paramserver.shard.machine import ShardMachine
 from paramserver.shard.results import Answer, NotTaken, Updated, Why
 from paramserver.shard.steps import NO_STEPS, RATE_CHANGES_MAX, Hold, RateFrom, Steps
+from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.spec import adam, float32, momentum, sgd
 from tests.unit.shard.kit import (
     MODEL,
@@ -180,24 +181,30 @@ def test_a_snapshot_holds_the_hold_and_the_rates() -> None:
     assert restored.shards[MODEL].info.steps == machine.shards[MODEL].info.steps == expected
 
 
-def test_a_snapshot_of_the_format_before_is_read() -> None:
+def test_a_snapshot_of_the_formats_before_is_read() -> None:
     machine = machine_with(opening_commands(SPEC))
     raw = b"".join(bytes(chunk) for chunk in snapshots.dump(tuple(machine.shards.values()), Loans()))
-    # Nothing is bound to steps: its part is a length of 0, behind the spec and the view.
     at = len(snapshots.MAGIC) + 4
-    for _ in range(2):
-        at += 4 + int.from_bytes(raw[at : at + 4], "little")
+    # Nothing was deleted: a length of 0. The shard's creation is a command now, and was bare.
     assert raw[at : at + 4] == bytes(4)
-    old = (raw[:at] + raw[at + 4 :]).replace(snapshots.MAGIC, snapshots.MAGIC_1)
-    restored = ShardMachine(1)
-    restored.restore(iter([memoryview(old)]))
-    now, before = restored.shards[MODEL].info, machine.shards[MODEL].info
-    assert (now.create, now.view, now.open_epoch, now.steps) == (
-        before.create,
-        before.view,
-        before.open_epoch,
-        NO_STEPS,
-    )
+    length = int.from_bytes(raw[at + 4 : at + 8], "little")
+    rest = raw[at + 8 + length :]
+    bare = pb.ShardCommand.FromString(raw[at + 8 : at + 8 + length]).create.SerializeToString()
+    second = raw[:at] + len(bare).to_bytes(4, "little") + bare + rest
+    # Nothing is bound to steps: its part is a length of 0, behind the view.
+    behind = 4 + int.from_bytes(rest[:4], "little")
+    assert rest[behind : behind + 4] == bytes(4)
+    first = second[: -len(rest)] + rest[:behind] + rest[behind + 4 :]
+    for old, magic in ((first, snapshots.MAGIC_1), (second, snapshots.MAGIC_2)):
+        restored = ShardMachine(1)
+        restored.restore(iter([memoryview(old.replace(snapshots.MAGIC, magic))]))
+        now, before = restored.shards[MODEL].info, machine.shards[MODEL].info
+        assert (now.create, now.view, now.open_epoch, now.steps) == (
+            before.create,
+            before.view,
+            before.open_epoch,
+            NO_STEPS,
+        )
 
 
 # --- what its leader does -------------------------------------------------------------------------------------------
