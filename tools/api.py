@@ -64,9 +64,15 @@ def _of(name: str, value: Any, *, members: bool) -> Iterator[Entry]:
         made = signature(value.__init__) if _own(value, "__init__") else ""
         init = inspect.getdoc(value.__init__) if "__init__" in vars(value) else None
         yield Entry(3, name, f"class {name}{made}", f"{doc}\n\n{init}" if init else doc)
-        for one, member in sorted(vars(value).items()):
+        for one, member in sorted(_members(value).items()):
             if members and not one.startswith("_"):
                 yield from _member(name, one, member)
+
+
+def _members(kind: type) -> dict[str, Any]:
+    """Its own, and those of classes of ours that it is made of."""
+    ours = [one for one in reversed(kind.__mro__) if one.__module__.split(".")[0] in ("paramserver", "worker")]
+    return {name: member for one in ours for name, member in vars(one).items()}
 
 
 def _own(kind: type, name: str) -> bool:

@@ -33,6 +33,7 @@ from worker.futures import settled
 from worker.handover import Handover as BlockingHandover
 from worker.initialize import Initial
 from worker.intake import Counts, Norms
+from worker.loading import LOAD_TIMEOUT_S, Loaded
 from worker.model import Model as BlockingModel
 from worker.network import Network
 from worker.replicas import PullPolicy
@@ -194,6 +195,22 @@ class Client:
     ) -> Saved:
         """`paramserver.Client.save`, awaited. Raises what that does."""
         return await settled(self._client._saving(name, path, step, timeout, progress))
+
+    async def load(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        timeout: float = LOAD_TIMEOUT_S,
+        progress: Progress | None = None,
+    ) -> Loaded:
+        """`paramserver.Client.load`, awaited. Raises what that does."""
+        return await settled(self._client._loading(path, name, timeout, progress))
+
+    async def delete(self, name: str, *, force: bool = False, timeout: float | None = None) -> None:
+        """`paramserver.Client.delete`, awaited. Raises NotFound, FailedPrecondition, DeadlineExceeded, Closed,
+        Forked."""
+        await settled(self._client._deleting(name, force, timeout))
 
     async def close(self, *, release: bool = True) -> None:
         """Close all models and the connection. Raises nothing."""

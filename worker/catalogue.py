@@ -17,6 +17,7 @@ from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.wire.errors import Reason, Refusal
 from paramserver.wire.protos import View, spec_from_proto, spec_to_proto, view_from_proto
 from paramserver.wire.spec import ModelSpec
+from worker.errors import FailedPrecondition, NotFound, ParameterServerError
 from worker.membership import Cluster
 from worker.network import Method, Network
 from worker.refusals import to_error, transient
@@ -93,6 +94,15 @@ class PinGrant:
     lease_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class LoadGrant:
+    """A model without a name that awaits its values, under `epoch`, for a lease at a time."""
+
+    model: Description
+    epoch: int
+    lease_ms: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSummary:
     """One of the cluster's models. `model`: its id, never reused; `ranks_held`: how many of its ranks have a worker."""
@@ -127,6 +137,32 @@ class Catalogue:
 
     # --- calls
 
+    async def still_there(self, model: Description) -> None:
+        """A server does not know a model that was opened: it may be behind. Raises what `gone` gives if it is not."""
+        await self.again(model)
+
+    async def again(self, model: Description) -> Description:
+        """As it is now. Raises what `gone` gives."""
+        return await self._of(model, self.describe(model=model.model))
+
+    async def gone(self, model: Description) -> ParameterServerError:
+        """Why there is no model of that id any more."""
+        name = model.spec.name
+        try:
+            now = await self.describe(name)
+        except NotFound:
+            return NotFound(f"model {name!r} was deleted", "to go on, create it again, or load a checkpoint")
+        if now.generation > model.generation:
+            cause = f"model {name!r} is of generation {now.generation}, not {model.generation}"
+            return FailedPrecondition(cause, "it was loaded from a checkpoint meanwhile: open it again")
+        return NotFound(f"model {name!r} was deleted, and there is another one of that name", "open it again")
+
+    async def _of(self, model: Description, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except NotFound:
+            raise await self.gone(model) from None
+
     async def describe(self, name: str = "", model: int = 0) -> Description:
         found = await self._call(Method.DESCRIBE_MODEL, pb.DescribeModelRequest(name=name, model=model))
         return self._description(found)
@@ -154,17 +190,18 @@ class Catalogue:
 
     async def claim_initialization(self, model: Description) -> InitClaim:
         request = pb.ClaimInitializationRequest(model=model.model, generation=model.generation)
-        answer = await self._command(Method.CLAIM_INITIALIZATION, request)
+        answer = await self._of(model, self._command(Method.CLAIM_INITIALIZATION, request))
         return InitClaim(answer.granted, answer.epoch, answer.open, answer.holder, answer.lease_ends_ms)
 
     async def open(self, model: Description, epoch: int) -> Description:
         request = pb.OpenModelRequest(model=model.model, generation=model.generation, epoch=epoch)
         # Not open: a block has no value of this epoch, and only sending it helps.
-        return self._description(await self._command(Method.OPEN_MODEL, request, frozenset({Reason.NOT_OPEN})))
+        opening = self._command(Method.OPEN_MODEL, request, frozenset({Reason.NOT_OPEN}))
+        return self._description(await self._of(model, opening))
 
     async def claim_rank(self, model: Description, rank: int) -> RankGrant:
         request = pb.ClaimRankRequest(model=model.model, generation=model.generation, rank=rank)
-        answer = await self._command(Method.CLAIM_RANK, request)
+        answer = await self._of(model, self._command(Method.CLAIM_RANK, request))
         return RankGrant(answer.lease_epoch, view_from_proto(answer.view), answer.lowest_version, answer.lease_ms)
 
     async def release_rank(self, model: Description, rank: int, lease_epoch: int) -> None:
@@ -175,17 +212,35 @@ class Catalogue:
         request = pb.SetLearningRateRequest(
             model=model.model, generation=model.generation, learning_rate=learning_rate, from_step=from_step
         )
-        answer = await self._command(Method.SET_LEARNING_RATE, request)
+        answer = await self._of(model, self._command(Method.SET_LEARNING_RATE, request))
         return int(answer.from_step)
 
     async def pin(self, model: Description, step: int | None) -> PinGrant:
         request = pb.PinModelRequest(model=model.model, generation=model.generation, step=step)
-        answer = await self._command(Method.PIN_MODEL, request)
+        answer = await self._of(model, self._command(Method.PIN_MODEL, request))
         return PinGrant(answer.pin, answer.step, answer.lease_ms)
 
     async def release_pin(self, model: Description, pin: int) -> None:
         request = pb.ReleasePinRequest(model=model.model, generation=model.generation, pin=pin)
         await self._command(Method.RELEASE_PIN, request)
+
+    async def load(self, spec: ModelSpec, step: int, rates: tuple[tuple[int, float], ...]) -> LoadGrant:
+        request = pb.LoadModelRequest(
+            spec=spec_to_proto(spec),
+            step=step,
+            rates=[pb.RateFrom(step=at, learning_rate=rate) for at, rate in rates],
+        )
+        answer = await self._command(Method.LOAD_MODEL, request)
+        return LoadGrant(self._description(answer.model), answer.epoch, answer.lease_ms)
+
+    async def give_up(self, model: Description) -> None:
+        """A load; one that is open stays."""
+        request = pb.DeleteModelRequest(model=model.model, generation=model.generation, loading=True)
+        await self._command(Method.DELETE_MODEL, request)
+
+    async def delete(self, model: Description, *, force: bool) -> None:
+        request = pb.DeleteModelRequest(model=model.model, generation=model.generation, force=force)
+        await self._of(model, self._command(Method.DELETE_MODEL, request))
 
     async def models(self) -> list[ModelSummary]:
         found: list[ModelSummary] = []
@@ -221,7 +276,7 @@ class Catalogue:
             initialization_epoch=initialization_epoch,
             pin=pin,
         )
-        answer = await self._call(Method.RENEW_LEASE, request)
+        answer = await self._of(model, self._call(Method.RENEW_LEASE, request))
         return answer.lease_ms, view_from_proto(answer.view)
 
     # --- sessions and sequences

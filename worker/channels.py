@@ -56,6 +56,8 @@ RESPONSES: dict[Method, Callable[[bytes], Any]] = {
     Method.PIN_MODEL: pb.PinModelResponse.FromString,
     Method.RELEASE_PIN: pb.ReleasePinResponse.FromString,
     Method.LIST_MODELS: pb.ListModelsResponse.FromString,
+    Method.DELETE_MODEL: pb.DeleteModelResponse.FromString,
+    Method.LOAD_MODEL: pb.LoadModelResponse.FromString,
 }
 
 

@@ -25,9 +25,8 @@ from typing import Any, TypeAlias, TypeVar
 
 from paramserver.wire.errors import Refusal
 from paramserver.wire.spec import RANKS_MAX, Codec, NonFinite, OptimizerSpec, Reduction
-from worker import checkpoint_files
 from worker import session as sessions
-from worker.catalogue import Catalogue, Description, ModelSummary
+from worker.catalogue import Catalogue, Description
 from worker.channels import GrpcNetwork
 from worker.environment import from_environment
 from worker.errors import (
@@ -46,14 +45,14 @@ from worker.initialize import Initial, Initializer
 from worker.intake import Norms
 from worker.loop import LoopThread, outcome
 from worker.membership import Cluster, Discovery, Watchers
-from worker.model import Model, check_version
+from worker.model import Model
 from worker.network import Network
 from worker.refusals import to_error
 from worker.replicas import PullPolicy, Replicas, checked_policy
 from worker.retry import CLOSE_TIMEOUT_S, TIMEOUT_S, Budget, check_timeout
 from worker.routing import Route, Routes
-from worker.saving import SAVE_TIMEOUT_S, Progress, Saved, Saver, no_progress
 from worker.spec import Bsp, Shapes, Spec, check_mode, check_name, codec_of
+from worker.whole import WholeModels
 from worker.within import within
 
 T = TypeVar("T")
@@ -117,7 +116,7 @@ def client_of(
     return Client(addresses, name=name or _default_name(), timeout=timeout, policy=policy, zone=zone, network=network)
 
 
-class Client:
+class Client(WholeModels):
     """A connection to a cluster. Made by `connect`; a context manager. Models of one client may be used in several
     threads, one model in one thread at a time."""
 
@@ -138,6 +137,7 @@ class Client:
         self._lock = threading.Lock()
         self._closed = False
         self._models: list[Model] = []
+        self._loads = set()
         self._file: sessions.SessionFile | None = None
         self._make_network = network
         self._policy = policy
@@ -374,81 +374,6 @@ class Client:
             if spec.any_blocks and found.spec == replace(asked, block_bytes=found.spec.block_bytes):
                 return found
             raise SpecMismatch(mismatch.cause, mismatch.hint, found=found.spec, asked=asked) from None
-
-    # --- all of a model
-
-    def models(self, *, timeout: float | None = None) -> list[ModelSummary]:
-        """The cluster's models, by name. timeout: seconds. Raises Unavailable, DeadlineExceeded, Closed, Forked."""
-        return self._result(self._models_listed(timeout))
-
-    def _models_listed(self, timeout: float | None) -> Future[list[ModelSummary]]:
-        self._check()
-        work = self._catalogue.models()
-        return self._call(work, self._budget_s(timeout), "models", lambda: self._catalogue.problem)
-
-    def describe(self, name: str, *, timeout: float | None = None) -> Description:
-        """A model as group 0 knows it, without opening it. timeout: seconds. Raises NotFound, DeadlineExceeded, Closed,
-        Forked."""
-        return self._result(self._described(name, timeout))
-
-    def _described(self, name: str, timeout: float | None) -> Future[Description]:
-        self._check()
-        work = self._catalogue.describe(name)
-        return self._call(work, self._budget_s(timeout), f"model {name!r}", lambda: self._catalogue.problem)
-
-    def save(
-        self,
-        name: str,
-        path: str | os.PathLike[str],
-        *,
-        step: int | None = None,
-        timeout: float = SAVE_TIMEOUT_S,
-        progress: Progress | None = None,
-    ) -> Saved:
-        """Save a model at one step, while it trains: weights, all that its optimizer holds, the step, and the changes
-        of its learning rate.
-
-        path: a file in .safetensors or .npz; it appears whole, in place of what was there, or not at all. step: the
-            version to save; it must not be past. None: the one that training is at. Where training goes past it while
-            the servers agree, it is a later one, which the answer names. timeout: seconds, until the file is written.
-        progress: called with (bytes so far, bytes in all), on another thread; first with 0, once the servers agreed on
-            the version: training goes past it no more unsaved.
-
-        The servers keep that version for this call, and training goes on; one save of a model at a time. The whole
-        state is in this process's memory until it is written. Raises NotFound, InvalidArgument (the path; a safetensors
-        file without that package), FailedPrecondition (a step that is past, another save under way), CheckpointError
-        (nothing could be written), DeadlineExceeded, Closed, Forked."""
-        return self._result(self._saving(name, path, step, timeout, progress))
-
-    def _saving(
-        self,
-        name: str,
-        path: str | os.PathLike[str],
-        step: int | None,
-        timeout: float,
-        progress: Progress | None,
-    ) -> Future[Saved]:
-        self._check()
-        place = checkpoint_files.check_path(path, reading=False)
-        if step is not None:
-            check_version("step", step)
-        saver = Saver(
-            network=self._network,
-            cluster=self._cluster,
-            routes=self._routes,
-            catalogue=self._catalogue,
-            replicas=self._replicas,
-        )
-
-        async def work() -> Saved:
-            checkpoint = await saver.run(name, step, progress or no_progress)
-            size = await asyncio.to_thread(checkpoint_files.write, place, checkpoint)
-            return Saved(str(place), checkpoint.step, size)
-
-        return self._call(work(), timeout, f"saving {name!r}", saver.why)
-
-    def _budget_s(self, timeout: float | None) -> float:
-        return self.timeout if timeout is None else timeout
 
     # --- the end
 

@@ -25,6 +25,7 @@ from worker.membership import Cluster, Watchers
 from worker.network import Network
 from worker.pull import Got, Puller, Want
 from worker.push import GroupPusher
+from worker.refusals import to_error
 from worker.replicas import Replicas
 from worker.retry import Budget
 from worker.routing import Routes
@@ -97,6 +98,7 @@ class Engine:
             layout=self.layout,
             codec=weights_codec,
             replicas=replicas,
+            unknown=lambda: catalogue.still_there(self.model),
         )
         self._flight: Flight | None = None
         self._failure: ParameterServerError | None = None
@@ -142,7 +144,7 @@ class Engine:
         flight is done; `empty`: blocks it says nothing of. `tensors` None: no weights are wanted back. `ready`: the
         blocks whose gradient is there, others come with `hand_over`, until when they may be added to `empty`; None: all
         are."""
-        self._check()
+        self.check()
         if self._lease is None:
             raise FailedPrecondition("this handle holds no rank", "open the model with rank=...")
         if self._flight is not None and self.in_flight:
@@ -247,6 +249,10 @@ class Engine:
                 return lease.lease_epoch > hello.lease_epoch
             case Reason.STALE_EPOCH:
                 return await self._describe_again()
+            case Reason.NOT_FOUND if refusal.field != "model":
+                raise to_error(refusal)
+            case Reason.NOT_FOUND:
+                await self._catalogue.still_there(self.model)
         return False
 
     def failed(self, group: int, error: ParameterServerError) -> None:
@@ -289,7 +295,7 @@ class Engine:
         where blocks may differ by one; or, with none of these, one version of all: this rank's own step, or for a
         handle without a rank the newest there is. None, and nothing was written, when no block is above
         `if_newer_than`."""
-        self._check()
+        self.check()
         if consistency is not ANY:
             min_version = min_version or 0
         if version is None and min_version is None:
@@ -377,7 +383,7 @@ class Engine:
 
     async def absent_ranks(self) -> list[int]:
         """Ranks that nobody holds: the step waits for them (RULES S9)."""
-        described = await self._catalogue.describe(model=self.model.model)
+        described = await self._catalogue.again(self.model)
         return [one.rank for one in described.ranks if not one.held]
 
     # --- the end
@@ -402,7 +408,8 @@ class Engine:
             if release:
                 await self._lease.release()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises what ended this handle."""
         if self._failure is not None:
             raise self._failure
 
@@ -423,7 +430,7 @@ class Engine:
 
     async def _describe_again(self) -> bool:
         """A placement epoch was refused. True when group 0 knows another one."""
-        described = await self._catalogue.describe(model=self.model.model)
+        described = await self._catalogue.again(self.model)
         if described.shards != self.model.shards or described.generation != self.model.generation:
             raise FailedPrecondition("the model's blocks were placed anew", "open the model again")
         changed = described.placement_epoch != self.model.placement_epoch

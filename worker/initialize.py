@@ -12,16 +12,18 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from paramserver.wire.errors import Reason, Refusal
 from paramserver.wire.frames import Hello, PushKind
 from paramserver.wire.layout import Flat, Layout
 from worker.arrays import on_host
 from worker.catalogue import Catalogue, Description
-from worker.errors import FailedPrecondition, InvalidArgument, ParameterServerError
+from worker.errors import FailedPrecondition, InvalidArgument, NotFound, ParameterServerError
 from worker.membership import Cluster
 from worker.network import Network, PushMethod
 from worker.push import GroupPusher
+from worker.refusals import to_error
 from worker.retry import Backoff, BackoffOptions
 from worker.routing import Routes
 from worker.steps import GroupStep
@@ -61,20 +63,29 @@ class Initializer:
                     self.state = f"model {model.spec.name!r} is being initialized by {claim.holder}"
             else:
                 self.state = f"model {model.spec.name!r} has no values yet, and this client was given no `initial`"
-            model = await self._catalogue.describe(model=model.model)
+            model = await self._described(model)
             if not model.open:
                 await asyncio.sleep(backoff.next_s())
         self.state = ""
         return model
 
+    async def _described(self, model: Description) -> Description:
+        """By its name, under which a checkpoint may have been loaded meanwhile."""
+        found = await self._catalogue.describe(model.spec.name)
+        if found.spec != model.spec:
+            raise FailedPrecondition(
+                f"model {model.spec.name!r} was deleted, and there is another one of that name", "open it again"
+            )
+        return found
+
     async def _send_and_open(self, model: Description, values: Flat, layout: Layout, epoch: int) -> None:
         """Done, or the lease was lost on the way: the caller looks."""
         renewing = asyncio.create_task(self._renew(model, epoch))
-        sender = _Sender(self._cluster, model, epoch)
+        sender = Sender(self._cluster, model, epoch, self._catalogue)
         try:
             await sender.send(self._network, self._routes, values, layout)
             await self._catalogue.open(model, epoch)
-        except FailedPrecondition as error:
+        except (FailedPrecondition, NotFound) as error:
             self.state = error.cause
         finally:
             renewing.cancel()
@@ -99,10 +110,27 @@ def _laid_out(values: Mapping[str, Any], layout: Layout) -> Flat:
         raise InvalidArgument(f"initial: {error.cause}", error.hint) from None
 
 
-class _Sender:
+class Sender:
     """Sends every block to its group's leader; the owner of the Initialize streams."""
 
-    def __init__(self, cluster: Cluster, model: Description, epoch: int) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        model: Description,
+        epoch: int,
+        catalogue: Catalogue,
+        *,
+        part: int = 0,
+        scalars: npt.NDArray[np.float64] | None = None,
+        stored: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Of a checkpoint: `part` of it, with `scalars` (blocks, numbers). `stored` is told of the bytes of each block
+        that is."""
+        self._catalogue = catalogue
+        self._part = part
+        self._scalars = scalars
+        self._told = stored
+        self._pushers: dict[int, GroupPusher] = {}
         self._cluster = cluster
         self._model = model
         self._epoch = epoch
@@ -115,6 +143,7 @@ class _Sender:
     async def _group(self, network: Network, routes: Routes, values: Flat, layout: Layout, shard: Any) -> None:
         pusher = GroupPusher(shard.group, network=network, routes=routes, owner=self, method=PushMethod.INITIALIZE)
         stored = self._stored[shard.group] = asyncio.get_running_loop().create_future()
+        self._pushers[shard.group] = pusher
         pusher.submit(
             GroupStep(
                 step=0,
@@ -124,6 +153,9 @@ class _Sender:
                 kind=PushKind.INITIAL,
                 gradient=values,
                 weights=None,
+                part=self._part,
+                scalars=self._scalars,
+                acknowledged=lambda block: self._told(4 * layout.block_elements(block)),
             )
         )
         pusher.start()
@@ -151,7 +183,16 @@ class _Sender:
     async def resolve(self, hello: Hello, refusal: Refusal) -> bool:
         if refusal.reason in (Reason.SUPERSEDED, Reason.STALE_LEASE, Reason.STALE_EPOCH, Reason.ALREADY_OPEN):
             raise FailedPrecondition(f"the initialization lease is gone: {refusal.message}")
+        if refusal.reason is Reason.NOT_FOUND:
+            if refusal.field != "model":
+                raise to_error(refusal)
+            await self._catalogue.still_there(self._model)
         return False
+
+    @property
+    def problems(self) -> list[str]:
+        """Why groups do not take it; empty where none is in trouble."""
+        return [f"group {group}: {one.problem}" for group, one in sorted(self._pushers.items()) if one.problem]
 
     def failed(self, group: int, error: ParameterServerError) -> None:
         if not self._stored[group].done():

@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Callable
 
 from worker.catalogue import Catalogue, Description, RankGrant
-from worker.errors import FailedPrecondition, ParameterServerError, RankTaken
+from worker.errors import FailedPrecondition, NotFound, ParameterServerError, RankTaken
 from worker.retry import Backoff, BackoffOptions
 
 RENEWALS_A_LEASE = 4
@@ -64,7 +64,7 @@ class RankLease:
         async with self._claiming:
             if self.lease_epoch != lease_epoch:
                 return
-            holder = (await self._catalogue.describe(model=self._model.model)).ranks[self.rank]
+            holder = (await self._catalogue.again(self._model)).ranks[self.rank]
             if holder.held and holder.lease_epoch > lease_epoch:
                 raise RankTaken(
                     f"rank {self.rank} was taken over by session {holder.session}",
@@ -111,7 +111,7 @@ class RankLease:
                 epoch = self.lease_epoch
                 try:
                     _, view = await self._catalogue.renew(self._model, rank=self.rank, lease_epoch=epoch)
-                except RankTaken:
+                except (RankTaken, NotFound):
                     raise
                 except FailedPrecondition:
                     # It ended while this process or the cluster stood still; it is ours again if nobody took it.

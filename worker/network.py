@@ -30,6 +30,8 @@ class Method(StrEnum):
     PIN_MODEL = "Catalogue/PinModel"
     RELEASE_PIN = "Catalogue/ReleasePin"
     LIST_MODELS = "Catalogue/ListModels"
+    DELETE_MODEL = "Catalogue/DeleteModel"
+    LOAD_MODEL = "Catalogue/LoadModel"
 
 
 class PushMethod(StrEnum):

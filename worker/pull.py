@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -98,8 +98,11 @@ class Puller:
         codec: Codec = Codec.FP32,
         replicas: Replicas | None = None,
         arrived: Callable[[int], None] = lambda _: None,
+        unknown: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`codec`: in which weights are to come. `arrived` is told of the bytes of each block, as fp32."""
+        """`codec`: in which weights are to come. `arrived` is told of the bytes of each block, as fp32. `unknown` is
+        asked when a replica does not know the model: it raises what the pull ends with, unless there is one."""
+        self._unknown = unknown
         self._network = network
         self._cluster = cluster
         self._routes = routes
@@ -176,6 +179,8 @@ class Puller:
                     continue  # it is well, and past that version
                 if not transient(refusal) and refusal.reason not in _ELSEWHERE:
                     raise to_error(refusal) from None
+                if refusal.reason is Reason.NOT_FOUND and self._unknown is not None:
+                    await self._unknown()
                 self._replicas.failed(address, refusal.retry_after_ms / 1000)
                 self.problems[shard.group] = refusal.message
             except ChecksumMismatch as mismatch:

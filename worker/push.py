@@ -54,6 +54,7 @@ _TO_RESOLVE = frozenset(
         Reason.UNKNOWN_SESSION,
         Reason.ALREADY_OPEN,
         Reason.SUPERSEDED,
+        Reason.NOT_FOUND,
     }
 )
 

@@ -63,6 +63,8 @@ class Saver:
         self._replicas = replicas
         self._puller: Puller | None = None
         self.step: int | None = None
+        self.model: Description | None = None
+        """What is saved."""
 
     def why(self) -> str:
         if self._puller is None:
@@ -73,14 +75,14 @@ class Saver:
     async def run(self, name: str, step: int | None, progress: Progress) -> Checkpoint:
         """`progress(bytes so far, bytes in all)` is called on the event loop, first with 0 once the version is pinned.
         Goes on until it is cancelled."""
-        model = await self._catalogue.describe(name)
+        model = self.model = await self._catalogue.describe(name)
         if not model.open:
             raise FailedPrecondition(f"model {name!r} has no values yet", "wait until it was initialised")
         async with self._pinned(model, step) as pin:
             self.step = pin.step
             weights, slots, scalars = await self._pull(model, pin, progress)
             # Asked again: a change of the rate may have been settled for a step before this one.
-            described = await self._catalogue.describe(model=model.model)
+            described = await self._catalogue.again(model)
         return Checkpoint(
             spec=model.spec,
             step=pin.step,
@@ -112,6 +114,7 @@ class Saver:
             layout=layout,
             replicas=self._replicas,
             arrived=arrived,
+            unknown=lambda: self._catalogue.still_there(model),
         )
         numbers = len(scalar_names(model.spec.optimizer))
         scalars = np.empty((layout.blocks, numbers), np.float64)

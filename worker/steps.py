@@ -9,9 +9,10 @@ streams, leaders, other groups.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 
 import numpy as np
+import numpy.typing as npt
 
 from paramserver.wire.checksum import crc32c
 from paramserver.wire.codecs import Codec, Encoded, Values, decode, encode, received
@@ -28,7 +29,8 @@ class GroupStep:
     None for kinds without payload. `weights` (elements,) receives the blocks at version step + 1, decoded or as they
     come; None when no weights are wanted (initial values). `codec` and `weights_codec`: in which the two travel. Blocks
     of `empty` are sent as such: this rank has nothing for them (S6). Blocks that are not in `ready` wait, and those
-    behind them too; None: all are."""
+    behind them too; None: all are. Of a checkpoint: `part` is sent, with `scalars` (blocks, numbers). `acknowledged` is
+    told of each block that is."""
 
     def __init__(
         self,
@@ -44,9 +46,15 @@ class GroupStep:
         weights_codec: Codec = Codec.FP32,
         empty: Container[int] = (),
         ready: Container[int] | None = None,
+        part: int = 0,
+        scalars: npt.NDArray[np.float64] | None = None,
+        acknowledged: Callable[[int], None] = lambda _: None,
     ) -> None:
         if isinstance(gradient, Encoded) and gradient.codec is not codec:
             raise ValueError(f"a gradient in {gradient.codec.name}, where {codec.name} is sent")
+        self._part = part
+        self._scalars = scalars
+        self._acknowledged = acknowledged
         self.step = step
         self.kind = kind
         self._first = first
@@ -105,6 +113,8 @@ class GroupStep:
             codec=self._codec,
             crc=crc,
             want_weights=want,
+            part=self._part,
+            scalars=() if self._scalars is None else tuple(self._scalars[block].tolist()),
             payload=payload,
         )
 
@@ -135,6 +145,7 @@ class GroupStep:
         self._unacknowledged.discard(frame.block)
         self.duplicates += frame.status is BlockStatus.DUPLICATE
         self._encoded.pop(frame.block, None)
+        self._acknowledged(frame.block)
         return True
 
     def _check_version(self, frame: BlockFrame) -> None:

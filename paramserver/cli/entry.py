@@ -52,6 +52,8 @@ COMMANDS = (
     Command("model list", "the models of a cluster", "paramserver.cli.models:LIST"),
     Command("model show", "one model in full", "paramserver.cli.models:SHOW"),
     Command("model save", "save a model at one step while it trains", "paramserver.cli.models:SAVE"),
+    Command("model load", "load a model that was saved", "paramserver.cli.models:LOAD"),
+    Command("model delete", "delete a model on all servers", "paramserver.cli.models:DELETE"),
     Command("sim run", "simulate clusters under faults, one a seed, and check them", "paramserver.cli.sim_run"),
     Command("sim replay", "one seed of the simulator again, exactly", "paramserver.cli.sim_replay"),
     Command("wal verify", "whether a node's log is whole, without its server", "paramserver.cli.wal_verify"),

@@ -1,6 +1,7 @@
-"""`paramserver model list|show|save`.
+"""`paramserver model list|show|save|load|delete`.
 
-Owns each command's words, and how models are shown. Must not know: how a model is saved.
+Owns each command's words, and how models are shown. Must not know: how a model is saved and
+loaded.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ PATH = Flag(
 STEP = Flag("--step", "the version to save, not a past one (default: the one that training is at)",
             flags.integer(0, 2**62 - 1), metavar="STEP")  # fmt: skip
 TIMEOUT = Flag("--timeout", "seconds to wait for it", flags.number(0.1, 86_400), 600.0, "SECONDS")
+FILE = Flag("PATH", "the file, .safetensors or .npz", str, metavar="PATH", required=True)
+NAME = Flag("--name", "the model to load it into (default: the one it was saved of)", str, metavar="NAME")
+YES = Flag("--yes", "don't ask")
+FORCE = Flag("--force", "although workers hold ranks of it")
 TENSORS_SHOWN = 40
 """Of a model; --json has them all."""
 
@@ -105,7 +110,7 @@ def _show(values: flags.Values) -> int:
 
 
 def _save(values: flags.Values) -> int:
-    with _client(values) as client, _progress() as progress:
+    with _client(values) as client, _progress("saving") as progress:
         saved = client.save(
             values["MODEL"], values["PATH"], step=values["step"], timeout=values["timeout"], progress=progress
         )
@@ -116,8 +121,40 @@ def _save(values: flags.Values) -> int:
     return codes.OK
 
 
+def _load(values: flags.Values) -> int:
+    with _client(values) as client, _progress("loading") as progress:
+        loaded = client.load(values["PATH"], name=values["name"], timeout=values["timeout"], progress=progress)
+    if values["json"]:
+        print(json.dumps(asdict(loaded)))
+    else:
+        place = f"generation {loaded.generation} of {escape(loaded.name)}"
+        print(f"{place} is open at version {loaded.step}, id {loaded.model}")
+    return codes.OK
+
+
+def _delete(values: flags.Values) -> int:
+    name = values["MODEL"]
+    with _client(values) as client:
+        if not values["yes"]:
+            _confirm(client, name)
+        client.delete(name, force=values["force"], timeout=values["timeout"])
+    print(json.dumps({"deleted": name}) if values["json"] else f"{escape(name)} is deleted")
+    return codes.OK
+
+
+def _confirm(client: Client, name: str) -> None:
+    """At a terminal. Raises CommandError unless the answer is yes."""
+    model = client.describe(name)
+    if not sys.stdin.isatty():
+        raise CommandError("nobody is there to confirm it", "--yes deletes without asking", code=codes.USAGE)
+    print(f"delete {escape(name)}, {model.spec.parameters} parameters, on all servers? [y/N] ", end="", file=sys.stderr)
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise CommandError("nothing was deleted", code=codes.REFUSED)
+
+
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error, where that is a terminal and rich is there."""
     import importlib.util
 
@@ -128,7 +165,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
     with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task("saving", total=None)
+        task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
@@ -152,4 +189,18 @@ SAVE = Verb(
     (MODEL, PATH, SERVERS, STEP, TIMEOUT, JSON),
     "model save",
     _save,
+)
+LOAD = Verb(
+    "Load a model that was saved: a new one, or over the one of that name, which must have the same spec.",
+    f"example:\n  paramserver model load digits.safetensors --name digits {SOME}\n",
+    (FILE, SERVERS, NAME, TIMEOUT, JSON),
+    "model load",
+    _load,
+)
+DELETE = Verb(
+    "Delete a model on all servers.",
+    f"example:\n  paramserver model delete digits {SOME}\n",
+    (MODEL, SERVERS, YES, FORCE, TIMEOUT, JSON),
+    "model delete",
+    _delete,
 )

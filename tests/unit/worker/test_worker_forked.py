@@ -60,6 +60,8 @@ def test_every_call_says_that_the_process_forked() -> None:
             "Client.models": client.models,
             "Client.describe": lambda: client.describe("m"),
             "Client.save": lambda: client.save("m", "m.npz"),
+            "Client.load": lambda: client.load("m.npz"),
+            "Client.delete": lambda: client.delete("m"),
             "Model.save": lambda: model.save("m.npz"),
             "Model.pull": model.pull,
             "Model.pull_later": model.pull_later,
