@@ -26,7 +26,7 @@ JOBS_MAX = 256
 PROGRESS_S = 5.0
 FAILURES_SHOWN = 3
 """Failing seeds that are shrunk and shown in full."""
-KINDS = ("all", "ledger", "churn", "training", "system", "reshaped")
+KINDS = ("all", "ledger", "churn", "training", "system", "reshaped", "keeping")
 
 
 def seed_range(text: str) -> range:
@@ -44,8 +44,9 @@ def seed_range(text: str) -> range:
 
 DESCRIPTION = "Run whole simulated clusters, one a seed, under faults that the seed draws, and check them."
 EPILOG = (
-    "Of sixteen seeds two train a model, one runs the whole system, one the whole system while replicas move, and\n"
-    "twelve are clients of a ledger, a register and a counter: five of these while members of groups change.\n\n"
+    "Of sixteen seeds two train a model, one runs the whole system, one the whole system while replicas move, one\n"
+    "while the model is saved, loaded and deleted, and eleven are clients of a ledger, a register and a counter: five\n"
+    "of these while members of groups change.\n\n"
     "example:\n  paramserver sim run --seeds 0:200 --json\n"
 )
 FLAGS = (

@@ -1,7 +1,8 @@
 """Many seeds, one after the other or over several processes, and what they came to.
 
 Owns which seed simulates what (of sixteen seeds two train, one is the whole system, one the whole system while replicas
-move, and the others are clients of ledgers: five of these on groups whose members change all the time), the sum of the
+move, one the whole system while the model is saved, loaded and deleted, and the others are clients of ledgers: five of
+these on groups whose members change all the time), the sum of the
 reports, and the way of a failing seed to a smaller case. Invariants: a seed's report is the same wherever and in
 whatever order it runs; an interrupted campaign has the sum of what was done. Must not know: command lines.
 """
@@ -27,11 +28,11 @@ from consensus.simulation.case import Case
 from consensus.simulation.report import Report
 from consensus.simulation.shrink import Shrunk, shrink
 
-LEDGER, CHURN, TRAINING, SYSTEM, RESHAPED = "ledger", "churn", "training", "system", "reshaped"
-KINDS = (LEDGER, CHURN, TRAINING, SYSTEM, RESHAPED)
+LEDGER, CHURN, TRAINING, SYSTEM, RESHAPED, KEEPING = "ledger", "churn", "training", "system", "reshaped", "keeping"
+KINDS = (LEDGER, CHURN, TRAINING, SYSTEM, RESHAPED, KEEPING)
 OF_SIXTEEN = (
     *(LEDGER, CHURN, LEDGER, TRAINING, LEDGER, CHURN, LEDGER, SYSTEM),
-    *(LEDGER, CHURN, LEDGER, TRAINING, CHURN, CHURN, LEDGER, RESHAPED),
+    *(LEDGER, CHURN, LEDGER, TRAINING, CHURN, CHURN, KEEPING, RESHAPED),
 )
 
 
@@ -47,6 +48,7 @@ def draw_case(seed: int, *, kind: str = "", nodes: int | None = None) -> Case:
         TRAINING: training.draw_case,
         SYSTEM: system.draw_system_case,
         RESHAPED: system.draw_reshaped_case,
+        KEEPING: system.draw_system_case,
     }
     return draw[kind_of(seed, kind)](seed, nodes=nodes)
 
@@ -58,6 +60,7 @@ def run_case(case: Case, *, kind: str = "") -> Report:
         TRAINING: training.run_case,
         SYSTEM: system.run_system_case,
         RESHAPED: partial(system.run_system_case, reshaped=True),
+        KEEPING: partial(system.run_system_case, keeping=True),
     }
     return run[kind_of(case.seed, kind)](case)
 

@@ -8,7 +8,6 @@ what servers do, what a change does to the weights (`reference.py`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -19,13 +18,15 @@ from consensus.simulation.loop import VirtualLoop, virtual_loop
 from consensus.simulation.node import CLUSTER
 from consensus.simulation.profile import between
 from consensus.simulation.schedule import MS, stream
-from paramserver.catalogue.state import RateChange
 from paramserver.lab.simulation.calls import Caller, Service, SimulatedNetwork, address_of
+from paramserver.lab.simulation.course import Course
 from paramserver.lab.simulation.line import Line
 from paramserver.lab.simulation.reference import Training
 from paramserver.wire.spec import float32
 from worker.catalogue import Catalogue, Description
+from worker.checkpoint import Checkpoint
 from worker.errors import FailedPrecondition, NotFound
+from worker.loading import Loader
 from worker.membership import Discovery
 from worker.routing import Routes
 from worker.saving import Saver
@@ -37,6 +38,9 @@ AWAY_MS = (1, 300)
 LATE_PERCENT, AT_ONCE_PERCENT = 10, 40
 """Wishes for a step that is past; wishes for the next that can be. The others name one that lies ahead."""
 SAVE_PERCENT = 40
+LOAD, DELETE = 100, 101
+KEEPS = (0, LOAD, LOAD, LOAD, LOAD, DELETE)
+"""Wishes of one who loads and deletes, too: as many of these as there are, to one of the others."""
 SAVE_S = 8.0
 """A client's budget: the version that it waits for may lie behind the end of the run."""
 RATES = (0.2, 0.05, 0.01, 0.003, 0.0)
@@ -48,22 +52,25 @@ class World(Protocol):
     cluster: Cluster
 
     @property
-    def settled(self) -> Mapping[int, RateChange]: ...
-
-    @property
     def training(self) -> Training: ...
 
     def service(self, node: NodeId) -> Service | None: ...
 
     def line(self, line: Line) -> None: ...
 
-    def steps_seen(self, at_us: int) -> int: ...
+    def course(self, model: int) -> Course: ...
+
+    def offered(self, step: int, rates: tuple[tuple[int, float], ...], training: Training) -> bool: ...
 
 
 class SimulatedChanger:
     name = "changer"
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, *, keeping: bool = False) -> None:
+        """`keeping`: it loads what it saved, too, and deletes the model now and then."""
+        self._keeping = keeping
+        self._file: tuple[Checkpoint, Training] | None = None
+        """On its disk: what it saved last, and of which run."""
         self.life = 0
         self.left: int | None = None
         """Changes to make before it rests; None: on and on."""
@@ -129,9 +136,18 @@ class SimulatedChanger:
         model = await self._model(catalogue)
         while self.left != 0:
             await self._pause()
-            if self._random.randrange(100) < SAVE_PERCENT:
+            kind = self._random.randrange(100)
+            if self._keeping:
+                model = await self._model(catalogue)
+                kind = self._random.choice((kind, *KEEPS))
+            if kind == LOAD and self._file is not None:
+                loader = Loader(network=network, cluster=cluster, routes=routes, catalogue=catalogue)
+                await self._load(loader, *self._file)
+            elif kind == DELETE:
+                await self._delete(catalogue, model)
+            elif kind < SAVE_PERCENT or kind == LOAD:
                 saver = Saver(network=network, cluster=cluster, routes=routes, catalogue=catalogue, replicas=None)
-                await self._save(saver)
+                await self._save(saver, model)
             else:
                 await self._change(catalogue, model)
             if self.left:
@@ -148,7 +164,8 @@ class SimulatedChanger:
         await asyncio.sleep(between(self._random, PAUSE_MS) * MS / 1_000_000)
 
     async def _change(self, catalogue: Catalogue, model: Description) -> None:
-        world, now = self._world, self._world.steps_seen(self._world.cluster.scheduler.now_us)
+        world, course = self._world, self._world.course(model.model)
+        now = course.steps_seen(world.cluster.scheduler.now_us)
         rate, kind = self._random.choice(RATES), self._random.randrange(100)
         wanted: int | None = now + self._random.randrange(1, 8)
         if kind < LATE_PERCENT:
@@ -158,7 +175,7 @@ class SimulatedChanger:
         world.cluster.trace.add(self.name, f"wants rate {rate} from step {wanted}")
         try:
             step = await catalogue.set_learning_rate(model, rate, wanted)
-        except FailedPrecondition as refused:
+        except (FailedPrecondition, NotFound) as refused:
             if wanted is None or wanted > now:
                 # Training may have gone past it while the question was under way.
                 world.cluster.counts["rate refused, meanwhile past"] += 1
@@ -169,20 +186,20 @@ class SimulatedChanger:
         world.cluster.counts["rate changed"] += 1
         if step != wanted and wanted is not None:
             world.cluster.counts["rate raised"] += 1
-        if not any((one.step, one.learning_rate) == (step, float32(rate)) for one in world.settled.values()):
+        if not any((one.step, one.learning_rate) == (step, float32(rate)) for one in course.settled.values()):
             raise Violated(f"{self.name} was told that rate {rate} holds from step {step}, which nobody settled")
         if wanted is not None and step < wanted:
             raise Violated(f"{self.name} wanted a change from step {wanted}, it came at {step}")
 
-    async def _save(self, saver: Saver) -> None:
-        world, training = self._world, self._world.training
-        now = world.steps_seen(world.cluster.scheduler.now_us)
+    async def _save(self, saver: Saver, model: Description) -> None:
+        world, name = self._world, self._world.training.spec.name
+        now = world.course(model.model).steps_seen(world.cluster.scheduler.now_us)
         ahead = self.left is None and self._random.randrange(3) == 0
         wanted = now + self._random.randrange(1, 5) if ahead else None
         world.cluster.trace.add(self.name, f"saves version {wanted}")
         try:
             async with asyncio.timeout(SAVE_S):
-                saved = await saver.run(training.spec.name, wanted, lambda _done, _total: None)
+                saved = await saver.run(name, wanted, lambda _done, _total: None)
         except TimeoutError:
             world.cluster.counts["save given up"] += 1
             return
@@ -192,6 +209,10 @@ class SimulatedChanger:
             return
         world.cluster.trace.add(self.name, f"saved version {saved.step}")
         world.cluster.counts["model saved"] += 1
+        if saver.model is None:
+            raise Violated(f"{self.name} saved no model")
+        course = world.course(saver.model.model)
+        training = course.training
         if wanted is not None and saved.step < wanted:
             raise Violated(f"{self.name} wanted version {wanted}, it got {saved.step}")
         if saved.weights.tobytes() != training.at(saved.step).tobytes():
@@ -202,3 +223,43 @@ class SimulatedChanger:
             right = [array.tobytes() for array in arrays] == [slot[place].tobytes() for slot in saved.slots]
             if not right or tuple(saved.scalars[block]) != numbers:
                 raise Violated(f"{self.name} saved another state of block {block} than version {saved.step} has")
+        begun = [rate for at, rate in saved.rates if at <= saved.step]
+        if (begun[-1] if begun else None) != course.rate_at(saved.step):
+            raise Violated(
+                f"{self.name} saved {saved.rates} at step {saved.step}, where {course.rate_at(saved.step)} holds"
+            )
+        self._file = saved, training
+
+    async def _load(self, loader: Loader, saved: Checkpoint, training: Training) -> None:
+        """Over the model that there is, or under its free name."""
+        world = self._world
+        if not world.offered(saved.step, saved.rates, training):
+            return
+        world.cluster.trace.add(self.name, f"loads version {saved.step}")
+        try:
+            async with asyncio.timeout(SAVE_S):
+                model = await loader.run(saved, training.spec.name, lambda _done, _total: None)
+        except TimeoutError:
+            world.cluster.counts["load given up"] += 1
+            return
+        except (FailedPrecondition, NotFound) as refused:
+            world.cluster.trace.add(self.name, f"could not load: {refused}")
+            world.cluster.counts["load refused"] += 1
+            return
+        world.cluster.trace.add(self.name, f"loaded version {saved.step}, generation {model.generation}")
+        world.cluster.counts["model loaded"] += 1
+        if not model.open or world.course(model.model).first != saved.step:
+            raise Violated(f"{self.name} loaded version {saved.step}, and was told of {model}")
+
+    async def _delete(self, catalogue: Catalogue, model: Description) -> None:
+        world = self._world
+        world.cluster.trace.add(self.name, f"deletes model {model.model}")
+        try:
+            async with asyncio.timeout(SAVE_S):
+                await catalogue.delete(model, force=True)
+        except TimeoutError:
+            world.cluster.counts["deletion given up"] += 1
+        except (FailedPrecondition, NotFound):
+            world.cluster.counts["deletion refused"] += 1
+        else:
+            world.cluster.counts["model deleted"] += 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +77,16 @@ class Training:
             Block(spec.optimizer, self.initial[self.layout.block_slice(block)]) for block in range(self.layout.blocks)
         ]
         self._states = [[block.state() for block in self._blocks]]
+
+    def resumed(self, version: int) -> Self:
+        """The run that goes on from that version elsewhere, with rates of its own."""
+        self.at(version)
+        other = type(self)(self._seed, self.spec, self.codecs)
+        other._weights = self._weights[: version + 1]
+        other._states = self._states[: version + 1]
+        for block, state in zip(other._blocks, self._states[version], strict=True):
+            block.resume(*state)
+        return other
 
     def at(self, version: int) -> Array:
         """All weights after that many steps."""
@@ -153,6 +163,14 @@ class Block:
                 return [self._first], ()
             case Adam():
                 return [self._first, self._second], (self._power1, self._power2)
+
+    def resume(self, arrays: list[Array], numbers: tuple[float, ...]) -> None:
+        """What `state` gave."""
+        if arrays:
+            self._first = arrays[0]
+            self._second = arrays[-1]
+        if numbers:
+            self._power1, self._power2 = numbers
 
     def update(self, weights: Array, gradient: Array, changed: float | None = None) -> Array:
         """`changed`: another learning rate than the optimizer's own."""

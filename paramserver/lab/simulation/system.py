@@ -8,8 +8,7 @@ replicas are equal; there is one model, and at most one session a worker. Must n
 from __future__ import annotations
 
 import random
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -27,10 +26,11 @@ from consensus.simulation.wire import through_codec
 from paramserver.catalogue.bootstrap import CATALOGUE_GROUP
 from paramserver.catalogue.machine import CatalogueMachine
 from paramserver.catalogue.placement import Move
-from paramserver.catalogue.state import Model, RateChange, RateStage
+from paramserver.catalogue.state import Model
 from paramserver.lab.simulation.application import draw_codecs, draw_spec, shard_digest
 from paramserver.lab.simulation.calls import Service
 from paramserver.lab.simulation.changer import SimulatedChanger
+from paramserver.lab.simulation.course import Course
 from paramserver.lab.simulation.line import Line
 from paramserver.lab.simulation.operator import SimulatedOperator
 from paramserver.lab.simulation.rank import draw_deaths
@@ -65,8 +65,11 @@ class WholeSteps(Training):
 class SystemLoad:
     """`consensus.simulation.cluster.Application`."""
 
-    def __init__(self, *, seed: int, load_ms: int, reshaped: bool = False, changing: bool = False) -> None:
-        """`reshaped`: an operator moves replicas meanwhile; `changing`: somebody changes the learning rate."""
+    def __init__(
+        self, *, seed: int, load_ms: int, reshaped: bool = False, changing: bool = False, keeping: bool = False
+    ) -> None:
+        """`reshaped`: an operator moves replicas meanwhile; `changing`: somebody changes the learning rate; `keeping`:
+        and loads what was saved, and deletes the model."""
         source = stream(seed, "training")
         self.training = WholeSteps(seed, *draw_codecs(seed, draw_spec(source)))
         self.lease_ms = source.choice((2500, 5000))
@@ -80,17 +83,16 @@ class SystemLoad:
         self._workers: list[SimulatedWorker] = []
         self._reshaped = reshaped
         self._operator: SimulatedOperator | None = None
-        self._changing = changing
+        self._changing = changing or keeping
+        self.comes_and_goes = keeping
         self._changer: SimulatedChanger | None = None
-        self._settled: dict[int, RateChange] = {}
-        self._pinned: set[tuple[int, int]] = set()
-        """Changes of the learning rate whose step is final, by number."""
-        self.training.rate_at = self._rate_at
+        self._pinned: set[tuple[int, int, int]] = set()
+        self._courses: dict[int, Course] = {}
+        """Of every model there ever was, by id."""
+        self._files: dict[tuple[int, tuple[tuple[int, float], ...]], Training] = {}
+        """What was offered to be loaded: step and rates -> the run that it was saved of."""
         self._lines: list[Line] = []
         self._healed = False
-        self._steps_seen = 0
-        self._seen_at_us: list[int] = [0]
-        """[steps]: when a rank first saw the end of that many."""
 
     # --- Application ------------------------------------------------------------------------------------------------
 
@@ -118,7 +120,7 @@ class SystemLoad:
             self._operator = SimulatedOperator(self, list(cluster.nodes), [spec.group for spec in cluster.groups])
             self._operator.start()
         if self._changing:
-            self._changer = SimulatedChanger(self)
+            self._changer = SimulatedChanger(self, keeping=self.comes_and_goes)
             cluster.scheduler.after(100 * MS, self._changer.start)
         for at_ms, rank, away_ms in self._deaths:
             cluster.scheduler.at(at_ms * MS, partial(self._kill, self._workers[rank], away_ms))
@@ -142,17 +144,24 @@ class SystemLoad:
 
     def heal(self) -> None:
         self._healed = True
-        goal = self._steps_seen + STEPS_AFTER
-        for worker in self._workers:
-            worker.go_on_to(goal)
+        for course in self._courses.values():
+            course.goal = course.steps + STEPS_AFTER
         if self._operator is not None:
             self._operator.settle()
         if self._changer is not None:
             self._changer.settle()
 
     def done(self) -> bool:
+        if self.comes_and_goes and self._some_away:
+            return all(worker.done for worker in self._workers)
         changed = self._changer is None or self._changer.done
-        return all(worker.done for worker in self._workers) and changed and not self._pins() and not self._underway()
+        trained = all(worker.done for worker in self._workers)
+        return trained and changed and not self._pins() and not self._comes_or_goes() and not self._underway()
+
+    @property
+    def _some_away(self) -> bool:
+        """A part of the nodes is healed later: what needs group 0 may have to wait for them."""
+        return len(self.cluster._whole) < len(self.cluster.nodes)
 
     def waits_for(self) -> str:
         waiting = [
@@ -162,8 +171,22 @@ class SystemLoad:
         ]
         if self._changer is not None and not self._changer.done:
             waiting.append("changes of the model")
-        waiting += self._pins()
+        waiting += self._pins() + self._comes_or_goes()
         return ", ".join(waiting + self._underway())
+
+    def _comes_or_goes(self) -> list[str]:
+        """What a load or a deletion leaves to be done."""
+        if not self.comes_and_goes:
+            return []
+        leader = self.cluster.leader_of(CATALOGUE_GROUP)
+        if leader is None or leader not in self._servers:
+            return ["a leader of group 0"]
+        catalogue = self._servers[leader].catalogue
+        now = catalogue.named(self.training.spec.name)
+        waiting = [f"model {model.model} to be loaded" for model in catalogue.models.values() if model.loading]
+        waiting += [f"groups {sorted(gone.groups)} to delete model {gone.model}" for gone in catalogue.leaving.values()]
+        behind = [worker.name for worker in self._workers if now is None or worker.model != now.model]
+        return waiting + [f"{name} to open the model again" for name in behind]
 
     def _pins(self) -> list[str]:
         """Who died while a version was kept for it leaves a pin, which ends by its bound."""
@@ -174,7 +197,7 @@ class SystemLoad:
 
     def _underway(self) -> list[str]:
         """What of the operator's wishes is not done; while a part of the nodes is away nobody waits for it."""
-        if self._operator is None or len(self.cluster._whole) < len(self.cluster.nodes):
+        if self._operator is None or self._some_away:
             return []
         if not self._operator.idle:
             return ["the operator's wish"]
@@ -213,24 +236,25 @@ class SystemLoad:
         return shard_digest(machine)
 
     def acknowledged(self) -> int:
-        return self._steps_seen * self.training.layout.blocks
+        steps = sum(course.steps - course.first for course in self._courses.values())
+        return steps * self.training.layout.blocks
 
     def operations_checked(self) -> int:
         counts = self.cluster.counts
         return self.acknowledged() + counts["linearizable reads"] + counts["bounded reads"]
 
     def check(self) -> None:
-        self.cluster.counts["pins"] += len({number for number, _ in self._pinned})
-        steps = self._workers[0].step
-        if steps < self._steps_seen:
-            raise Violated(f"a rank saw the end of step {self._steps_seen}, now the model is at {steps}")
+        self.cluster.counts["pins"] += len({(model, number) for model, number, _ in self._pinned})
+        steps, course = self._workers[0].step, self._courses[self._workers[0].model]
+        if steps < course.steps:
+            raise Violated(f"a rank saw the end of step {course.steps}, now the model is at {steps}")
         for spec in self.cluster.groups:
             for host in self.cluster.comparable(spec.group):
                 node, machine = host.node, host.machines[spec.group].inner
                 if isinstance(machine, CatalogueMachine):
                     self._check_catalogue(node, machine)
                 elif isinstance(machine, ShardMachine):
-                    self._check_shard(node, machine, steps)
+                    self._check_shard(node, machine, steps, course)
 
     def _check_catalogue(self, node: NodeId, machine: CatalogueMachine) -> None:
         models = [model.spec.name for model in machine.models.values()]
@@ -240,14 +264,16 @@ class SystemLoad:
         if sessions > len(self._workers) + self._reshaped + self._changing:
             raise Violated(f"node {node}: group 0 holds {sessions} sessions of {len(self._workers)} workers")
 
-    def _check_shard(self, node: NodeId, machine: ShardMachine, steps: int) -> None:
-        for shard in machine.shards.values():
+    def _check_shard(self, node: NodeId, machine: ShardMachine, steps: int, course: Course) -> None:
+        for model, shard in machine.shards.items():
+            if model != course.model:
+                raise Violated(f"node {node}: group {machine.group} keeps model {model}, which was deleted")
             first = shard.info.create.first_block
             for place, published in enumerate(shard.published):
                 block = first + place
                 if published.version != steps:
                     raise Violated(f"node {node}: block {block} is at version {published.version}, not {steps}")
-                expected = self.training.at(steps)[self.training.layout.block_slice(block)]
+                expected = course.training.at(steps)[self.training.layout.block_slice(block)]
                 if shard.kept[place] is not None and shard.info.steps.pin is None:
                     raise Violated(f"node {node}: block {block} keeps a version that nobody has pinned")
                 if getattr(published.weights, "tobytes", bytes)() != expected.tobytes():
@@ -278,41 +304,30 @@ class SystemLoad:
             self._lines = [known for known in self._lines if not known.broken]
         self._lines.append(line)
 
-    @property
-    def settled(self) -> Mapping[int, RateChange]:
-        return self._settled
+    def course(self, model: int) -> Course:
+        return self._courses[model]
+
+    def offered(self, step: int, rates: tuple[tuple[int, float], ...], training: Training) -> bool:
+        """A file of that version of that run is about to be loaded; False if it could be taken for another one."""
+        return self._files.setdefault((step, rates), training) is training
 
     def decided(self, model: Model) -> None:
         if model.pinned is not None:
-            self._pinned.add((model.pinned.number, model.pinned.stage))
-        for change in model.rates:
-            if change.stage is RateStage.HOLDING:
-                continue
-            known = self._settled.get(change.number)
-            if known is None:
-                if change.step < self.training.computed:
-                    raise Violated(f"{change} was settled after the step was done somewhere")
-                self._settled[change.number] = change
-            elif (known.step, known.learning_rate) != (change.step, change.learning_rate):
-                raise Violated(f"one replica of group 0 settled {known}, another one {change}")
+            self._pinned.add((model.model, model.pinned.number, model.pinned.stage))
+        course = self._courses.get(model.model)
+        if course is None:
+            course = self._courses[model.model] = Course(self.cluster, model, self._run_of(model))
+            if self._healed:
+                course.goal = course.first + STEPS_AFTER
+        course.decided(model)
 
-    def _rate_at(self, step: int) -> float | None:
-        """By the changes that are settled: the last one of the latest step up to this one."""
-        begun = [change for change in self._settled.values() if change.step <= step]
-        return max(begun, key=lambda one: (one.step, one.number)).learning_rate if begun else None
+    def _run_of(self, model: Model) -> Training:
+        if model.loaded is None:
+            return WholeSteps(self._seed, self.training.spec, self.training.codecs)
+        return self._files[model.loaded.step, model.loaded.rates].resumed(model.loaded.step)
 
     def alarm(self, line: str) -> None:
         raise Violated(f"alarm: {line}")
-
-    def step_done(self, rank: int, step: int) -> None:
-        self._steps_seen = max(self._steps_seen, step)
-        while len(self._seen_at_us) <= self._steps_seen:
-            self._seen_at_us.append(self.cluster.scheduler.now_us)
-        self.cluster.trace.add(f"rank {rank}", f"has version {step} of everything")
-
-    def steps_seen(self, at_us: int) -> int:
-        """The end of so many steps had been seen by then."""
-        return max(bisect_right(self._seen_at_us, at_us) - 1, 0)
 
     def _kill(self, worker: SimulatedWorker, away_ms: int) -> None:
         if self._healed:
@@ -346,11 +361,13 @@ def draw_system_case(seed: int, *, nodes: int | None = None) -> Case:
     return replace(case, plan=plan)
 
 
-def run_system_case(case: Case, *, reshaped: bool = False, changing: bool = False) -> Report:
+def run_system_case(case: Case, *, reshaped: bool = False, changing: bool = False, keeping: bool = False) -> Report:
     """The same case gives the same report, trace hash included. `reshaped`: one of the nodes begins with nothing, and
     an operator moves replicas, drains and replaces nodes and hands leaderships over, through all faults. `changing`:
-    somebody changes the learning rate, through all the faults."""
-    load = SystemLoad(seed=case.seed, load_ms=case.options.load_ms, reshaped=reshaped, changing=changing)
+    somebody changes the learning rate, through all the faults; `keeping`: and loads and deletes the model."""
+    load = SystemLoad(
+        seed=case.seed, load_ms=case.options.load_ms, reshaped=reshaped, changing=changing, keeping=keeping
+    )
     cluster = Cluster(
         seed=case.seed,
         nodes=case.node_ids,
@@ -380,6 +397,11 @@ def run_reshaped_seed(seed: int) -> Report:
 def run_changing_seed(seed: int) -> Report:
     """Bootstrap and train under faults, while somebody changes the model."""
     return run_system_case(draw_system_case(seed), changing=True)
+
+
+def run_keeping_seed(seed: int) -> Report:
+    """Bootstrap and train under faults, while somebody saves the model, loads it and deletes it."""
+    return run_system_case(draw_system_case(seed), keeping=True)
 
 
 def run_system_seed(seed: int) -> Report:
