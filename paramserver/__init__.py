@@ -7,7 +7,21 @@ if TYPE_CHECKING:
     from paramserver import aio, errors, jax
     from paramserver import torch as torch  # not in __all__: without PyTorch it cannot be imported
     from paramserver.wire.spec import Codec, NonFinite, Reduction, TensorSpec, adam, momentum, sgd
-    from worker import LINEARIZABLE, Client, Future, Handover, Model, Pushed, Spec, Tensors, bounded, bsp, connect
+    from worker import (
+        LINEARIZABLE,
+        Client,
+        Future,
+        Handover,
+        Link,
+        LossScale,
+        Model,
+        Pushed,
+        Spec,
+        Tensors,
+        bounded,
+        bsp,
+        connect,
+    )
 
 _HOMES = {
     # Empty: a module of that name.
@@ -16,6 +30,8 @@ _HOMES = {
     "LINEARIZABLE": "worker",
     "Future": "worker",
     "Handover": "worker",
+    "Link": "worker",
+    "LossScale": "worker",
     "Model": "worker",
     "NonFinite": "paramserver.wire.spec",
     "Pushed": "worker",
@@ -41,6 +57,8 @@ __all__ = [
     "Codec",
     "Future",
     "Handover",
+    "Link",
+    "LossScale",
     "Model",
     "NonFinite",
     "Pushed",

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from worker import errors
     from worker.client import Client, connect
     from worker.consistency import LINEARIZABLE, bounded
+    from worker.device.link import Link
+    from worker.device.scaling import LossScale
     from worker.futures import Future
     from worker.handover import Handover
     from worker.model import Model
@@ -31,6 +33,8 @@ _HOMES = {
     "bounded": "worker.consistency",
     "Future": "worker.futures",
     "Handover": "worker.handover",
+    "Link": "worker.device.link",
+    "LossScale": "worker.device.scaling",
     "Model": "worker.model",
     "Pushed": "worker.tensors",
     "Spec": "worker.spec",
@@ -43,6 +47,8 @@ __all__ = [
     "Client",
     "Future",
     "Handover",
+    "Link",
+    "LossScale",
     "Model",
     "Pushed",
     "Spec",

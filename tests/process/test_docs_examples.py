@@ -129,6 +129,7 @@ def test_a_launched_worker_that_is_killed_changes_no_bit(cluster: Cluster) -> No
     ("name", "words"),
     [
         ("embed_asyncio.py", r"rank 0: version 150, digest ([0-9a-f]+), b = (1\.0|0\.99).*\nrank 1: .* digest \1, b"),
+        ("embed_cupy.py", r"numpy: step 200, loss 1\.\d+ -> 0\.[01]\d+"),
         ("embed_accumulate.py", r"step 150, b = (1\.0|0\.99)"),
     ],
 )

@@ -68,16 +68,20 @@ class Link:
         return 1.0 if self._scale is None else self._scale.value
 
     def pull(self, *, timeout: float | None = None) -> Mapping[str, Array]:
-        """`Model.pull` to the device. Raises as that, and DeviceFailed."""
+        """`Model.pull()` to the device: `weights`, name -> float32 array of the tensor's shape.
+
+        timeout: seconds; None: the client's.
+
+        Raises as that, and DeviceFailed."""
         self._rest()
         self._incoming.idle()
         self._model.pull(timeout=timeout, out=self._incoming.landing)
         return self.load()
 
     def put(self, name: str, gradient: Any) -> None:
-        """The gradient of one tensor, float16, 32 or 64, as soon as what computes it was given to the calling thread's
-        current stream. It is copied to the host while other gradients are computed, and must not be written until
-        `push_pull`. In any order, each once a step; the model's own order is not needed, the backward pass's is best.
+        """The gradient of one tensor: an array of its shape, float16, 32 or 64, as soon as what computes it was given
+        to the calling thread's current stream. It is copied to the host while other gradients are computed, and must
+        not be written until `push_pull`. In any order, each once a step; that of the backward pass is best.
 
         Raises InvalidArgument (the tensor by name; what was put before stays), FailedPrecondition (a step is in
         flight), DeviceFailed (what was put is forgotten), Closed, Forked."""
@@ -97,8 +101,12 @@ class Link:
     def push_pull(
         self, gradients: Mapping[str, Any] | None = None, *, step: int | None = None, timeout: float | None = None
     ) -> Future[Tensors]:
-        """`Model.push_pull` of what was put, or of `gradients`, all tensors at once. Returns when all of it is in host
-        memory and under way; `load()` when the future is done. What the future has is where they are loaded from.
+        """`Model.push_pull` of what was put. Returns when all of it is in host memory and under way; `load()` when the
+        future is done. What the future has is where weights are loaded from.
+
+        gradients: all tensors at once, in place of what was put: name -> array of the tensor's shape.
+        step: a check; it must be `Model.step`.
+        timeout: seconds until the future ends with DeadlineExceeded; None: the client's.
 
         Raises as `Model.push_pull`, with nothing sent; InvalidArgument names what was not put; DeviceFailed: nothing of
         the step was sent, and what was put is forgotten."""

@@ -17,7 +17,8 @@ from worker.errors import InvalidArgument
 
 
 class LossScale:
-    """`value`: what the loss is to be multiplied by now. It doubles after `grow_after` steps that were finite."""
+    """`value`: what the loss is to be multiplied by now. It doubles after `grow_after` steps that were finite, and
+    halves after one that was not, between `least` and `most`; all three are powers of two. Raises InvalidArgument."""
 
     def __init__(
         self, value: float = 2.0**15, *, grow_after: int = 2000, least: float = 1.0, most: float = 2.0**24
@@ -36,7 +37,7 @@ class LossScale:
         self._finite = 0
 
     def update(self, skipped: bool) -> None:
-        """A step was pushed; `skipped`: its gradient was not finite."""
+        """A step was pushed; `skipped`: its gradient was not finite. A `Link` calls it. Raises nothing."""
         if skipped:
             self.value = max(self._least, self.value / 2)
             self._finite = 0
