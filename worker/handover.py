@@ -126,7 +126,7 @@ class Handover:
         timeout: seconds until the future ends with DeadlineExceeded; None: the client's. Nothing is lost then:
             `Model.wait()` goes on with the step.
 
-        Raises at once: InvalidArgument (it names each tensor that is missing; the step stays open), NonFinite and
+        Raises at once: InvalidArgument (it names what is missing or wrong; the step stays open), NonFinite and
         NormTooLarge where they are judged by the whole gradient (nothing was sent, and the step is given up),
         FailedPrecondition (finished before), Closed, Forked. With the future: what that of `push_pull` ends with."""
         self._model._check()
@@ -138,11 +138,12 @@ class Handover:
                 raise InvalidArgument(named, "put() it, or finish(partial=True), which counts it as zeros")
             if len(self._missing) == len(self._places) - len(self._intake.frozen):
                 raise InvalidArgument("no tensor was put", "expected at least one")
+            budget = self._model._step_budget(timeout)
             for name in self._missing:
                 self.buffer.flat[self._places[name]] = 0
             self._empty.update(self._pieces.empty)
             self._finished = True
-            return self._model._finish(self, timeout)
+            return self._model._finish(self, budget)
 
     def _arrays(self) -> Mapping[str, Any]:
         """What was put, as `push_pull` takes it."""

@@ -352,10 +352,9 @@ class Model:
             )
             return future
 
-    def _finish(self, opened: Handover, timeout: float | None) -> Future[Tensors]:
+    def _finish(self, opened: Handover, budget: Budget) -> Future[Tensors]:
         with self._lock:
             self._handover, target = None, self._target_open
-            budget = self._step_budget(timeout)
             engine = self._engine
             taken = None
             if opened.streamed:

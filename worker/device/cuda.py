@@ -77,7 +77,7 @@ class Cuda:
                     f"tensor {name!r}: expected an array on device {self._device.id}, received one on "
                     f"device {value.device.id}"
                 )
-            return cupy.ascontiguousarray(value)
+            return cupy.ascontiguousarray(value).reshape(value.shape)  # which makes a vector of a scalar
 
     def element(self, array: Array, place: int) -> np.float32:
         with self._doing("reading an element"), self.work:

@@ -48,7 +48,8 @@ class Host:
         return HostGroup(places)
 
     def adopt(self, name: str, value: Any) -> HostArray:
-        return np.ascontiguousarray(array_of(name, value))
+        array = array_of(name, value)
+        return np.ascontiguousarray(array).reshape(array.shape)  # which makes a vector of a scalar
 
     def caller(self) -> None:
         return None

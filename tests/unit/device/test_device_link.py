@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from paramserver.wire.codecs import Codec, decode, encode
-from paramserver.wire.spec import NonFinite
+from paramserver.wire.spec import NonFinite, sgd
 from tests.unit.device.helpers import KINDS, device_of, late, random_gradients
 from tests.unit.device.standin.world import CUDARuntimeError
 from tests.unit.worker.fake import LEARNING_RATE, FakeCluster
@@ -62,6 +62,21 @@ def test_training_through_a_link_gives_the_bits_of_training_without_one(kind: st
             assert world.counts["copy pageable"] == 0
     assert applied_once(cluster, 4)
     assert [payload for *_, payload in sorted(cluster.payloads)] == [payload for *_, payload in sorted(plain.payloads)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_scalar_is_a_tensor_too(kind: str) -> None:
+    shapes: dict[str, tuple[int, ...]] = {"w": (4,), "scale": ()}
+    ones = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    with device_of(kind) as (device, world), client_of(FakeCluster()) as client:
+        model = client.model("scalar", shapes, optimizer=sgd(float(LEARNING_RATE)), rank=0, initial=ones)
+        link = Link(model, device)
+        for name, array in ones.items():
+            link.put(name, late(world, device, array))
+        link.push_pull().result()
+        weights = model.push_pull({name: late(world, device, array) for name, array in ones.items()}).result()
+        assert weights["scale"].shape == link.load()["scale"].shape == ()
+        assert all(np.all(weights[name] == 1 - 2 * LEARNING_RATE) for name in shapes)
 
 
 def test_a_step_that_is_sent_again_has_the_same_bytes() -> None:

@@ -304,6 +304,23 @@ def test_what_a_put_refuses() -> None:
             opened.put("a", np.zeros((40, 50), np.float32))
 
 
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 1e9}])
+def test_a_finish_that_is_refused_leaves_the_step_open(options: dict) -> None:
+    cluster = FakeCluster()
+    with client_of(cluster) as client:
+        model = opened_on(cluster, client, **options)
+        opened = model.begin()
+        opened.put("a", gradients(0)["a"])
+        with pytest.raises(errors.InvalidArgument, match="timeout"):
+            opened.finish(partial=True, timeout=-1)
+        opened.put("b", gradients(0)["b"])
+        opened.put("c", gradients(0)["c"])
+        after = opened.finish().result()
+        for name, value in initial().items():
+            assert np.array_equal(after[name], value - LEARNING_RATE * gradients(0)[name])
+    assert applied_once(cluster, 1)
+
+
 def test_a_step_given_up_by_closing_is_taken_up_by_the_next_life() -> None:
     """RULES S7: blocks that were sent answer as duplicates, the others take the gradient that is computed again."""
     cluster = FakeCluster()
