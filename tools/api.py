@@ -3,8 +3,9 @@
     python -m tools.api write        rewrite both
     python -m tools.api check        exit with 1 if one of them is not what the code says
 
-Owns what counts as public: what `paramserver.__all__`, `paramserver.aio`, `paramserver.jax` and `paramserver.errors`
-list, and of classes what has no underscore. Must not know: what any of it does.
+Owns what counts as public: what `paramserver.__all__`, `paramserver.aio`, `paramserver.jax`, `paramserver.torch` and
+`paramserver.errors` list, and of classes what has no underscore. PyTorch need not be installed: what the adapter takes
+from it when it is imported has a stand-in here. Must not know: what any of it does.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
+from unittest.mock import MagicMock
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/api.md"
@@ -39,13 +41,31 @@ class Entry(NamedTuple):
 
 
 def entries() -> Iterator[Entry]:
-    for name in ("paramserver", "paramserver.aio", "paramserver.jax", "paramserver.errors"):
-        module = importlib.import_module(name)
+    for name in ("paramserver", "paramserver.aio", "paramserver.jax", "paramserver.torch", "paramserver.errors"):
+        module = _torch() if name == "paramserver.torch" else importlib.import_module(name)
         yield Entry(2, name, name, inspect.getdoc(module) or "")
         for one in sorted(module.__all__, key=str.lower):
             value = getattr(module, one)
             if not isinstance(value, ModuleType):
                 yield from _of(f"{name}.{one}", value, members=name != "paramserver.errors")
+
+
+def _torch() -> ModuleType:
+    """`paramserver.torch`, read with a stand-in for PyTorch and forgotten again."""
+    ours = ("torch", "worker.torch", "paramserver.torch")
+    before = {name: sys.modules.pop(name, None) for name in ours}
+    stand_in = MagicMock()
+    stand_in.optim.Optimizer = object
+    stand_in.no_grad = lambda: lambda function: function
+    try:
+        sys.modules["torch"] = stand_in
+        return importlib.import_module("paramserver.torch")
+    finally:
+        for name, module in before.items():
+            if module is None:
+                sys.modules.pop(name, None)
+            else:
+                sys.modules[name] = module
 
 
 def _of(name: str, value: Any, *, members: bool) -> Iterator[Entry]:
@@ -77,7 +97,7 @@ def _members(kind: type) -> dict[str, Any]:
 
 def _own(kind: type, name: str) -> bool:
     """Whether people call it: not where another call makes the object."""
-    return name in vars(kind) and kind.__name__ in ("Spec", "TensorSpec", "Pushed")
+    return name in vars(kind) and kind.__name__ in ("Spec", "TensorSpec", "Pushed", "DistributedOptimizer")
 
 
 def _member(owner: str, name: str, member: Any) -> Iterator[Entry]:

@@ -170,7 +170,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
         """Backward passes in here only add up in the parameters' `grad`; the next one outside hands the sums over. They
-        are sums: divide the loss by the number of passes for their mean."""
+        are sums: divide the loss by the number of passes for their mean. Raises nothing."""
         before, self._local = self._local, True
         try:
             yield
@@ -213,7 +213,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
                 buffers[one].copy_(torch.from_numpy(array))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """One group, whose learning rate is the model's: a second one is FailedPrecondition."""
+        """There is one group, whose learning rate is the model's. Raises FailedPrecondition for another one."""
         if self.param_groups:
             raise FailedPrecondition(
                 "a second parameter group", "the servers have one learning rate a model; a second model takes another"
@@ -221,7 +221,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def close(self) -> None:
-        """Take the hooks off, let go of the rank, and close the connection unless it is the caller's."""
+        """Take the hooks off, let go of the rank, and close the connection unless it is the caller's. Raises
+        FailedPrecondition in a callback of the client."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()

@@ -18,7 +18,7 @@ import pytest
 from paramserver.cli.entry import run
 from paramserver.cli.launch_job import JobPlan
 from paramserver.cli.launch_lines import LINE_BYTES_MAX, Lines
-from worker.environment import from_environment
+from worker.environment import from_environment, rank_from_environment
 from worker.errors import InvalidArgument
 
 ROOT = Path(__file__).parents[3]
@@ -114,6 +114,17 @@ def test_connect_reads_the_environment_when_no_servers_are_named() -> None:
     assert from_environment(None, None, {"PARAMSERVER_SERVERS": SERVERS}) == (SERVERS, None)
     with pytest.raises(InvalidArgument, match="PARAMSERVER_SERVERS is not set"):
         from_environment(None, None, {})
+
+
+def test_ranks_come_from_the_launcher_torchrun_or_the_caller() -> None:
+    ours, torchrun = {"PARAMSERVER_RANK": "1", "PARAMSERVER_RANKS": "3"}, {"RANK": "2", "WORLD_SIZE": "4"}
+    assert rank_from_environment(None, None, {}) == (0, 1)
+    assert rank_from_environment(None, None, torchrun) == (2, 4)
+    assert rank_from_environment(None, None, {**torchrun, **ours}) == (1, 3)
+    assert rank_from_environment(0, None, ours) == (0, 3)
+    assert rank_from_environment(0, 2, {"RANK": "x"}) == (0, 2)
+    with pytest.raises(InvalidArgument, match="RANK='x' in the environment; expected a whole number"):
+        rank_from_environment(None, None, {"RANK": "x"})
 
 
 def test_lines_have_their_rank_and_output_keeps_its_stream() -> None:
