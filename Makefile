@@ -48,7 +48,7 @@ format: install ## Let ruff format and repair what it can
 	$(BIN)/ruff format .
 
 .PHONY: test
-test: lint $(PROTOC_STAMP) ## Lint, then every test (about nine minutes on two cores)
+test: lint $(PROTOC_STAMP) ## Lint, then every test (about eight minutes on two cores)
 	@tools/test.sh
 
 $(JAX_STAMP): tools/jax-requirements.txt
