@@ -8,13 +8,17 @@ InvalidArgument with the tensor's name. Must not know: layouts, servers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from worker.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from worker.device.spread import Spread
+    from worker.tensors import Tensors
 
 ON_HOST = frozenset({1, 3, 11, 13})
 """DLPack's kDLCPU, kDLCUDAHost, kDLROCMHost, kDLCUDAManaged: memory that the processor reads."""
@@ -109,7 +113,13 @@ class Destination:
     """Arrays of the caller's that weights are copied to: float32 or float64, of the tensors' shapes, of any strides.
     Checked before anything is asked for; raises InvalidArgument."""
 
-    def __init__(self, out: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(
+        self,
+        out: Mapping[str, Any],
+        shapes: Mapping[str, tuple[int, ...]],
+        spread: Callable[[int], Spread] | None = None,
+    ) -> None:
+        """`spread`: by number of a device, what fills arrays of it at once, where `shapes` are of a whole model."""
         if not isinstance(out, Mapping):
             raise InvalidArgument(
                 f"out: {type(out).__name__}", "expected what pull(), push_pull() or buffer() gave, or name -> array"
@@ -125,14 +135,36 @@ class Destination:
         if problems:
             raise InvalidArgument(f"out: {'; '.join(problems)}")
         self._arrays = {name: _writable(name, out[name], shape) for name, shape in shapes.items()}
+        self._spread = self._spread_by(spread)
 
-    def fill(self, weights: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    def _spread_by(self, spread: Callable[[int], Spread] | None) -> Spread | None:
+        number = device_of(self._arrays)
+        if spread is None or number is None or not all(one.flags.c_contiguous for one in self._arrays.values()):
+            return None
+        found = spread(number)
+        found.begin()
+        return found
+
+    def fill(self, weights: Tensors) -> None:
+        if self._spread is not None:
+            self._spread.fill(weights.flat, list(self._arrays.values()))
+            return
         for name, array in self._arrays.items():
             if is_cupy(array):
-                with array.device:
-                    array.set(weights[name].astype(array.dtype, copy=False))
+                _put(array, weights[name])
             else:
                 np.copyto(array, weights[name])
+
+
+def _put(array: Any, values: npt.NDArray[np.float32]) -> None:
+    """Into a CuPy array of any strides; there when this returns, whatever stream reads it."""
+    import cupy
+
+    from worker.device.guard import guarded  # worker.device imports this
+
+    with guarded("copying weights to a device"), array.device:
+        array[...] = cupy.asarray(values)
+        cupy.cuda.get_current_stream().synchronize()
 
 
 def _beyond(out: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Iterable[str]:

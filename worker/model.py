@@ -30,6 +30,7 @@ from worker.within import within
 
 if TYPE_CHECKING:
     from worker.client import Client
+    from worker.device.spread import Spread
 
 T = TypeVar("T")
 
@@ -52,6 +53,7 @@ class Model:
         """The step that is handed over tensor by tensor."""
         self._given: Tensors | None = None
         self._target_open: Tensors
+        self._spreads: dict[int, Spread] = {}
         self._destination: Destination | None = None
         """Where the caller wants the weights of the step in flight, too."""
 
@@ -608,7 +610,17 @@ class Model:
                 )
             return out, None
         wanted = [tensor for tensor in layout.spec.tensors if names is None or tensor.name in names]
-        return Tensors(layout, names=names), Destination(out, {tensor.name: tensor.shape for tensor in wanted})
+        shapes = {tensor.name: tensor.shape for tensor in wanted}
+        return Tensors(layout, names=names), Destination(out, shapes, self._spread if names is None else None)
+
+    def _spread(self, number: int) -> Spread:
+        """Of a device whose arrays weights are to be copied to."""
+        from worker.device import of_number
+        from worker.device.spread import Spread
+
+        if number not in self._spreads:
+            self._spreads[number] = Spread(self._engine.layout, of_number(number).backend())
+        return self._spreads[number]
 
 
 def check_version(field: str, value: object) -> None:

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from worker.errors import DeviceFailed, DeviceOutOfMemory
 
 _MODULES = frozenset({"cupy", "cupyx", "cupy_backends"})
-_MEMORY = frozenset({2})
-"""cudaErrorMemoryAllocation, CUDA_ERROR_OUT_OF_MEMORY: also what page-locked host memory ends with."""
+_OF_CUDA = frozenset({"CUDARuntimeError", "CUDADriverError"})
+_MEMORY = 2
+"""Their cudaErrorMemoryAllocation and CUDA_ERROR_OUT_OF_MEMORY: also what page-locked host memory ends with."""
 
 
 @contextmanager
@@ -28,7 +29,8 @@ def guarded(what: str) -> Iterator[None]:
         if kind.__module__.partition(".")[0] not in _MODULES:
             raise
         cause = f"{what}: {kind.__name__}: {str(error).strip() or 'no reason given'}"
-        if isinstance(error, MemoryError) or getattr(error, "status", None) in _MEMORY:
+        lacking = kind.__name__ in _OF_CUDA and getattr(error, "status", None) == _MEMORY
+        if lacking or isinstance(error, MemoryError):
             raise DeviceOutOfMemory(
                 cause, "the device works on: free some of its memory, or compute with less, such as a smaller batch"
             ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +79,10 @@ def test_a_check_sees_a_wrong_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_it_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)  # as if it was not installed
     out = tmp_path / "gpu.json"
     assert command.main(["--out", str(out)]) == 2
     assert "--stand-in" in capsys.readouterr().err

@@ -357,3 +357,28 @@ def test_a_device_without_memory_is_tried_again_from_nothing() -> None:
         assert len(cluster.frames) == BLOCKS
         model.push_pull(gradients).result()
     assert applied_once(cluster, 1)
+
+
+def test_weights_are_put_into_arrays_of_the_callers_by_one_kernel_after_what_reads_the_old_ones() -> None:
+    cluster = FakeCluster()
+    with device_of("cupy") as (device, world), client_of(cluster) as client:
+        model = model_of(client)
+        kinds = {"a": np.float32, "b": np.float64, "c": np.float32}
+        out = {name: device.from_host(np.zeros(SHAPES[name], kinds[name])) for name in SHAPES}
+        read: list[float] = []
+        device.xp.cuda.get_current_stream().queue.give("evaluation", lambda: read.append(float(out["b"]._a.sum())))
+        got = model.pull(out=out)
+        assert read == [0.0]
+        for step in range(2):
+            got = model.push_pull(gradients_of(device, step), out=out).result()
+            for name, array in out.items():
+                assert device.to_host(array).tobytes() == got[name].astype(kinds[name]).tobytes(), name
+        assert world.counts["launch scatter"] == 3
+        # Arrays that do not lie in one piece are copied one by one.
+        strided = {**out, "b": device.from_host(np.zeros(6000, np.float64))[::2]}
+        assert np.array_equal(model.pull(out=strided)["b"], strided["b"]._a)
+        assert world.counts["launch scatter"] == 3
+
+
+def gradients_of(device: Any, step: int) -> dict[str, Any]:
+    return {name: device.from_host(array) for name, array in random_gradients(SHAPES, step).items()}

@@ -32,8 +32,8 @@ class Pointer:
         stream.queue.give("memset", lambda: target.view(np.uint8).fill(value))
 
 
-def make(world: World, current: Any) -> types.SimpleNamespace:
-    """The class and the functions. `current()`: the calling thread's stream."""
+def make(world: World, current: Any, device_class: Any) -> types.SimpleNamespace:
+    """The class and the functions. `current()`: the calling thread's stream; `device_class`: cupy.cuda.Device."""
 
     def ready() -> None:
         world.called("array")
@@ -75,7 +75,7 @@ def make(world: World, current: Any) -> types.SimpleNamespace:
         strides = property(lambda self: self._a.strides)
         flags = property(lambda self: self._a.flags)
         data = property(lambda self: Pointer(world, self))
-        device = property(lambda self: types.SimpleNamespace(id=0, __enter__=None))
+        device = property(lambda self: device_class(0))
         T = property(lambda self: self._view(self._a.T))
 
         def __array__(self, *args: Any, **kwargs: Any) -> Any:
@@ -135,6 +135,8 @@ def make(world: World, current: Any) -> types.SimpleNamespace:
                 raise TypeError(f"{arr.dtype} array cannot be set to {self.dtype} array")
             if arr.shape != self.shape:
                 raise ValueError(f"Shape mismatch. Old shape: {self.shape}, new shape: {arr.shape}")
+            if not (self._a.flags.c_contiguous or self._a.flags.f_contiguous):
+                raise RuntimeError("Cannot set to non-contiguous array")
             if not world.is_pinned(arr):
                 world.counts["copy pageable"] += 1
                 arr = arr.copy()

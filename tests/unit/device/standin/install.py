@@ -156,7 +156,7 @@ def installed(**options: Any) -> Iterator[World]:
     """`options`: of World."""
     world = World(**options)
     cuda = _cuda(world)
-    made = arrays.make(world, cuda.get_current_stream)
+    made = arrays.make(world, cuda.get_current_stream, cuda.Device)
     cupy, cupyx = types.ModuleType("cupy"), types.ModuleType("cupyx")
     vars(cupy).update(vars(made))
     cupy.cuda = cuda
