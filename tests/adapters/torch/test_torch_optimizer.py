@@ -324,6 +324,25 @@ def test_a_parameter_that_is_used_twice_has_one_gradient() -> None:
     assert same(mine, theirs)
 
 
+def test_a_parameter_of_no_dimension() -> None:
+    class Scaled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.scale * x
+
+    mine, theirs = Scaled(), Scaled()
+    with client_of(FakeCluster()) as client, optimizer_of(client, mine) as optimizer:
+        other = plain(theirs)
+        for step in range(3):
+            usual(mine, optimizer, step)
+            usual(theirs, other, step)
+    assert same(mine, theirs)
+    assert mine.scale.item() != 2.0
+
+
 def test_parameters_that_require_no_gradient_rest() -> None:
     net, cluster = net_of(), FakeCluster()
     net[0].requires_grad_(False)
