@@ -57,11 +57,9 @@ class Cuda:
         return array
 
     def constant(self, values: npt.NDArray[Any]) -> Array:
-        """A copy on the device, there when this returns."""
+        """A copy on the device, for later work."""
         with self._doing("tables"), self.work:
-            array = self._cupy.asarray(values)
-            self.work.synchronize()
-            return array
+            return self._cupy.asarray(values)
 
     def group(self, places: Sequence[slice]) -> CudaGroup:
         return CudaGroup(self, places)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -82,3 +83,18 @@ def test_a_landing_has_the_digest_of_what_it_decodes_to() -> None:
             plain = Incoming(layout_of(SHAPES), Codec.FP32, device.backend())
             fill(plain.landing, Codec.FP32, expected)
             assert to.landing.digest() == plain.landing.digest()
+
+
+@pytest.mark.parametrize("kind", EARLY)
+def test_page_locked_memory_is_let_go_when_its_copies_are_over(kind: str) -> None:
+    """CuPy's pool would hand it out again at once."""
+    with device_of(kind) as (device, _):
+        backend = device.backend()
+        into = backend.zeros(100, np.float32)
+        host = backend.pinned(100, np.float32)
+        host[:] = 7
+        backend.upload(host, into, 0, 100)
+        del host
+        gc.collect()
+        backend.wait()
+        assert device.to_host(into).tolist() == [7.0] * 100

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from tests.unit.device.standin.world import World
+from tests.unit.device.standin.world import World, unheld
 
 FUNCTIONS = ("maximum", "exp", "log", "isfinite", "matmul", "concatenate", "array_equal", "where")
 METHODS = ("sum", "max", "min", "mean", "all", "any", "argmax", "astype", "copy")
@@ -119,7 +119,8 @@ def make(world: World, current: Any, device_class: Any) -> types.SimpleNamespace
                 raise ValueError(f"Shape mismatch. Expected shape: {self.shape}, actual shape: {host.shape}")
             source, memory = self._a, self._memory
             assert out is None or (host.flags.c_contiguous and source.flags.c_contiguous)
-            stream.queue.give("download", lambda: (memory, np.copyto(host, source))[1])
+            target = unheld(host) if world.is_pinned(host) else host
+            stream.queue.give("download", lambda: (memory, np.copyto(target, source))[1])
             if out is not None and not world.is_pinned(host):
                 world.counts["copy pageable"] += 1
                 blocking = True
@@ -140,6 +141,8 @@ def make(world: World, current: Any, device_class: Any) -> types.SimpleNamespace
             if not world.is_pinned(arr):
                 world.counts["copy pageable"] += 1
                 arr = arr.copy()
+            elif arr.flags.c_contiguous:
+                arr = unheld(arr)
             target, memory = self._a, self._memory
             (stream or current()).queue.give("upload", lambda: (memory, np.copyto(target, arr))[1])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import types
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -169,12 +168,7 @@ def installed(**options: Any) -> Iterator[World]:
 
     def empty_pinned(shape: int, dtype: Any = float) -> np.ndarray:
         world.called("pinned")
-        array = np.empty(shape, dtype)
-        array.view(np.uint8).fill(0xA5)
-        place = (array.ctypes.data, array.nbytes)
-        world.pinned.append(place)
-        weakref.finalize(array, world.pinned.remove, place)
-        return array
+        return world.pinned_array(shape, np.dtype(dtype))
 
     cupyx.empty_pinned = empty_pinned
     before = {name: sys.modules.get(name) for name in ("cupy", "cupyx")}

@@ -6,6 +6,7 @@ way a result that is right for want of an accident is wrong. Must not know: arra
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import threading
 import weakref
@@ -33,6 +34,13 @@ class OutOfMemoryError(MemoryError):
 
 CUDARuntimeError.__module__ = "cupy_backends.cuda.api.runtime"
 OutOfMemoryError.__module__ = "cupy.cuda.memory"
+
+
+def unheld(array: np.ndarray) -> np.ndarray:
+    """The same memory, which may go while this is in use."""
+    assert array.flags.c_contiguous
+    raw = (ctypes.c_uint8 * array.nbytes).from_address(array.ctypes.data)
+    return np.frombuffer(raw, array.dtype).reshape(array.shape)
 
 
 class Mark:
@@ -205,6 +213,20 @@ class World:
             self.used -= size
         content.fill(SPOILED)
         self._gone.append(content)
+
+    def pinned_array(self, elements: int, dtype: np.dtype) -> np.ndarray:
+        """Copies know it by its address, as a device does, and keep nothing alive."""
+        room = np.full(elements * dtype.itemsize, SPOILED, np.uint8)
+        place = (room.ctypes.data, room.nbytes)
+        self.pinned.append(place)
+        array = unheld(room).view(dtype)
+        weakref.finalize(array, self._unpinned, place, room)
+        return array
+
+    def _unpinned(self, place: tuple[int, int], room: np.ndarray) -> None:
+        self.pinned.remove(place)
+        room.fill(SPOILED)
+        self._gone.append(room)
 
     def is_gone(self, address: int) -> bool:
         """It is of memory that was let go."""
