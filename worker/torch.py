@@ -38,6 +38,7 @@ __all__ = ["DistributedOptimizer"]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Of parameters. The servers keep all in float32; half-precision parameters are their rounded copies."""
 UNUSED = ("error", "zeros")
+AGAIN = "close() this and make another optimizer of this name, which computes the step again"
 CHANGED = "overlap=False hands gradients over in step(), changed or not; clip_norm= clips without that"
 
 
@@ -84,7 +85,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             raise InvalidArgument(
                 f"optimizer {type(optimizer).__name__}", "expected sgd(), momentum() or adam() of paramserver"
             )
-        self._unused, self._timeout, self._overlap = unused, timeout, overlap
+        self._unused, self._timeout = unused, timeout
         self._trained = [one for one, parameter in self._parameters.items() if parameter.requires_grad]
         self._lock = threading.Lock()
         self._seen: dict[str, tuple[torch.Tensor, int]] = {}
@@ -106,7 +107,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._rate = _rate_of(self.model)
         super().__init__(list(self._parameters.values()), {"lr": self._rate, "initial_lr": optimizer.learning_rate})
         self._copy_in()
-        if overlap:
+        # Where the whole gradient is looked at first, nothing can be sent during the backward pass.
+        self._overlap = overlap and self.model._intake.piecewise
+        if self._overlap:
             for one in self._trained:
                 hook = functools.partial(self._accumulated, one)
                 self._hooks.append(self._parameters[one].register_post_accumulate_grad_hook(hook))
@@ -148,8 +151,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
         timeout: seconds; None: the optimizer's. After DeadlineExceeded nothing is lost: `step()` again goes on with it.
 
         Raises InvalidArgument (a parameter has no gradient, or one that is sparse), NonFinite and NormTooLarge (by
-        policy), FailedPrecondition (a gradient was changed after it was handed over), DeadlineExceeded (it says what
-        the step waits for), StepPassed, OutcomeUnknown, Closed, Forked."""
+        policy), FailedPrecondition (a gradient was changed after it was handed over, or a parameter that was frozen
+        requires one now), DeadlineExceeded (it says what the step waits for), StepPassed, OutcomeUnknown, Closed,
+        Forked."""
         timeout = self._timeout if timeout is None else timeout
         if self._waiting:
             loss, future = None, self.model.resume(timeout=timeout)
@@ -158,6 +162,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             if closure is not None:
                 with torch.enable_grad():
                     loss = closure()
+            self._check_frozen()
             with self._lock:
                 future = self._finish(timeout) if self._open is not None else self._push(timeout)
                 self._waiting = True
@@ -166,6 +171,13 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._seen.clear()
         self._copy_in()
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As of torch. Gradients of a backward pass that failed are forgotten with it, unless they are on their
+        way. Raises nothing."""
+        super().zero_grad(set_to_none)
+        if self._open is None:
+            self._seen.clear()
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -250,12 +262,20 @@ class DistributedOptimizer(torch.optim.Optimizer):
             return
         with self._lock:
             gradient = _dense(name, parameter.grad)
-            if name in self._seen:
+            if self._waiting:
                 raise FailedPrecondition(
-                    f"tensor {name!r}: expected one gradient a step, received a second one in step {self.model.step}",
-                    "no_sync() around all backward passes but the last, or overlap=False",
+                    f"tensor {name!r}: received a gradient while the step before is in flight",
+                    "step() again goes on with it; then compute the next gradients",
                 )
-            self._seen[name] = (gradient, gradient._version)
+            if name in self._seen:
+                sent = self._open is not None
+                step = self._open.step if self._open is not None else self.model.step
+                raise FailedPrecondition(
+                    f"tensor {name!r}: expected one gradient a step, received a second one in step {step}"
+                    + (", of which a part is on its way" if sent else ""),
+                    "no_sync() around all backward passes but the last, or overlap=False; after a backward pass that "
+                    + ("failed, " + AGAIN if sent else "failed, zero_grad()"),
+                )
             if self._streaming:
                 if self._open is None:
                     self._tell_rate()
@@ -263,6 +283,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
                     self._view(self._open.buffer)
                 self._views[name].copy_(gradient)
                 self._open.put(name)
+            # Last: what was refused was not handed over, and a gradient that is right may still come.
+            self._seen[name] = (gradient, gradient._version)
 
     def _finish(self, timeout: float | None) -> Future[Tensors]:
         """Of a step that hooks have begun."""
@@ -319,7 +341,17 @@ class DistributedOptimizer(torch.optim.Optimizer):
             raise FailedPrecondition(
                 f"tensor {changed[0]!r}{several}: its gradient was changed between backward() and step(), and {was} "
                 "as backward() left it",
-                CHANGED,
+                CHANGED if self._open is None else f"{CHANGED}; {AGAIN}",
+            )
+
+    def _check_frozen(self) -> None:
+        unfrozen = [name for name in self.model._intake.frozen if self._parameters[name].requires_grad]
+        if unfrozen:
+            several = f" (and {len(unfrozen) - 1} more)" if len(unfrozen) > 1 else ""
+            raise FailedPrecondition(
+                f"tensor {unfrozen[0]!r}{several}: expected a frozen parameter, as it was when the optimizer was made, "
+                "received one that requires a gradient",
+                AGAIN,
             )
 
     # --- weights, and the learning rate
@@ -359,6 +391,8 @@ def checked(named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> dict[
             )
         elif parameter.layout is not torch.strided:
             problems.append(f"{where} a dense tensor, received {str(parameter.layout).removeprefix('torch.')}")
+        elif not parameter.is_leaf:
+            problems.append(f"{where} a parameter (a leaf), received what was computed from one")
         elif parameter.is_meta:
             problems.append(f"{where} values, received a tensor on the meta device")
     names = [name for name, _ in found]

@@ -252,6 +252,58 @@ def test_a_second_backward_pass_is_noticed() -> None:
         assert optimizer.model.step == 0
 
 
+class Failing(torch.autograd.Function):
+    """Between the layers: the backward pass fails there when it is told to."""
+
+    fails = False
+
+    @staticmethod
+    def forward(_: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
+        if Failing.fails:
+            raise MemoryError("no memory on the device")
+        return gradient
+
+
+def fails_half_way(net: torch.nn.Sequential) -> None:
+    Failing.fails = True
+    try:
+        with pytest.raises(MemoryError):
+            net[2](Failing.apply(net[1](net[0](torch.randn(8, 64))))).square().mean().backward()
+    finally:
+        Failing.fails = False
+
+
+@pytest.mark.parametrize(("steps", "options"), [(0, {}), (0, {"clip_norm": 1.0}), (2, {"clip_norm": 1.0})])
+def test_a_backward_pass_that_failed_before_anything_was_sent_is_forgotten(steps: int, options: dict[str, Any]) -> None:
+    net = net_of()
+    with client_of(FakeCluster()) as client, optimizer_of(client, net, **options) as optimizer:
+        for step in range(steps):
+            usual(net, optimizer, step)
+        optimizer.zero_grad()
+        fails_half_way(net)
+        usual(net, optimizer, steps)
+        assert optimizer.model.step == steps + 1
+
+
+def test_a_backward_pass_that_failed_with_a_part_on_its_way_is_taken_up_by_another_optimizer() -> None:
+    net = net_of()
+    with client_of(FakeCluster()) as client:
+        with optimizer_of(client, net) as optimizer:
+            usual(net, optimizer, 0)
+            optimizer.zero_grad()
+            fails_half_way(net)
+            with pytest.raises(errors.FailedPrecondition, match=r"in step 1, of which a part is on .*make another opt"):
+                usual(net, optimizer, 1)
+        with optimizer_of(client, net) as optimizer:
+            assert optimizer.model.step == 1
+            usual(net, optimizer, 1)
+            assert optimizer.model.step == 2
+
+
 def test_a_closure() -> None:
     def closing(net: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
         def closure() -> torch.Tensor:
@@ -358,6 +410,22 @@ def test_parameters_that_require_no_gradient_rest() -> None:
         assert torch.equal(net[0].weight, before["0.weight"]), "the servers have it, too"
 
 
+@pytest.mark.parametrize("overlap", [True, False])
+def test_a_parameter_that_is_frozen_no_more_is_named(overlap: bool) -> None:
+    net = net_of()
+    net[0].requires_grad_(False)
+    with client_of(FakeCluster()) as client:
+        with optimizer_of(client, net, overlap=overlap) as optimizer:
+            usual(net, optimizer, 0)
+            net[0].requires_grad_(True)
+            with pytest.raises(errors.FailedPrecondition, match=r"tensor '0.*1 more.*frozen.*make another optimizer"):
+                usual(net, optimizer, 1)
+        before = values(net)
+        with optimizer_of(client, net, overlap=overlap) as optimizer:
+            usual(net, optimizer, 1)
+            assert not torch.equal(net[0].weight, before["0.weight"])
+
+
 def test_half_precision_parameters_are_copies_of_the_servers_float32() -> None:
     net = net_of().bfloat16()
     with client_of(FakeCluster()) as client, optimizer_of(client, net) as optimizer:
@@ -384,6 +452,7 @@ def test_half_precision_parameters_are_copies_of_the_servers_float32() -> None:
         (lambda: {"w": torch.zeros(3).to_sparse()}, "tensor 'w': expected a dense tensor, received sparse_coo"),
         (lambda: {"a": torch.zeros(2).int(), "b": torch.zeros(2).int()}, "tensor 'a': .*; tensor 'b': "),
         (lambda: {"w": torch.zeros(0)}, "expected dimensions >= 1"),
+        (lambda: {"w": torch.ones(2, requires_grad=True) * 2}, r"tensor 'w': expected a parameter \(a leaf\)"),
         (lambda: {"a/../b": torch.zeros(2)}, r"a/\.\./b"),
         (lambda: {"a\x1b[1m": torch.zeros(2)}, r"a\\x1b"),
         (dict, "named_parameters: none"),
@@ -444,6 +513,9 @@ def test_a_gradient_that_is_not_finite_names_its_tensor() -> None:
         with pytest.raises(errors.NonFinite, match=r"gradient of step 1: nan in tensor '2.*this tensor was not put"):
             (loss_of(net, 1) * torch.nan).backward()
         assert optimizer.model.counts.rejected == 2
+        # It was the first tensor, so nothing is on its way: the step is made of another batch.
+        usual(net, optimizer, 1)
+        assert optimizer.model.step == 2
 
 
 @pytest.mark.parametrize("overlap", [True, False])
@@ -470,6 +542,53 @@ def test_a_norm_beyond_the_bound_is_refused() -> None:
         with pytest.raises(errors.NormTooLarge, match="expected a norm of at most 1e-06"):
             usual(net, optimizer, 0)
         assert optimizer.model.step == 0
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_training_goes_on_after_a_norm_that_was_refused(overlap: bool) -> None:
+    net = net_of()
+    with client_of(FakeCluster()) as client, optimizer_of(client, net, reject_norm=10.0, overlap=overlap) as optimizer:
+        usual(net, optimizer, 0)
+        optimizer.zero_grad()
+        (loss_of(net, 1) * 1e6).backward()
+        with pytest.raises(errors.NormTooLarge):
+            optimizer.step()
+        usual(net, optimizer, 1)
+        assert optimizer.model.step == 2
+
+
+def test_a_learning_rate_that_is_none_is_refused_before_anything_is_sent() -> None:
+    net = net_of()
+    with client_of(FakeCluster()) as client, optimizer_of(client, net) as optimizer:
+        usual(net, optimizer, 0)
+        optimizer.param_groups[0]["lr"] = float("nan")
+        with pytest.raises(errors.InvalidArgument, match="received nan"):
+            usual(net, optimizer, 1)
+        optimizer.param_groups[0]["lr"] = RATE
+        usual(net, optimizer, 1)
+        assert optimizer.model.step == 2
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_gradients_of_the_next_step_while_one_is_in_flight(steps: int) -> None:
+    """They would belong to no step."""
+    cluster, net = FakeCluster(), net_of()
+    with client_of(cluster) as client, optimizer_of(client, net) as optimizer:
+        for step in range(steps):
+            usual(net, optimizer, step)
+        optimizer.zero_grad()
+        cluster.hold = True
+        loss_of(net, steps).backward()
+        with pytest.raises(errors.DeadlineExceeded):
+            optimizer.step(timeout=0.1)
+        with pytest.raises(errors.FailedPrecondition, match=r"tensor '2.*in flight; step\(\) again"):
+            usual(net, optimizer, steps + 1)
+        with cluster.lock:
+            cluster.hold = False
+            cluster.set_view(cluster.models[1])
+        optimizer.step()
+        usual(net, optimizer, steps + 1)
+        assert optimizer.model.step == steps + 2
 
 
 def test_a_step_that_took_too_long_goes_on_with_the_next_call() -> None:
