@@ -162,6 +162,7 @@ class Optimizer:
         expected = self._form_of_model()
         if form.shapes != expected.shapes:
             raise InvalidArgument(f"params: {_difference(expected, form)}", "expected those of init()")
+        form.check_there(form.leaves_of(params))  # before anything is sent: the updates are made from them
         weights = self._push_pull(grads, state, None, "update")
         pairs = zip(form.leaves(weights), form.leaves_of(params), strict=True)
         return form.treedef.unflatten([after - before for after, before in pairs]), State(self.model.step)
@@ -272,13 +273,14 @@ class _Form:
         """NumPy arrays by name. `master`: they are to be float32, for what comes back is. Raises InvalidArgument."""
         found, problems = {}, []
         leaves = self.leaves_of(tree)
+        self.check_there(leaves)
         for leaf in leaves:
             if hasattr(leaf, "copy_to_host_async"):
                 leaf.copy_to_host_async()  # all of them are under way before the first is waited for
         for name, leaf in zip(self.shapes, leaves, strict=True):
             try:
                 array = np.asarray(leaf)
-            except Exception as error:  # a key of random numbers, an array of other hosts, one that was donated
+            except Exception as error:  # a key of random numbers, an array of other hosts
                 problems.append(
                     f"leaf {name!r}: expected an array of floats, received one that cannot be read: {error}"
                 )
@@ -294,6 +296,16 @@ class _Form:
         if problems:
             raise InvalidArgument("; ".join(problems), MASTER_HINT if master else "")
         return found
+
+    def check_there(self, leaves: list[Any]) -> None:
+        """Raises InvalidArgument: an array that was given away (donate_argnums of `jit`) has no values any more."""
+        gone = [
+            f"leaf {name!r}: expected an array with values, received one that was deleted"
+            for name, leaf in zip(self.shapes, leaves, strict=True)
+            if hasattr(leaf, "is_deleted") and leaf.is_deleted()
+        ]
+        if gone:
+            raise InvalidArgument("; ".join(gone), "was it donated to a jitted function? use what that returned")
 
     def leaves_of(self, tree: Any) -> list[Any]:
         return list(_jax().tree_util.tree_leaves(tree))

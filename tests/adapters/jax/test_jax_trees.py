@@ -150,6 +150,24 @@ def test_weights_may_be_donated_and_come_back_where_they_were(opt: Optimizer) ->
         assert np.array_equal(opt.pull()["layers"][0].kernel, kept), step
 
 
+def test_what_was_donated_is_named_before_anything_is_sent(opt: Optimizer) -> None:
+    state = opt.init(params_of())
+    gone = params_of()
+    gone["scale"].delete()  # as donate_argnums does
+    words = "leaf 'scale': expected an array with values, received one that was deleted; was it donated"
+    for call in (
+        lambda: opt.step(gone, state),
+        lambda: opt.accumulate(gone),
+        lambda: opt.update(gone, state, params_of()),
+        lambda: opt.update(params_of(), state, gone),
+        lambda: named(gone),
+    ):
+        with pytest.raises(errors.InvalidArgument, match=words):
+            call()
+    assert opt.model.step == 0
+    opt.step(params_of(), state)
+
+
 def test_weights_of_a_step_keep_their_values_when_the_next_ones_come(opt: Optimizer) -> None:
     state = opt.init(params_of())
     first, state = opt.step(params_of(1), state)
