@@ -18,6 +18,7 @@ from benchmarks.gpu import checks
 from paramserver.wire.codecs import Codec
 from paramserver.wire.spec import Sgd
 from tests.unit.device.helpers import SPIN, SPIN_CYCLES
+from tests.unit.worker import fake
 from tests.unit.worker.fake import FakeCluster, FakeNetwork
 from tests.unit.worker.helpers import BLOCKS, applied_once, client_of, gradients, model_of
 from worker import device as devices
@@ -29,6 +30,7 @@ from worker.reference.config import TrainConfig
 from worker.reference.train import train
 
 ROOT = Path(__file__).parents[3]
+STEPS = 200
 
 
 def test_every_bit_is_that_of_numpy() -> None:
@@ -122,6 +124,7 @@ def test_the_cnn_learns_on_the_device(precision: str, tmp_path: Path, monkeypatc
         network: Any = functools.partial(FakeNetwork, cluster)
         return connect(list(cluster.addresses.values()), network=network, **options)
 
+    monkeypatch.setattr(fake, "LEARNING_RATE", np.float32(0.1))  # of what the fake cluster applies, whatever is asked
     monkeypatch.setattr(loop, "connect", on_fake)
     monkeypatch.setattr(loop, "keep_memory", lambda: "")
     config = TrainConfig(
@@ -131,7 +134,7 @@ def test_the_cnn_learns_on_the_device(precision: str, tmp_path: Path, monkeypatc
         network="cnn",
         precision=precision,
         codec=Codec.BF16,
-        optimizer=Sgd(0.5),
-        steps=200,
+        optimizer=Sgd(0.1),
+        steps=STEPS,
     )
     assert train(config).accuracy > 0.8
