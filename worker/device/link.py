@@ -144,11 +144,14 @@ class Link:
     # --- parts
 
     def _begin(self) -> None:
+        self._model._check()  # of each gradient: a device must not be touched in a process that forked
         if not self._outgoing.begun:
             self._rest()
             self._outgoing.factor = 1.0 / self.loss_scale
 
     def _rest(self) -> None:
         self._model._check()
+        if self._model._handover is not None:
+            raise FailedPrecondition(f"step {self._model.step} is being handed over", "finish() it first")
         if self._model._in_flight():
             raise FailedPrecondition(f"step {self._model.step} is still in flight", "wait() for it first")

@@ -118,6 +118,23 @@ def test_nothing_is_put_or_loaded_while_a_step_is_in_flight() -> None:
         link.load()
 
 
+def test_nothing_is_put_into_a_model_that_was_closed_or_whose_step_is_handed_over() -> None:
+    with device_of("cupy") as (device, world), client_of(FakeCluster()) as client:
+        model = model_of(client)
+        link = Link(model, device)
+        gradients = {name: late(world, device, array) for name, array in random_gradients(SHAPES).items()}
+        opened = model.begin()
+        with pytest.raises(errors.FailedPrecondition, match=r"step 0 is being handed over; finish\(\) it first"):
+            link.put("a", gradients["a"])
+        for name, array in gradients.items():
+            opened.put(name, array)
+        opened.finish().result()
+        link.put("a", gradients["a"])
+        model.close()
+        with pytest.raises(errors.Closed):
+            link.put("b", gradients["b"])
+
+
 def test_what_is_not_finite_is_told_as_without_a_device() -> None:
     cluster = FakeCluster()
     with device_of("cupy") as (device, world), client_of(cluster) as client:
