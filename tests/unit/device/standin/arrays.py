@@ -186,7 +186,7 @@ def make(world: World, current: Any, device_class: Any) -> types.SimpleNamespace
 
     def ascontiguousarray(array: Any) -> Any:
         if array.flags.c_contiguous:
-            return array  # nothing runs
+            return array if array.shape else array.reshape(1)  # as CuPy does; nothing runs
         ready()
         return ndarray(np.ascontiguousarray(array._a))
 
