@@ -249,7 +249,7 @@ class Engine:
                 return lease.lease_epoch > hello.lease_epoch
             case Reason.STALE_EPOCH:
                 return await self._describe_again()
-            case Reason.NOT_FOUND if refusal.field != "model":
+            case Reason.NOT_FOUND if refusal.field != "hello.model":
                 raise to_error(refusal)
             case Reason.NOT_FOUND:
                 await self._catalogue.still_there(self.model)

@@ -184,7 +184,7 @@ class Sender:
         if refusal.reason in (Reason.SUPERSEDED, Reason.STALE_LEASE, Reason.STALE_EPOCH, Reason.ALREADY_OPEN):
             raise FailedPrecondition(f"the initialization lease is gone: {refusal.message}")
         if refusal.reason is Reason.NOT_FOUND:
-            if refusal.field != "model":
+            if refusal.field != "hello.model":
                 raise to_error(refusal)
             await self._catalogue.still_there(self._model)
         return False

@@ -389,7 +389,7 @@ class ShardLeader:
     def _info(self, hello: Hello) -> ShardInfo:
         gathering = self._gatherings.get(hello.model)
         if gathering is None or gathering.info.create.generation != hello.generation:
-            raise unknown_model(self.group, hello.model, hello.generation)
+            raise unknown_model(self.group, hello.model, hello.generation, field="hello.model")
         current = gathering.info.create.placement_epoch
         if hello.placement_epoch != current:
             raise stale_epoch(current, hello.placement_epoch)
@@ -467,7 +467,7 @@ class ShardLeader:
         """It was deleted: whoever has to do with it is told."""
         gathering = self._gatherings.pop(model, None)
         generation = gathering.info.create.generation if gathering is not None else 0
-        refusal = unknown_model(self.group, model, generation)
+        refusal = unknown_model(self.group, model, generation, field="hello.model")
         if gathering is not None:
             gathering.end_all(refusal)
         for stream in [one for one in (*self._parked, *self._initial) if one.hello.model == model]:

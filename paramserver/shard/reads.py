@@ -207,12 +207,12 @@ class Reads:
         return due
 
 
-def unknown_model(group: int, model: int, generation: int) -> Refusal:
-    """`group` 0: the one that was asked."""
+def unknown_model(group: int, model: int, generation: int, *, field: str = "model") -> Refusal:
+    """`group` 0: the one that was asked. `field`: where the caller named it."""
     return Refusal(
         Reason.NOT_FOUND,
         f"model {model} generation {generation} is not in {f'group {group}' if group else 'this group'}",
-        field="model",
+        field=field,
         received=f"{model} generation {generation}",
         hint="describe the model by its name: it was deleted, or loaded from a checkpoint",
     )

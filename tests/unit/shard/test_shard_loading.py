@@ -301,7 +301,7 @@ def test_workers_and_readers_of_a_deleted_model_are_told() -> None:
     node.log.add(delete())
     node.apply()
     assert rank.replies.refusal is not None
-    assert (rank.replies.refusal.reason, rank.replies.refusal.field) == (Reason.NOT_FOUND, "model")
+    assert (rank.replies.refusal.reason, rank.replies.refusal.field) == (Reason.NOT_FOUND, "hello.model")
     assert woken == [1]
     with pytest.raises(Refusal) as read:
         node.leader.read(want, lambda: None)
