@@ -68,8 +68,8 @@ class RankLease:
             if holder.held and holder.lease_epoch > lease_epoch:
                 raise RankTaken(
                     f"rank {self.rank} was taken over by session {holder.session}",
-                    "by another process with this session file (stop one of the two), or by another worker after this "
-                    "one stood still for longer than its lease",
+                    "by another process with this session file, or by opening the model once more in this one (keep "
+                    "one of the two), or by another worker after this one stood still for longer than its lease",
                     holder=f"session {holder.session}",
                 )
             await self._claim()

@@ -304,6 +304,26 @@ def test_what_a_put_refuses() -> None:
             opened.put("a", np.zeros((40, 50), np.float32))
 
 
+def test_a_rank_that_was_taken_over_in_the_middle_of_a_step_ends_it() -> None:
+    cluster = FakeCluster()
+    with client_of(cluster) as client:
+        model = opened_on(cluster, client)
+        opened = model.begin()
+        opened.put("a", gradients(0)["a"])
+        until(lambda: blocks_of(cluster, 0) == [0])
+        other = opened_on(cluster, client)
+        opened.put("b", gradients(0)["b"])
+        opened.put("c", gradients(0)["c"])
+        with pytest.raises(errors.RankTaken, match=r"rank 0 was taken over by session 1; .*once more in this one"):
+            opened.finish().result()
+        with pytest.raises(errors.RankTaken):
+            model.begin()
+        after = other.push_pull(gradients(0)).result()
+        for name, value in initial().items():
+            assert np.array_equal(after[name], value - LEARNING_RATE * gradients(0)[name])
+    assert applied_once(cluster, 1)
+
+
 @pytest.mark.parametrize("options", [{}, {"clip_norm": 1e9}])
 def test_a_finish_that_is_refused_leaves_the_step_open(options: dict) -> None:
     cluster = FakeCluster()
