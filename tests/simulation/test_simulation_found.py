@@ -18,6 +18,10 @@ FOUND = {
     "a rank asked a replica that will never run again for ever, because it knew it as a leader": (550795, "training"),
     "a leader whose round trips took longer than an election timeout refused every read": (700034, "ledger"),
     "a leader that was deposed and did not know it told a rank that it was too far ahead": (700323, "training"),
+    "a call of a simulated server was answered in its next life, and what had waited wrote to the old log": (
+        850214,
+        "keeping",
+    ),
 }
 
 

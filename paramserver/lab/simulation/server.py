@@ -217,7 +217,13 @@ class SimulatedServer:
         self._host = world.cluster.nodes[node]
         self.life = self._host.life
         host, scheduler = self._host, world.cluster.scheduler
-        self.loop = virtual_loop(lambda delay_us, action: host.later(delay_us, "", action), lambda: scheduler.now_us)
+
+        def later(delay_us: int, action: Callable[[], None]) -> None:
+            # A call of this life may be answered in the next one of its process: nothing of it goes on there.
+            if host.life == self.life:
+                host.later(delay_us, "", action)
+
+        self.loop = virtual_loop(later, lambda: scheduler.now_us)
         self._addresses = {peer: address_of(peer) for peer in world.cluster.nodes}
         self._groups = Groups(node=node, addresses=self._addresses, layout=layout)
         self._freshness = Freshness(self._groups)
@@ -250,7 +256,7 @@ class SimulatedServer:
             world.cluster,
             f"n{node}",
             stream(world.cluster.seed, f"calls of node {node}.{self.life}"),
-            later=lambda delay_us, action: host.later(delay_us, "", action),
+            later=later,
             service=world.service,
             keep=world.line,
         )
