@@ -232,6 +232,13 @@ class DistributedOptimizer(torch.optim.Optimizer):
             )
         super().add_param_group(param_group)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle and copy ask for. Raises TypeError: a rank has one holder."""
+        raise TypeError(
+            "a DistributedOptimizer holds a rank and a connection, and can't be copied or pickled: "
+            "keep its state_dict(), or the whole model with optimizer.model.save(path)"
+        )
+
     def close(self) -> None:
         """Take the hooks off, let go of the rank, and close the connection unless it is the caller's. Raises
         FailedPrecondition in a callback of the client."""

@@ -3,6 +3,7 @@ refused. Its servers compute plain SGD with a learning rate of 0.5."""
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -635,6 +636,9 @@ def test_the_learning_rate_is_told_by_rank_0_before_the_step_it_holds_from(monke
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.005)
         with pytest.raises(errors.FailedPrecondition, match="second parameter group"):
             optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(2))]})
+        for duplicate in (copy.copy, copy.deepcopy):
+            with pytest.raises(TypeError, match=r"state_dict\(\)"):
+                duplicate(optimizer)
 
 
 def test_other_ranks_do_not_tell_it(monkeypatch: pytest.MonkeyPatch) -> None:
