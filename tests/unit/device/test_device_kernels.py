@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from benchmarks.gpu.checks import hard_floats
 from paramserver.wire.codecs import Codec, Encoded, encode, first_beyond, floats
 from tests.unit.device.standin import compiled, reference
 from worker.device import kernels
@@ -14,18 +15,6 @@ from worker.device import kernels
 THREADS = kernels.THREADS
 NAMES = {Codec.BF16: "bf16", Codec.FP16: "fp16"}
 KERNEL = {"compiled": compiled.run, "reference": reference.run}
-
-
-def hard_floats() -> np.ndarray:
-    """Every sign and exponent with significands around each place where rounding turns; NaNs, infinities, denormals."""
-    significands = {0, 1, 0x7FFFFF}
-    for bit in range(23):
-        for near in (-1, 0, 1):
-            significands |= {((1 << bit) + near) & 0x7FFFFF, ((3 << bit) + near) & 0x7FFFFF}
-    heads = np.arange(512, dtype=np.uint32) << 23
-    bits = (heads[:, None] | np.array(sorted(significands), np.uint32)).reshape(-1)
-    random = np.random.default_rng(1).integers(0, 2**32, 200_000, np.uint32)
-    return np.concatenate([bits, random]).view(np.float32)
 
 
 @pytest.mark.parametrize("how", KERNEL)
