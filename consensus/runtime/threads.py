@@ -217,8 +217,8 @@ class ThreadLogWriter:
             if not self._take_in(timeout_s, wait=True) and not quiet:
                 quiet = True
                 self._wal.idle()
-                if self._wal.full:
-                    self._prepare.set()  # Somebody must look for space, though nothing comes to be written.
+                if self._wal.unprepared or self._wal.full:  # Somebody must look for space, though nothing comes.
+                    self._prepare.set()
 
     def _take_in(self, timeout_s: float | None = None, *, wait: bool = False) -> bool:
         """Look at what came, or wait for the next that comes; whether there was something."""

@@ -219,6 +219,8 @@ class SimulatedLogWriter:
         def idle() -> None:
             if not self._busy and self._last_work == work:
                 self._log.idle()
+                if self._log.unprepared:
+                    self._log.prepare()
                 self._look_later()
 
         self._process.on_thread(IDLE_US, idle)

@@ -20,6 +20,8 @@ BUFFERS_MAX = 1024
 """Buffers of one system call (IOV_MAX of Linux)."""
 ZEROS_BYTES = 1 << 20
 """Zeros written at a time when a file is preallocated."""
+SYNC_BYTES = 8 << 20
+"""And made durable at a time: no sync of the log waits behind a whole file of them."""
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -65,6 +67,8 @@ class OsFile:
         zeros = bytes(ZEROS_BYTES)
         for offset in range(0, length, ZEROS_BYTES):
             self._write_all([memoryview(zeros)[: min(ZEROS_BYTES, length - offset)]], offset)
+            if (offset + ZEROS_BYTES) % SYNC_BYTES == 0:
+                self.datasync()
 
     def datasync(self) -> None:
         os.fdatasync(self._descriptor)

@@ -63,6 +63,11 @@ class Rewriting:
         wanted, gathered = self._wanted, self._gathered
         return wanted.row.number if wanted is not None else gathered.segment if gathered is not None else 0
 
+    @property
+    def unread(self) -> bool:
+        """`gather` has something to do."""
+        return self._wanted is not None
+
     def choose(self, segments: Sequence[SegmentRow], groups: Mapping[GroupId, LiveLog]) -> None:
         """Ask for the segment that holds the least, if there are too many beside those that live entries fill: a log
         that is long for good reason is not read again and again."""

@@ -203,7 +203,7 @@ class Wal:
     @property
     def unprepared(self) -> bool:
         """See `LogStore.unprepared`."""
-        return self._pool.unprepared
+        return self._pool.unprepared or self._rewriting.unread
 
     def prepare(self) -> None:
         """Make spare segments ready, and read what is to be rewritten; see `LogStore.prepare`."""
@@ -212,12 +212,10 @@ class Wal:
             self._prepare()
 
     def idle(self) -> None:
-        """Cover the last real batch, and make spare segments ready."""
+        """Cover the last real batch. What takes long is left to `prepare`: an append may come at any moment."""
         self._usable()
-        self._rewriting.gather()
         self._rewrite()
         self._cover()
-        self._prepare()
 
     def close(self) -> None:
         """Cover the last real batch and close the files; after a failure only the latter."""
