@@ -3,8 +3,9 @@
 Invariants: a request is parsed here, so that bytes which are no message are INVALID_ARGUMENT and never a traceback;
 every failed call carries `paramserver-error-bin`; a defect of ours is logged here and shown outside as INTERNAL without
 detail; no unary call outlives SERVER_DEADLINE_MS, whatever deadline the client gave; a call beyond the node's bounds is
-refused before its handler begins; a client that does not even read the end of a stream loses its connection. Must not
-know: what handlers do.
+refused before its handler begins; a client that does not even read the end of a stream loses its connection; one that
+is gone is neither a defect nor a refusal, whatever gRPC raises where a handler finds out. Must not know: what handlers
+do.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ log = logging.getLogger(__name__)
 
 SERVER_DEADLINE_MS = 60_000
 """The server's own cap on unary calls and pulls; a client's deadline may be shorter."""
+
+GONE_MS = 1000
+"""A write that failed for a client that is gone is followed by gRPC's cancellation, mostly within a millisecond. After
+so long without one it is a defect of ours."""
 
 UNARY_BYTES_MAX = 2_200_000
 """A request of a unary call; what carries more goes in streams."""
@@ -127,12 +132,23 @@ class Calls:
             return await work()
         except Refusal as refusal:
             reached = refusal
-        except (grpc.aio.AbortError, asyncio.CancelledError):
+        except asyncio.CancelledError:
             raise
-        except Exception:
+        except Exception as error:
+            if isinstance(error, grpc.aio.BaseError) and not isinstance(error, grpc.aio.UsageError):
+                await self._broken_off(error)
             log.exception("a handler failed")
             reached = Refusal(Reason.INTERNAL, "a defect of the server; its log says more")
         return await self._refused(reached, context)
+
+    async def _broken_off(self, error: grpc.aio.BaseError) -> None:
+        """gRPC went on no further with the call. Raises, unless that was our fault."""
+        if not isinstance(error, grpc.aio.InternalError):
+            raise error  # it was ended here, or the server is stopping
+        # A write failed. Mostly its client is gone: it cancelled, died, or its deadline has passed. gRPC knows that
+        # before the loop does, and cancels this call next. Where that does not come the client is there still.
+        self._counters.add("calls_broken_off")
+        await asyncio.sleep(GONE_MS / 1000)
 
     async def _refused(self, refusal: Refusal, context: Context) -> Any:
         self._counters.add(f"refused_{refusal.reason.value.lower()}")
