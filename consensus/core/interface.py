@@ -386,9 +386,6 @@ class Core(Protocol):
         reason: a change under way, no entry of the own term committed yet, a voter that has not caught up, an id that
         was used before, no voters. Asking for what is already so is no error: (term, index) of the one in force."""
 
-    def membership_problem(self, change: MembershipChange) -> str:
-        """Why `propose_membership(change)` would be refused now, in words; empty when it would not."""
-
     def read(self, token: int) -> None:
         """Ask for a read index; the answer comes in `Ready.reads`, exactly once, at the leader and elsewhere;
         refused when leadership ends or changes, and at the latest after ten election timeouts. Never raises."""

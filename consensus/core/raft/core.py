@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from consensus.core.configuration import MEMBERS_MAX
 from consensus.core.errors import InvariantViolated, MembershipRefused, NotLeader
 from consensus.core.interface import (
     AnyMessage,
@@ -49,6 +48,7 @@ from consensus.core.raft.election import Election
 from consensus.core.raft.following import Following
 from consensus.core.raft.log import Log
 from consensus.core.raft.membership import Membership
+from consensus.core.raft.past import Lives, answer_to_earlier_term
 from consensus.core.raft.quiescence import Quiescence
 from consensus.core.raft.reads import Reads
 from consensus.core.raft.reconfiguration import Reconfiguration
@@ -56,9 +56,6 @@ from consensus.core.raft.rejoin import Rejoin
 from consensus.core.raft.replication import Replication
 from consensus.core.raft.state import ReplicaState
 from consensus.core.raft.transfer import Transfer, may_take_over
-
-LIVES_MAX = 2 * MEMBERS_MAX
-"""Replicas whose latest life is remembered."""
 
 
 class RaftCore:
@@ -129,8 +126,7 @@ class RaftCore:
         self._reconfiguration = Reconfiguration(
             self._state, self._commit, self._durability, self._replication, self._retire
         )
-        self._incarnations: dict[ReplicaId, int] = {}
-        """The latest life of each peer heard of (RULES C4)."""
+        self._lives = Lives()
         self._notice_removal()
 
     # --- inputs -----------------------------------------------------------------------------------------------------
@@ -181,24 +177,16 @@ class RaftCore:
 
     def _same_life(self, message: Message) -> bool:
         """Follow the sender's incarnation; False for messages of an earlier life (RULES C4)."""
-        known = self._incarnations.get(message.sender, 0)
+        known = self._lives.latest(message.sender)
         if message.incarnation < known:
             self._state.drop("earlier_incarnation")
             return False
         if message.incarnation > known:
-            self._remember_life(message)
+            self._lives.remember(message.sender, message.incarnation, members=self._state.membership.members)
             if known:
                 self._wake()
                 self._replication.restarted(message.sender)
         return True
-
-    def _remember_life(self, message: Message) -> None:
-        lives = self._incarnations
-        if len(lives) >= LIVES_MAX and message.sender not in lives:
-            # Strangers and members of the past; what a member's life was must not be forgotten.
-            members = self._state.membership.members
-            self._incarnations = lives = {replica: life for replica, life in lives.items() if replica in members}
-        lives[message.sender] = message.incarnation
 
     def _same_term(self, message: AnyMessage) -> bool:
         """Follow a higher term, answer a lower one (Raft section 5.1). False when the message is done with.
@@ -220,47 +208,17 @@ class RaftCore:
         return True
 
     def _earlier_term(self, message: AnyMessage) -> bool:
-        """Who asks from an earlier term must hear of this one: a leader of the past would go on for ever, and a
-        replica of a higher term could not come back (dissertation section 9.6)."""
-        state = self._state
-        forgetful = state.forgetful
-        me, to, term, incarnation = state.me, message.sender, state.term, state.incarnation
-        answer: AnyMessage
+        """Answered, or dropped, unless it is an answer that others judge: whether it is to be looked at."""
         match message:
-            case VoteRequest():
-                answer = VoteResponse(sender=me, to=to, term=term, incarnation=incarnation, pre=False, granted=False)
-            case AppendRequest():
-                answer = AppendResponse(
-                    sender=me,
-                    to=to,
-                    term=term,
-                    incarnation=incarnation,
-                    rejected=True,
-                    match_index=0,
-                    forgetful=forgetful,
-                )
-            case Heartbeat():
-                answer = HeartbeatResponse(
-                    sender=me,
-                    to=to,
-                    term=term,
-                    incarnation=incarnation,
-                    round=message.round,
-                    match_index=0,
-                    forgetful=forgetful,
-                )
-            case ReadRequest():
-                answer = ReadResponse(
-                    sender=me, to=to, term=term, incarnation=incarnation, token=message.token, refused=True
-                )
             case AppendResponse() | HeartbeatResponse():
                 return True  # Replication judges answers.
             case VoteResponse() if message.pre:
                 return True  # A refusal; the refuser's term may well be lower.
-            case _:
-                state.drop("earlier_term")
-                return False
-        self._durability.send_durable(answer)
+        answer = answer_to_earlier_term(self._state, message)
+        if answer is None:
+            self._state.drop("earlier_term")
+        else:
+            self._durability.send_durable(answer)
         return False
 
     def _step_leader(self, message: AppendRequest | Heartbeat | SnapshotOffer | CampaignNow) -> None:
@@ -356,9 +314,6 @@ class RaftCore:
             raise MembershipRefused(f"leadership is being handed to replica {self._transfer.transferee}", later=True)
         self._wake()
         return self._reconfiguration.propose(change)
-
-    def membership_problem(self, change: MembershipChange) -> str:
-        return self._reconfiguration.problem_of(change)
 
     def read(self, token: int) -> None:
         self._wake()
@@ -531,11 +486,6 @@ class RaftCore:
     def configuration(self) -> Configuration:
         """The one in force: the last in the log, committed or not."""
         return self._state.membership.configuration
-
-    def configuration_at(self, index: int) -> Configuration:
-        """The one in force at `index` of the log, which belongs into a snapshot there; at or above the last snapshot's
-        index."""
-        return self._state.membership.at(index)
 
     def entry(self, index: int) -> Entry | None:
         """The entry at `index` of the log in memory; None where it is compacted or not there."""

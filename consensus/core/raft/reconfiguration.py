@@ -75,14 +75,6 @@ class Reconfiguration:
             raise MembershipRefused(problem, later=later)
         return self._append(first_step(current, target))
 
-    def problem_of(self, change: MembershipChange) -> str:
-        """Why it would be refused now; empty when it would be made, or is so already."""
-        current = self._state.membership.configuration
-        if self._state.role is not Role.LEADER:
-            return f"replica {self._state.me} does not lead"
-        target = target_of(current, change)
-        return "" if same(final_step(current), target) else self._problem(current, target, change)[0]
-
     def _in_force(self) -> tuple[int, int]:
         """(term, index) of the configuration in force, or of the snapshot that holds it."""
         log, index = self._state.log, self._state.membership.index

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from consensus.core.configuration import encode_configuration
+from consensus.core.configuration import decode_configuration, encode_configuration
 from consensus.core.interface import (
     AnyMessage,
     AppendRequest,
@@ -188,6 +188,14 @@ class Host:
         """From the log, in memory or not."""
         one = self.core.entry(index)
         return None if one is None else self.disk.load(one)
+
+    @property
+    def applied_configuration(self) -> Configuration:
+        """The one in force up to where it applied, which a snapshot there carries."""
+        for one in reversed(self.applied):
+            if one.kind is EntryKind.CONFIGURATION:
+                return decode_configuration(one.payload)
+        return self.disk.snapshot.configuration if self.disk.snapshot else self.configuration
 
     def persist_one(self) -> list[AnyMessage]:
         """The oldest batch becomes durable; returns the messages that left then."""

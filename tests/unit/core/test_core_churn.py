@@ -145,10 +145,10 @@ class Churn(Chaos):
         self.changes["damage"] = self.changes.get("damage", 0) + 1
 
     def newcomer(self, configuration: Configuration) -> int:
-        """Made by an order that carries a committed configuration: here the one that the most advanced replica has."""
+        """Made by an order that carries a committed configuration: here the one that who applied most has."""
         replica, self.next_replica = self.next_replica, self.next_replica + 1
-        furthest = max(self.hosts.values(), key=lambda one: one.core.status().commit_index)
-        begins_with = furthest.core.configuration_at(furthest.core.status().commit_index)
+        furthest = max(self.hosts.values(), key=lambda one: one.core.status().applied_index)
+        begins_with = furthest.applied_configuration
         rng = random.Random(self.seed * 1000 + replica)
         self.active.append(replica)
         self.hosts[replica] = Host(replica, begins_with, config=self.config, random=rng)
@@ -159,7 +159,7 @@ class Churn(Chaos):
         done = host.core.entry(index)
         if done is None or host.writing:
             return
-        snapshot = SnapshotMeta(index, done.term, host.core.configuration_at(index), f"{host.replica}-{index}")
+        snapshot = SnapshotMeta(index, done.term, host.applied_configuration, f"{host.replica}-{index}")
         keep_from = self.random.randrange(max(1, index - 3), index + 2)
         host.disk.take_snapshot(snapshot, keep_from=keep_from)
         host.core.compact(snapshot, keep_from=keep_from)
