@@ -24,6 +24,7 @@ from typing import Any, TypeVar, overload
 
 from paramserver.wire.spec import Codec, ModelSpec, NonFinite, OptimizerSpec, Reduction
 from worker import client as blocking
+from worker.arguments import given_fields
 from worker.catalogue import Description, ModelSummary
 from worker.channels import GrpcNetwork
 from worker.client import SessionPlace
@@ -163,7 +164,7 @@ class Client:
     ) -> Model:
         """`paramserver.Client.model`, awaited: shapes, units and errors are the same. Raises SpecMismatch, NotFound,
         RankTaken, InvalidArgument, DeadlineExceeded, Closed, Forked."""
-        given = blocking.given_fields(
+        given = given_fields(
             optimizer=optimizer,
             ranks=ranks,
             mode=mode,

@@ -24,8 +24,9 @@ from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
 
 from paramserver.wire.errors import Refusal
-from paramserver.wire.spec import RANKS_MAX, Codec, NonFinite, OptimizerSpec, Reduction
+from paramserver.wire.spec import Codec, NonFinite, OptimizerSpec, Reduction
 from worker import session as sessions
+from worker.arguments import check_rank, given_fields, parse_servers, spec_asked_for
 from worker.catalogue import Catalogue, Description
 from worker.channels import GrpcNetwork
 from worker.environment import from_environment
@@ -34,7 +35,6 @@ from worker.errors import (
     DeadlineExceeded,
     FailedPrecondition,
     Forked,
-    InvalidArgument,
     NotFound,
     ParameterServerError,
     SpecMismatch,
@@ -51,15 +51,13 @@ from worker.refusals import to_error
 from worker.replicas import PullPolicy, Replicas, checked_policy
 from worker.retry import CLOSE_TIMEOUT_S, TIMEOUT_S, Budget, check_timeout
 from worker.routing import Route, Routes
-from worker.spec import Bsp, Shapes, Spec, check_mode, check_name, codec_of
+from worker.spec import Bsp, Shapes, Spec, check_name, codec_of
 from worker.whole import WholeModels
 from worker.within import within
 
 T = TypeVar("T")
 
 SessionPlace: TypeAlias = "str | os.PathLike[str] | Callable[[str], Path] | None"
-
-SERVERS_MAX = 1024
 
 
 def connect(
@@ -313,10 +311,10 @@ class Client(WholeModels):
         timeout: float | None,
     ) -> Future[Model]:
         self._check()
-        spec = _spec(name, tensors, given, initial)
+        spec = spec_asked_for(name, tensors, given, initial)
         push, back = codec_of("codec", codec), codec_of("weights_codec", weights_codec)
         if rank is not None:
-            _check_rank(rank, spec.ranks if spec is not None else None)
+            check_rank(rank, spec.ranks if spec is not None else None)
         model = Model(client=self, name=name)
         initializer = Initializer(
             network=self._network, cluster=self._cluster, routes=self._routes, catalogue=self._catalogue
@@ -328,7 +326,7 @@ class Client(WholeModels):
             else:
                 described = await self._create(spec, name)
             if rank is not None:
-                _check_rank(rank, described.spec.ranks)
+                check_rank(rank, described.spec.ranks)
             described = await initializer.run(described, initial)
             try:
                 await model._start(
@@ -471,62 +469,6 @@ class Client(WholeModels):
         with self._lock:
             if model in self._models:
                 self._models.remove(model)
-
-
-def parse_servers(servers: str | Sequence[str]) -> tuple[str, ...]:
-    """The addresses in "host:port,host:port". Raises InvalidArgument naming the first that is none."""
-    parts = servers.split(",") if isinstance(servers, str) else list(servers)
-    addresses = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
-    if not 1 <= len(addresses) <= SERVERS_MAX:
-        raise InvalidArgument(f"servers: {len(addresses)} addresses", f"expected 1 to {SERVERS_MAX}, as host:port")
-    for address in addresses:
-        host, _, port = address.rpartition(":")
-        bare_v6 = ":" in host and not (host.startswith("[") and host.endswith("]"))
-        wrong_port = not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535)
-        if not host or wrong_port or bare_v6 or not address.isprintable() or " " in address:
-            raise InvalidArgument(f"server {address!r}", "expected host:port, such as 127.0.0.1:7001")
-    return addresses
-
-
-def given_fields(**fields: Any) -> dict[str, Any]:
-    """Those that are not None."""
-    return {field: value for field, value in fields.items() if value is not None}
-
-
-def _spec(name: str, tensors: Shapes | Spec | None, given: dict[str, Any], initial: Initial | None) -> Spec | None:
-    """What is wrong with the name, too, all at once."""
-    try:
-        spec = _spec_of(name, tensors, given, initial)
-    except InvalidArgument as error:
-        try:
-            check_name("name", name)
-        except InvalidArgument as misnamed:
-            raise InvalidArgument(f"{misnamed.cause}; {error.cause}", error.hint) from None
-        raise
-    check_name("name", name)
-    return spec
-
-
-def _spec_of(name: str, tensors: Shapes | Spec | None, given: dict[str, Any], initial: Initial | None) -> Spec | None:
-    check_mode(given.get("mode"))
-    fields = ", ".join(given)
-    if isinstance(tensors, Spec):
-        if given:
-            raise InvalidArgument(f"model {name!r}: {fields} beside a Spec", "they are part of the Spec")
-        return tensors
-    if tensors is None:
-        if given or initial is not None:
-            raise InvalidArgument(f"model {name!r}: {fields or 'initial values'} without tensors", "pass `tensors`")
-        return None
-    if "optimizer" not in given:
-        raise InvalidArgument(f"model {name!r}: no optimizer", "pass one, such as paramserver.sgd(0.1)")
-    return Spec(tensors, **given)
-
-
-def _check_rank(rank: object, ranks: int | None) -> None:
-    whole = isinstance(rank, int) and not isinstance(rank, bool)
-    if not whole or not 0 <= rank < (RANKS_MAX if ranks is None else ranks):  # type: ignore[operator]
-        raise InvalidArgument(f"rank {rank!r}", f"expected 0 to {(RANKS_MAX if ranks is None else ranks) - 1}")
 
 
 def _default_name() -> str:

@@ -1,4 +1,4 @@
-"""A model as training code sees it: `pull`, `push`, `push_pull`, `accumulate`, `wait`, `step`.
+"""A model as training code sees it: `push`, `push_pull`, `begin`, `accumulate`, `wait`, `step`; pulls are `reading.py`.
 
 Owns the checks of what a call was given, and which step is in flight. Invariants: what was handed to `push_pull` is
 copied unless it is a buffer of `buffer()`, which must then rest until the step is done; one step at a time; a process
@@ -12,17 +12,18 @@ import threading
 from collections.abc import Collection, Coroutine, Mapping
 from numbers import Real
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from paramserver.wire.spec import Codec, ModelSpec, rate_problems
+from worker.arguments import check_version
 from worker.arrays import Destination
-from worker.consistency import ANY, Consistency
 from worker.engine import Engine, Flight
-from worker.errors import Closed, FailedPrecondition, InvalidArgument, ParameterServerError
+from worker.errors import FailedPrecondition, InvalidArgument, ParameterServerError
 from worker.futures import Future
 from worker.handover import Handover
 from worker.intake import Counts, Intake, Norms
 from worker.parts import Part, Parts
+from worker.reading import Pulls
 from worker.retry import CLOSE_TIMEOUT_S, Budget
 from worker.saving import SAVE_TIMEOUT_S, Progress, Saved
 from worker.tensors import Pushed, Tensors
@@ -30,14 +31,11 @@ from worker.within import within
 
 if TYPE_CHECKING:
     from worker.client import Client
-    from worker.device.spread import Spread
 
 T = TypeVar("T")
 
-VERSION_MAX = 2**62 - 1
 
-
-class Model:
+class Model(Pulls):
     """Made by `Client.model`; a context manager. One thread at a time."""
 
     def __init__(self, *, client: Client, name: str) -> None:
@@ -47,13 +45,13 @@ class Model:
         self._intake: Intake
         self._parts: Parts
         self._closed = False
+        self._spreads = {}
         self._lock = threading.Lock()
         self._pending: Future[Any] | None = None
         self._handover: Handover | None = None
         """The step that is handed over tensor by tensor."""
         self._given: Tensors | None = None
         self._target_open: Tensors
-        self._spreads: dict[int, Spread] = {}
         self._destination: Destination | None = None
         """Where the caller wants the weights of the step in flight, too."""
 
@@ -104,151 +102,6 @@ class Model:
     def counts(self) -> Counts:
         """How many gradients of this handle were `rejected`, `skipped` and `clipped`."""
         return self._intake.counts
-
-    # --- pulling
-
-    @overload
-    def pull(
-        self,
-        tensors: Collection[str] | None = None,
-        *,
-        version: int | None = None,
-        min_version: int | None = None,
-        consistency: Consistency | None = None,
-        if_newer_than: None = None,
-        timeout: float | None = None,
-        out: Mapping[str, Any] | None = None,
-    ) -> Tensors: ...
-
-    @overload
-    def pull(
-        self,
-        tensors: Collection[str] | None = None,
-        *,
-        version: int | None = None,
-        min_version: int | None = None,
-        consistency: Consistency | None = None,
-        if_newer_than: int,
-        timeout: float | None = None,
-        out: Mapping[str, Any] | None = None,
-    ) -> Tensors | None: ...
-
-    def pull(
-        self,
-        tensors: Collection[str] | None = None,
-        *,
-        version: int | None = None,
-        min_version: int | None = None,
-        consistency: Consistency | None = None,
-        if_newer_than: int | None = None,
-        timeout: float | None = None,
-        out: Mapping[str, Any] | None = None,
-    ) -> Tensors | None:
-        """Weights: name -> float32 array of the tensor's shape.
-
-        tensors: the names that are wanted; None: all. Only the blocks that hold them are sent.
-        version: exactly this version of every block; waits for it. Two are kept.
-        min_version: committed state, at least that new; blocks may differ by one (`Tensors.versions`).
-        consistency: LINEARIZABLE, or bounded(age_ms): how new; blocks may differ by one. `Tensors.age_ms` says how old
-            they were at most when they were read. Not with `version`, which has one value anywhere. While no leader of
-            a group has a quorum the call goes on trying, and ends with DeadlineExceeded that says so.
-        None of these: version `step` for a rank; for a handle without one the newest version that all blocks have.
-        if_newer_than: None instead of weights, at the cost of a few bytes a block, when no block is above that version
-            (such as `Tensors.version` of the last pull); not with `version`. Where some are, all are as without it.
-        timeout: seconds; None: the client's.
-        out: `Tensors` of the same names, which are filled and returned in place of new ones; or name -> array of the
-            caller's (float32 or float64, NumPy or CuPy), which are filled beside what is returned. Not touched when
-            there is nothing newer.
-
-        Raises Gone (the version is no longer kept), DeadlineExceeded, InvalidArgument, Closed, Forked."""
-        future = self._pull(tensors, version, min_version, consistency, if_newer_than, timeout, out)
-        return self._client._result(future)
-
-    @overload
-    def pull_later(
-        self,
-        tensors: Collection[str] | None = None,
-        *,
-        version: int | None = None,
-        min_version: int | None = None,
-        consistency: Consistency | None = None,
-        if_newer_than: None = None,
-        timeout: float | None = None,
-        out: Mapping[str, Any] | None = None,
-    ) -> Future[Tensors]: ...
-
-    @overload
-    def pull_later(
-        self,
-        tensors: Collection[str] | None = None,
-        *,
-        version: int | None = None,
-        min_version: int | None = None,
-        consistency: Consistency | None = None,
-        if_newer_than: int,
-        timeout: float | None = None,
-        out: Mapping[str, Any] | None = None,
-    ) -> Future[Tensors | None]: ...
-
-    def pull_later(
-        self,
-        tensors: Collection[str] | None = None,
-        *,
-        version: int | None = None,
-        min_version: int | None = None,
-        consistency: Consistency | None = None,
-        if_newer_than: int | None = None,
-        timeout: float | None = None,
-        out: Mapping[str, Any] | None = None,
-    ) -> Future[Tensors] | Future[Tensors | None]:
-        """`pull` as a future; `out` must not be read until it is done. Raises InvalidArgument, Closed, Forked at once;
-        the rest comes with the future."""
-        return self._pull(tensors, version, min_version, consistency, if_newer_than, timeout, out)
-
-    def _pull(
-        self,
-        tensors: Collection[str] | None,
-        version: int | None,
-        min_version: int | None,
-        consistency: Consistency | None,
-        if_newer_than: int | None,
-        timeout: float | None,
-        out: Mapping[str, Any] | None,
-    ) -> Future[Any]:
-        self._check()
-        for field, value in (
-            ("version", version),
-            ("min_version", min_version),
-            ("if_newer_than", if_newer_than),
-        ):
-            if value is not None:
-                check_version(field, value)
-        if version is not None and min_version is not None:
-            raise InvalidArgument("both version and min_version", "pass one of them")
-        if consistency is not None and not isinstance(consistency, Consistency):
-            raise InvalidArgument(f"consistency {consistency!r}", "expected LINEARIZABLE or bounded(age_ms)")
-        if version is not None and consistency is not None:
-            raise InvalidArgument("both version and consistency", "an exact version has one value on every replica")
-        if version is not None and if_newer_than is not None:
-            raise InvalidArgument("both version and if_newer_than", "an exact version never is another")
-        part = None if tensors is None else self._parts.of(tensors)
-        target, destination = self._target(out, part)
-        engine = self._engine
-
-        async def work() -> Tensors | None:
-            found = await engine.pull(
-                target,
-                version=version,
-                min_version=min_version,
-                consistency=consistency or ANY,
-                if_newer_than=if_newer_than,
-                blocks=None if part is None else part.blocks,
-            )
-            if found is not None and destination is not None:
-                destination.fill(found)
-            return found
-
-        return self._client._call(work(), self._timeout(timeout), f"pull of {self.name!r}", engine.why)
 
     # --- pushing
 
@@ -550,14 +403,6 @@ class Model:
 
     # --- parts
 
-    def _check(self) -> None:
-        self._client._check()
-        if self._closed:
-            raise Closed(f"model {self.name!r} is closed", "open it again with Client.model()")
-
-    def _timeout(self, timeout: float | None) -> float:
-        return self._client.timeout if timeout is None else timeout
-
     def _step_budget(self, timeout: float | None) -> Budget:
         return Budget(self._timeout(timeout), f"step {self._engine.step} of {self.name!r}")
 
@@ -594,41 +439,6 @@ class Model:
 
     def _future(self, work: Coroutine[Any, Any, T], budget: Budget) -> Future[T]:
         return self._client._future(work, budget, f"step {self._engine.step} of {self.name!r}", self._engine.why)
-
-    def _target(self, out: Mapping[str, Any] | None, part: Part | None) -> tuple[Tensors, Destination | None]:
-        """Where weights are decoded to, and where they are copied to from there."""
-        layout = self._engine.layout
-        names = None if part is None else part.names
-        if out is None:
-            return Tensors(layout, names=names), None
-        if isinstance(out, Tensors):
-            same = out.whole if names is None else tuple(out) == names
-            if out.flat.size != layout.elements or not same:
-                raise InvalidArgument(
-                    "out is not a Tensors of this model and these names",
-                    "pass what pull(), push_pull() or buffer() gave",
-                )
-            return out, None
-        wanted = [tensor for tensor in layout.spec.tensors if names is None or tensor.name in names]
-        shapes = {tensor.name: tensor.shape for tensor in wanted}
-        return Tensors(layout, names=names), Destination(out, shapes, self._spread if names is None else None)
-
-    def _spread(self, number: int) -> Spread:
-        """Of a device whose arrays weights are to be copied to."""
-        from worker.device import of_number
-        from worker.device.spread import Spread
-
-        if number not in self._spreads:
-            self._spreads[number] = Spread(self._engine.layout, of_number(number).backend())
-        return self._spreads[number]
-
-
-def check_version(field: str, value: object) -> None:
-    """Of a version or a step. Raises InvalidArgument."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidArgument(f"{field} {value!r}", f"expected a whole number from 0 to {VERSION_MAX}")
-    if not 0 <= value <= VERSION_MAX:
-        raise InvalidArgument(f"{field} {value}", "expected 0 to 2^62 - 1")
 
 
 async def _value(value: T) -> T:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from worker import checkpoint_files
+from worker.arguments import check_version
 from worker.catalogue import Catalogue, Description, ModelSummary
 from worker.checkpoint import Checkpoint
 from worker.errors import FailedPrecondition
 from worker.futures import Future
 from worker.loading import LOAD_TIMEOUT_S, Loaded, Loader
 from worker.membership import Cluster
-from worker.model import check_version
 from worker.network import Network
 from worker.replicas import Replicas
 from worker.routing import Routes

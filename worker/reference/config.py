@@ -15,7 +15,7 @@ import numpy as np
 
 from paramserver.wire.spec import Codec, ModelSpec, NonFinite, OptimizerSpec, TensorSpec, adam, momentum, sgd
 from worker import device as devices
-from worker.client import parse_servers
+from worker.arguments import parse_servers
 from worker.data import digits, sources
 from worker.data.augment import USUAL, Augmentation
 from worker.data.batches import Batches
