@@ -207,6 +207,9 @@ class Gathering:
             return False  # its version is on the way: the rank saw it elsewhere before us (RULES S2)
         else:
             round_ = self._rounds[index]
+            if round_ is not None and stream in round_.waiting:
+                # One answer is on its way; whoever counts answers would wait for the second for ever.
+                raise invalid("block", "each block of a step once on a stream", f"block {frame.block} again")
             if round_ is not None and (round_.proposed or round_.contributors >> stream.rank & 1):
                 self._around.count("pushes_repeated")
                 round_.waiting[stream] = wants

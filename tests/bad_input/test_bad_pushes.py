@@ -171,6 +171,22 @@ def test_a_skip_or_an_empty_one_with_a_payload() -> None:
         assert refusal.field == "payload"
 
 
+@pytest.mark.parametrize("proposed", [False, True])
+def test_a_block_again_on_its_own_stream(proposed: bool) -> None:
+    """It was answered once, and a client that had sent its last frame waited for the second answer for ever."""
+    node, spec = started()
+    rank = Rank(node, spec)
+    rank.push(0, 0)
+    if proposed:
+        Rank(node, spec, 1).push(0, 0)
+    rank.push(0, 0)
+    refusal = rank.replies.refusal
+    assert refusal is not None
+    assert (refusal.code, refusal.field) == ("INVALID_ARGUMENT", "block")
+    assert "block 0 again" in refusal.message
+    goes_on(node, spec)
+
+
 def test_blocks_out_of_order() -> None:
     node, spec = started()
     rank = Rank(node, spec)
