@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import threading
 import time
@@ -22,13 +21,13 @@ from typing import Any
 import numpy as np
 
 import paramserver
+from paramserver.lab.priority import yield_to_servers
 from paramserver.wire.errors import Refusal
 from paramserver.wire.frames import BlockFrame, PushFrame
 from worker.channels import GrpcNetwork
 from worker.errors import DeadlineExceeded, ParameterServerError
 from worker.network import PushMethod, PushStream
 
-NICE = 19
 REPORT_S = 0.5
 SETUP_TIMEOUT_S = 60.0
 EARLY_MS = 5
@@ -217,7 +216,7 @@ def main() -> None:
     parser.add_argument("--block-bytes", type=int, required=True)
     parser.add_argument("--patience-s", type=float, default=5.0)
     parser.add_argument("--hot", action="store_true", help="all pullers pull the same model")
-    os.nice(NICE)
+    yield_to_servers()
     Flood(parser.parse_args()).run()
 
 

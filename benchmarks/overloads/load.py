@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
 
 import paramserver
 from paramserver.cli.recorder import Recorder
+from paramserver.lab.priority import yield_to_servers
 
 MODEL = "load"
 TIMEOUT_S = 60.0
-NICE = 19
-"""It stands for another machine."""
 SEED = 7
 
 
@@ -26,7 +24,7 @@ def main() -> None:
     parser.add_argument("--model-bytes", type=int, required=True)
     parser.add_argument("--record", type=Path, required=True)
     options = parser.parse_args()
-    os.nice(NICE)
+    yield_to_servers()
     elements = options.model_bytes // 4
     record = Recorder(options.record)
     with paramserver.connect(options.servers, timeout=TIMEOUT_S) as client:

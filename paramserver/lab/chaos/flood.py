@@ -7,16 +7,15 @@ clients stand for other machines. Says `ready` once all are at work.
 from __future__ import annotations
 
 import argparse
-import os
 import threading
 from pathlib import Path
 
 import numpy as np
 
 import paramserver
+from paramserver.lab.priority import yield_to_servers
 from worker.errors import ParameterServerError
 
-NICE = 19
 CONNECT_S = 60.0
 CALL_S = 2.0
 ELEMENTS = 1 << 16
@@ -29,7 +28,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, required=True)
     parser.add_argument("--sessions", type=Path, required=True, help="folder: who comes again takes up its models")
     options = parser.parse_args()
-    os.nice(NICE)
+    yield_to_servers()
     up = threading.Semaphore(0)
     halves = max(1, options.clients // 2)
     for number in range(halves):
