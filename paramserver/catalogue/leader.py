@@ -2,8 +2,8 @@
 
 Owns one tenure at a time (its drives and its lease clock); `leading` begins one, `deposed` ends it and everybody who
 waits in it is sent elsewhere. Invariants: nothing is answered before it is committed, and where data groups must know,
-before all of them have applied it (RULES M2, S9); leases end by command only (I4). Runs on the host's event loop. Must
-not know: gRPC, weights.
+before all of them have applied it (RULES M2, S9); leases end by command only (I4). Runs on the host's event loop. What
+is asked of models is in `lifecycle.py` and `changes.py`. Must not know: gRPC, weights.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 
 from consensus.core.interface import GroupId, NodeId, ReplicaId
 from consensus.runtime.interface import Applied, Committed, Outcome, Refused
@@ -20,15 +19,10 @@ from paramserver.catalogue import commands
 from paramserver.catalogue.administration import Administration, DrainNode, TransferTo, Wish
 from paramserver.catalogue.changes import Changes
 from paramserver.catalogue.commands import (
-    ClaimInitialization,
     ClaimRank,
     ClientCommand,
     Command,
-    CreateModel,
-    DeleteModel,
     Envelope,
-    LoadModel,
-    ModelOpened,
     OpenSession,
     PinAdvanced,
     RateAdvanced,
@@ -37,27 +31,24 @@ from paramserver.catalogue.commands import (
     ShardCreated,
     ShardDeleted,
 )
-from paramserver.catalogue.drive import Drives, Execute, OpenShard
+from paramserver.catalogue.drive import Drives, Execute
 from paramserver.catalogue.leases import LEASE_MS, LeaseClock, LeaseKey
+from paramserver.catalogue.lifecycle import Lifecycle
 from paramserver.catalogue.machine import CatalogueMachine
-from paramserver.catalogue.models import load_problems
 from paramserver.catalogue.moving import Mover
 from paramserver.catalogue.pictures import Hands, Survey
 from paramserver.catalogue.placement import Reshape
 from paramserver.catalogue.planning import Plan
-from paramserver.catalogue.sessions import Answer, Caller, Session
-from paramserver.catalogue.state import Loaded, Model, ModelId, Node, SessionId
-from paramserver.wire.errors import Reason, Refusal, disk_full, invalid, refuse_problems
+from paramserver.catalogue.sessions import Answer, Caller, NotApplied, Session
+from paramserver.catalogue.state import Model, ModelId, Node, SessionId
+from paramserver.wire.errors import Reason, Refusal, disk_full, invalid
 from paramserver.wire.protos import View
-from paramserver.wire.spec import ModelSpec, TensorSpec
 
 log = logging.getLogger(__name__)
 
 LEASE_CHECK_MS = 200
 """How late a lease may end."""
 SEQUENCE_MAX = 2**62
-LOADING_RETRY_MS = 200
-"""When to ask again for a model whose name is being loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +59,6 @@ class RankClaim:
     view: View
     lowest_version: int
     lease_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class InitializationClaim:
-    """Not `granted`: the model is `open`, or `holder` has the lease for that long."""
-
-    granted: bool
-    epoch: int = 0
-    open: bool = False
-    holder: str = ""
-    lease_ends_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +120,16 @@ class CatalogueLeader:
             renewed=lambda key: self._leases.renewed(key, self._now_ms()),
         )
         """What is asked of a model while it trains."""
+        self.lifecycle = Lifecycle(
+            machine,
+            self._leases,
+            now_ms=now_ms,
+            drives=lambda: self._leading().drives,
+            describe=lambda model: self.describe(model=model),
+            commit=self._commit_for,
+            holder=self._holder,
+        )
+        """How models come and go."""
 
     # --- GroupListener
 
@@ -207,85 +197,6 @@ class CatalogueLeader:
         answer = await self._commit(Envelope(OpenSession(client, secret_digest, name)))
         return answer.value
 
-    async def create_model(self, caller: Caller, spec: ModelSpec) -> Model:
-        """The model, complete in all its groups (RULES M2)."""
-        tenure = self._leading()
-        refuse_problems(spec.validate())
-        existing = self._machine.named(spec.name)
-        if existing is not None and existing.spec != spec:
-            raise mismatch(existing.spec, spec)
-        if existing is None and self._machine.being_loaded(spec.name) is not None:
-            raise Refusal(
-                Reason.NOT_READY,
-                f"model {spec.name!r} is being loaded from a checkpoint",
-                retry_after_ms=LOADING_RETRY_MS,
-            )
-        answer = await self._commit_spec(caller, CreateModel(spec))
-        return await self._complete(tenure, answer.value)
-
-    async def load_model(self, caller: Caller, spec: ModelSpec, loaded: Loaded) -> Model:
-        """A new generation of the model of that name, or its first, complete in all its groups: its initialization
-        lease is the caller's, and it takes the name when it is opened."""
-        tenure = self._leading()
-        refuse_problems(spec.validate())
-        if problems := load_problems(loaded):
-            raise Refusal(Reason.INVALID, problems)
-        try:
-            answer = await self._commit_spec(caller, LoadModel(spec, loaded))
-        except _Refused as refused:
-            if refused.answer.reason != Reason.CONFLICT or not refused.answer.value:
-                raise
-            raise self._loaded_by_another(spec.name, refused.answer) from None
-        # A retry says that the caller is there, who cannot renew yet.
-        self._leases.renewed(LeaseKey(answer.value, 0, 1, initialization=True), self._now_ms())
-        return await self._complete(tenure, answer.value)
-
-    async def delete_model(
-        self, caller: Caller, model: ModelId, generation: int, *, force: bool, loading: bool = False
-    ) -> None:
-        """Returns when every data group has let go of it. `loading`: only if the caller is loading it still."""
-        drives = self._leading().drives
-        try:
-            await self._commit_for(caller, DeleteModel(model, generation, force, loading))
-        except _Refused as refused:
-            if refused.answer.reason != Reason.CONFLICT:
-                raise
-            raise Refusal(
-                Reason.CONFLICT,
-                f"{refused.answer.message}, by {self._holder(refused.answer.holder)}",
-                field="force",
-                hint="stop its workers, or delete it all the same (force)",
-            ) from None
-        await drives.until_gone(model)
-
-    async def _commit_spec(self, caller: Caller, command: CreateModel | LoadModel) -> Answer:
-        try:
-            return await self._commit_for(caller, command)
-        except _Refused as refused:
-            there = self._machine.models.get(refused.answer.value)
-            if refused.answer.reason != Reason.SPEC_MISMATCH or there is None:
-                raise
-            raise mismatch(there.spec, command.spec) from None
-
-    async def _complete(self, tenure: Tenure, model: ModelId) -> Model:
-        """RULES M2."""
-        found = self._machine.models.get(model)
-        if found is None or not found.complete:
-            await tenure.drives.everywhere(model, lambda group: group.view >= 1)
-        return self.describe(model=model)
-
-    def _loaded_by_another(self, name: str, answer: Answer) -> Refusal:
-        key = LeaseKey(answer.value, 0, 1, initialization=True)
-        ends_ms = self._leases.ends_in_ms(key, self._now_ms())
-        holder = self._holder(answer.holder)
-        return Refusal(
-            Reason.CONFLICT,
-            f"model {name!r} is being loaded by {holder}; if that is gone, its lease ends in {ends_ms} ms",
-            holder=holder,
-            lease_ends_ms=ends_ms,
-            hint="wait for it, or for its lease to end, and load again",
-        )
-
     async def confirmed(self) -> None:
         """What is read here now, without waiting in between, holds every answer given before this call. Raises
         `Refusal` where this node does not lead, or no quorum says that it does."""
@@ -307,41 +218,12 @@ class CatalogueLeader:
             )
         return found
 
-    async def claim_initialization(self, caller: Caller, model: ModelId, generation: int) -> InitializationClaim:
-        self._leading()
-        try:
-            answer = await self._commit_for(caller, ClaimInitialization(model, generation))
-        except _Refused as refused:
-            if refused.answer.reason == Reason.ALREADY_OPEN:
-                return InitializationClaim(granted=False, open=True)
-            if refused.answer.reason != Reason.RANK_TAKEN:
-                raise
-            lease = self.describe(model=model).initialization
-            key = LeaseKey(model, 0, lease.epoch, initialization=True)
-            return InitializationClaim(
-                granted=False,
-                holder=self._holder(refused.answer.holder),
-                lease_ends_ms=self._leases.ends_in_ms(key, self._now_ms()),
-            )
-        self._leases.renewed(LeaseKey(model, 0, answer.value, initialization=True), self._now_ms())
-        return InitializationClaim(granted=True, epoch=answer.value)
-
-    async def open_model(self, caller: Caller, model: ModelId, generation: int, epoch: int) -> Model:
-        """Opens a model whose blocks all hold values of `epoch`, and returns when every data group has opened."""
-        tenure = self._leading()
-        found = self.describe(model=model)
-        if not found.open:
-            await self._refuse_incomplete(tenure, found, epoch)
-        await self._commit_for(caller, ModelOpened(model, generation, epoch))
-        await tenure.drives.everywhere(model, lambda group: group.opened)
-        return self.describe(model=model)
-
     async def claim_rank(self, caller: Caller, model: ModelId, generation: int, rank: int) -> RankClaim:
         """The rank, once every data group of the model has applied the view that grants it (RULES S9)."""
         tenure = self._leading()
         try:
             answer = await self._commit_for(caller, ClaimRank(model, generation, rank))
-        except _Refused as refused:
+        except NotApplied as refused:
             if refused.answer.reason != Reason.RANK_TAKEN:
                 raise
             raise self._rank_taken(model, rank, refused.answer) from None
@@ -479,12 +361,12 @@ class CatalogueLeader:
         return await self._commit(Envelope(command, caller.session, caller.sequence, caller.secret_digest))
 
     async def _commit(self, envelope: Envelope) -> Answer:
-        """Committed and applied here, or a `Refusal`; `_Refused` where apply said no."""
+        """Committed and applied here, or a `Refusal`; `NotApplied` where apply said no."""
         outcome = await self._propose(commands.encode(envelope))
         match outcome:
             case Committed(result=Answer() as answer):
                 if not answer.ok:
-                    raise _Refused(answer)
+                    raise NotApplied(answer)
                 return answer
             case Refused(busy=True):
                 # Too much to commit, or leadership is being handed over: no matter which, it is short.
@@ -502,26 +384,6 @@ class CatalogueLeader:
                     Reason.NOT_READY,
                     "group 0's leader changed before the outcome was known; the same sequence may be sent again",
                 )
-
-    async def _refuse_incomplete(self, tenure: Tenure, model: Model, epoch: int) -> None:
-        """Ask every group before group 0 decides: once it has, there is no way back (RULES M3)."""
-        if epoch != model.initialization.epoch:
-            raise Refusal(
-                Reason.STALE_LEASE,
-                f"epoch {epoch} of the initialization lease is not the current one, {model.initialization.epoch}",
-                epoch=model.initialization.epoch,
-            )
-        question = OpenShard(model.model, model.generation, epoch, check_only=True)
-        replies = await tenure.drives.ask_all(model, question)
-        missing = [f"group {group}: {reply.message}" for group, reply in replies.items() if not reply.ok]
-        if missing:
-            raise Refusal(
-                Reason.NOT_OPEN,
-                f"not every block holds values of epoch {epoch}: {'; '.join(missing)}",
-                code="FAILED_PRECONDITION",
-                epoch=epoch,
-                hint="send the missing initial values",
-            )
 
     def _rank_taken(self, model: ModelId, rank: int, answer: Answer) -> Refusal:
         ends_ms = self._leases.ends_in_ms(LeaseKey(model, rank, answer.value), self._now_ms())
@@ -585,56 +447,3 @@ class CatalogueLeader:
         except Refusal as refusal:
             log.debug("%s: %s", type(command).__name__, refusal.message)
             return False
-
-
-class _Refused(Refusal):
-    """Apply said no."""
-
-    def __init__(self, answer: Answer) -> None:
-        reason = Reason(answer.reason)
-        code = "FAILED_PRECONDITION" if reason is Reason.OUT_OF_ORDER else None
-        super().__init__(reason, answer.message, code=code, epoch=answer.value)
-        self.answer = answer
-
-
-def _shown(value: object) -> str:
-    return value.name if isinstance(value, IntEnum) else str(value)
-
-
-def mismatch(existing: ModelSpec, asked: ModelSpec) -> Refusal:
-    """Both specs, as far as they differ."""
-    differences = [
-        (field, _shown(here), _shown(there))
-        for field in ("optimizer", "ranks", "reduction", "non_finite", "block_bytes", "log_codec")
-        if (here := getattr(existing, field)) != (there := getattr(asked, field))
-    ]
-    if existing.tensors != asked.tensors:
-        pairs = zip(existing.tensors, asked.tensors, strict=False)
-        first = next((i for i, (here, there) in enumerate(pairs) if here != there), None)
-        if first is None:
-            differences.append(("tensors", *_counted(existing.tensors, asked.tensors)))
-        else:
-            differences.append((f"tensors[{first}]", _tensor(existing.tensors[first]), _tensor(asked.tensors[first])))
-    expected = "; ".join(f"{field} {here}" for field, here, _ in differences)
-    received = "; ".join(f"{field} {there}" for field, _, there in differences)
-    return Refusal(
-        Reason.SPEC_MISMATCH,
-        f"model {existing.name!r} exists with another spec: it has {expected}; asked was {received}",
-        field=differences[0][0] if differences else "spec",
-        expected=expected,
-        received=received,
-        hint="open the model with its own spec, or take another name",
-    )
-
-
-def _tensor(tensor: TensorSpec) -> str:
-    return f"{tensor.name!r} of shape {tensor.shape}"
-
-
-def _counted(existing: tuple[TensorSpec, ...], asked: tuple[TensorSpec, ...]) -> tuple[str, str]:
-    """Of two that begin alike; the longer one with the first tensor that the other has not."""
-    most = min(len(existing), len(asked))
-    here, there = (
-        f"{len(one)} tensors" + (f", with {_tensor(one[most])}" if len(one) > most else "") for one in (existing, asked)
-    )
-    return here, there

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from paramserver.catalogue.state import SessionId
+from paramserver.wire.errors import Reason, Refusal
 
 SESSIONS_MAX = 8192
 """Sessions kept. At the bound the least recently used one that holds no lease is forgotten."""
@@ -40,6 +41,16 @@ class Caller:
     session: SessionId
     sequence: int
     secret_digest: bytes
+
+
+class NotApplied(Refusal):
+    """Apply said no to a command, in `answer`."""
+
+    def __init__(self, answer: Answer) -> None:
+        reason = Reason(answer.reason)
+        code = "FAILED_PRECONDITION" if reason is Reason.OUT_OF_ORDER else None
+        super().__init__(reason, answer.message, code=code, epoch=answer.value)
+        self.answer = answer
 
 
 def refusal(reason: str, message: str, *, holder: SessionId = 0, value: int = 0) -> Answer:

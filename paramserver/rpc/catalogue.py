@@ -103,19 +103,19 @@ class CatalogueService:
 
     async def _create_model(self, request: pb.CreateModelRequest, context: Context) -> pb.ModelDescription:
         caller = _caller(request.session, request.sequence, request.secret)
-        return protos.from_model(await self._leader.create_model(caller, await _spec(request.spec)))
+        return protos.from_model(await self._leader.lifecycle.create_model(caller, await _spec(request.spec)))
 
     async def _load_model(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:
         caller = _caller(request.session, request.sequence, request.secret)
         loaded = Loaded(request.step, protos.to_rates(request.rates))
-        model = await self._leader.load_model(caller, await _spec(request.spec), loaded)
+        model = await self._leader.lifecycle.load_model(caller, await _spec(request.spec), loaded)
         return pb.LoadModelResponse(
             model=protos.from_model(model), epoch=model.initialization.epoch, lease_ms=self._leader.lease_ms
         )
 
     async def _delete_model(self, request: pb.DeleteModelRequest, context: Context) -> pb.DeleteModelResponse:
         caller = _caller(request.session, request.sequence, request.secret)
-        await self._leader.delete_model(
+        await self._leader.lifecycle.delete_model(
             caller, request.model, request.generation, force=request.force, loading=request.loading
         )
         return pb.DeleteModelResponse()
@@ -132,7 +132,7 @@ class CatalogueService:
         self, request: pb.ClaimInitializationRequest, context: Context
     ) -> pb.ClaimInitializationResponse:
         caller = _caller(request.session, request.sequence, request.secret)
-        claim = await self._leader.claim_initialization(caller, request.model, request.generation)
+        claim = await self._leader.lifecycle.claim_initialization(caller, request.model, request.generation)
         return pb.ClaimInitializationResponse(
             granted=claim.granted,
             epoch=claim.epoch,
@@ -143,7 +143,7 @@ class CatalogueService:
 
     async def _open_model(self, request: pb.OpenModelRequest, context: Context) -> pb.ModelDescription:
         caller = _caller(request.session, request.sequence, request.secret)
-        model = await self._leader.open_model(caller, request.model, request.generation, request.epoch)
+        model = await self._leader.lifecycle.open_model(caller, request.model, request.generation, request.epoch)
         return protos.from_model(model)
 
     async def _claim_rank(self, request: pb.ClaimRankRequest, context: Context) -> pb.ClaimRankResponse:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import paramserver
-from paramserver.catalogue.leader import mismatch
+from paramserver.catalogue.mismatch import mismatch
 from paramserver.wire.spec import ModelSpec, TensorSpec, sgd
 from tests.unit.worker.fake import FakeCluster
 from tests.unit.worker.helpers import client_of, gradients, initial, model_of

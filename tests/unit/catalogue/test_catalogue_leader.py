@@ -77,12 +77,12 @@ class World:
         return self
 
     async def model(self) -> Model:
-        return await self.leader.create_model(self.caller(), SPEC)
+        return await self.leader.lifecycle.create_model(self.caller(), SPEC)
 
     async def opened(self) -> Model:
         model = await self.model()
-        claim = await self.leader.claim_initialization(self.caller(), model.model, 1)
-        return await self.leader.open_model(self.caller(), model.model, 1, claim.epoch)
+        claim = await self.leader.lifecycle.claim_initialization(self.caller(), model.model, 1)
+        return await self.leader.lifecycle.open_model(self.caller(), model.model, 1, claim.epoch)
 
 
 def run(story: Callable[[World], Coroutine[Any, Any, None]]) -> None:
@@ -153,13 +153,13 @@ def test_a_claim_is_answered_when_every_group_has_its_view() -> None:
 def test_opening_asks_every_group_before_it_decides() -> None:
     async def story(world: World) -> None:
         model = await world.model()
-        claim = await world.leader.claim_initialization(world.caller(), model.model, 1)
+        claim = await world.leader.lifecycle.claim_initialization(world.caller(), model.model, 1)
         world.answer = lambda group, command: (
             ShardReply(False, "NOT_COMPLETE", "block 1 has no values of epoch 1")
             if group == 2 and isinstance(command, OpenShard)
             else world.well(group, command)
         )
-        refusal = await refused(world.leader.open_model(world.caller(), model.model, 1, claim.epoch))
+        refusal = await refused(world.leader.lifecycle.open_model(world.caller(), model.model, 1, claim.epoch))
         assert refusal.code == "FAILED_PRECONDITION"
         assert "group 2: block 1" in refusal.message
         assert not world.machine.models[model.model].open
@@ -176,7 +176,7 @@ def test_opening_ends_when_every_group_has_opened() -> None:
         assert model.open
         opened = {group for group, command in world.told if isinstance(command, OpenShard) and not command.check_only}
         assert opened == {1, 2, 3}
-        claim = await world.leader.claim_initialization(world.caller(), model.model, 1)
+        claim = await world.leader.lifecycle.claim_initialization(world.caller(), model.model, 1)
         assert (claim.granted, claim.open) == (False, True)
 
     run(story)
@@ -240,7 +240,7 @@ def test_outcomes_that_are_no_commit() -> None:
             (Unknown(1, 5), Reason.NOT_READY),
         ):
             world.outcome = lambda _, outcome=outcome: outcome  # type: ignore[misc]
-            refusal = await refused(world.leader.create_model(world.caller(), SPEC))
+            refusal = await refused(world.leader.lifecycle.create_model(world.caller(), SPEC))
             assert (refusal.reason, refusal.retryable) == (reason, True)
 
     run(story)
@@ -280,7 +280,7 @@ def test_a_mismatch_shows_both_specs() -> None:
     async def story(world: World) -> None:
         await world.model()
         other = ModelSpec("m", (TensorSpec("w", (9,)),), Sgd(0.2), 2, block_bytes=4096)
-        refusal = await refused(world.leader.create_model(world.caller(), other))
+        refusal = await refused(world.leader.lifecycle.create_model(world.caller(), other))
         assert refusal.reason is Reason.SPEC_MISMATCH
         assert "3072" in refusal.expected
         assert "(9,)" in refusal.received
@@ -291,7 +291,7 @@ def test_a_mismatch_shows_both_specs() -> None:
 @pytest.mark.parametrize("sequence", [0, 2**62])
 def test_sequence_numbers_have_bounds(sequence: int) -> None:
     async def story(world: World) -> None:
-        refusal = await refused(world.leader.create_model(Caller(world.session, sequence, SECRET), SPEC))
+        refusal = await refused(world.leader.lifecycle.create_model(Caller(world.session, sequence, SECRET), SPEC))
         assert refusal.field == "sequence"
 
     run(story)

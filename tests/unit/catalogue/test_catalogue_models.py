@@ -21,12 +21,12 @@ FILE = Loaded(7, ((3, 0.5), (9, 0.25)))
 
 
 async def load(world: World, loaded: Loaded = FILE) -> Model:
-    return await world.leader.load_model(world.caller(), SPEC, loaded)
+    return await world.leader.lifecycle.load_model(world.caller(), SPEC, loaded)
 
 
 async def open_(world: World, model: Model) -> Model:
     epoch = model.initialization.epoch
-    return await world.leader.open_model(world.caller(), model.model, model.generation, epoch)
+    return await world.leader.lifecycle.open_model(world.caller(), model.model, model.generation, epoch)
 
 
 async def until(found: Callable[[], bool]) -> None:
@@ -64,7 +64,7 @@ def test_a_deletion_is_answered_when_every_group_has_let_go() -> None:
             return await execute(group, command)
 
         world.leader._tenure.drives._execute = held_up  # type: ignore[union-attr]
-        deleting = asyncio.create_task(world.leader.delete_model(world.caller(), model.model, 1, force=False))
+        deleting = asyncio.create_task(world.leader.lifecycle.delete_model(world.caller(), model.model, 1, force=False))
         await until(lambda: world.machine.leaving.get(model.model) == Leaving(model.model, 1, frozenset({3})))
         assert not deleting.done()
         slow.set()
@@ -82,9 +82,11 @@ def test_a_name_is_free_at_once_and_an_id_never_is() -> None:
         world.answer = lambda group, command: (
             Refusal(Reason.NOT_READY, "no leader") if isinstance(command, DeleteShard) else world.well(group, command)
         )
-        deleting = asyncio.create_task(world.leader.delete_model(world.caller(), model.model, 1, force=False))
+        deleting = asyncio.create_task(world.leader.lifecycle.delete_model(world.caller(), model.model, 1, force=False))
         await until(lambda: model.model in world.machine.leaving)
-        made = await world.leader.create_model(world.caller(), replace(SPEC, tensors=(TensorSpec("other", (5,)),)))
+        made = await world.leader.lifecycle.create_model(
+            world.caller(), replace(SPEC, tensors=(TensorSpec("other", (5,)),))
+        )
         assert made.model > model.model
         assert world.machine.named("m") == made
         world.answer = world.well
@@ -96,11 +98,11 @@ def test_a_name_is_free_at_once_and_an_id_never_is() -> None:
 def test_a_deletion_sent_again_is_answered_and_nothing_else_is_deleted() -> None:
     async def story(world: World) -> None:
         model, caller = await world.opened(), world.caller()
-        await world.leader.delete_model(caller, model.model, 1, force=False)
+        await world.leader.lifecycle.delete_model(caller, model.model, 1, force=False)
         again = await world.opened()
-        await world.leader.delete_model(caller, model.model, 1, force=False)
+        await world.leader.lifecycle.delete_model(caller, model.model, 1, force=False)
         assert list(world.machine.models) == [again.model]
-        gone = await refused(world.leader.delete_model(world.caller(), model.model, 1, force=False))
+        gone = await refused(world.leader.lifecycle.delete_model(world.caller(), model.model, 1, force=False))
         assert gone.reason is Reason.NOT_FOUND
 
     run(story)
@@ -110,10 +112,10 @@ def test_ranks_that_are_held_keep_a_model_unless_it_is_forced() -> None:
     async def story(world: World) -> None:
         model = await world.opened()
         await world.leader.claim_rank(world.caller(), model.model, 1, 1)
-        refusal = await refused(world.leader.delete_model(world.caller(), model.model, 1, force=False))
+        refusal = await refused(world.leader.lifecycle.delete_model(world.caller(), model.model, 1, force=False))
         assert (refusal.reason, refusal.code) == (Reason.CONFLICT, "FAILED_PRECONDITION")
         assert "rank 1 of model 'm' is held, by anna" in refusal.message
-        await world.leader.delete_model(world.caller(), model.model, 1, force=True)
+        await world.leader.lifecycle.delete_model(world.caller(), model.model, 1, force=True)
         gone = await refused(world.leader.claim_rank(world.caller(), model.model, 1, 1))
         assert gone.reason is Reason.NOT_FOUND
 
@@ -126,7 +128,7 @@ def test_who_waits_for_a_deleted_model_is_told() -> None:
         creating = asyncio.create_task(world.model())
         await until(lambda: bool(world.machine.models))
         number = next(iter(world.machine.models))
-        deleting = asyncio.create_task(world.leader.delete_model(world.caller(), number, 1, force=False))
+        deleting = asyncio.create_task(world.leader.lifecycle.delete_model(world.caller(), number, 1, force=False))
         refusal = await refused(creating)
         assert refusal.reason is Reason.NOT_FOUND
         world.answer = world.well
@@ -148,8 +150,8 @@ def test_ids_are_settled_up_to_the_lowest_that_is_on_its_way() -> None:
             if isinstance(command, CreateShard) and number_of(command) == waits
             else world.well(group, command)
         )
-        other = await world.leader.create_model(world.caller(), replace(SPEC, name="other"))
-        await world.leader.delete_model(world.caller(), other.model, 1, force=False)
+        other = await world.leader.lifecycle.create_model(world.caller(), replace(SPEC, name="other"))
+        await world.leader.lifecycle.delete_model(world.caller(), other.model, 1, force=False)
         assert {one.settled for one in told_of(world, other, DeleteShard)} == {waits}  # type: ignore[union-attr]
         creating.cancel()
 
@@ -192,7 +194,7 @@ def test_another_spec_is_refused_and_the_tensor_is_named() -> None:
     async def story(world: World) -> None:
         await world.opened()
         other = replace(SPEC, tensors=(TensorSpec("w", (5,)),))
-        refusal = await refused(world.leader.load_model(world.caller(), other, FILE))
+        refusal = await refused(world.leader.lifecycle.load_model(world.caller(), other, FILE))
         assert refusal.reason is Reason.SPEC_MISMATCH
         assert "'w' of shape (3072,)" in refusal.expected
         assert "'w' of shape (5,)" in refusal.received
@@ -218,8 +220,8 @@ def test_two_loads_at_once() -> None:
 def test_a_load_that_is_sent_again_is_one() -> None:
     async def story(world: World) -> None:
         caller = world.caller()
-        first = await world.leader.load_model(caller, SPEC, FILE)
-        again = await world.leader.load_model(caller, SPEC, FILE)
+        first = await world.leader.lifecycle.load_model(caller, SPEC, FILE)
+        again = await world.leader.lifecycle.load_model(caller, SPEC, FILE)
         assert first.model == again.model
         assert len(world.machine.models) == 1
 
@@ -247,17 +249,23 @@ def test_a_load_is_given_up_but_not_when_it_is_open() -> None:
         foreign = await another(world)
         mine, world.session = world.session, foreign
         other = await refused(
-            world.leader.delete_model(world.caller(), model.model, model.generation, force=True, loading=True)
+            world.leader.lifecycle.delete_model(world.caller(), model.model, model.generation, force=True, loading=True)
         )
         assert other.reason is Reason.CONFLICT
         world.session = mine
-        visible = await refused(world.leader.delete_model(world.caller(), model.model, model.generation, force=True))
+        visible = await refused(
+            world.leader.lifecycle.delete_model(world.caller(), model.model, model.generation, force=True)
+        )
         assert visible.reason is Reason.CONFLICT
-        await world.leader.delete_model(world.caller(), model.model, model.generation, force=False, loading=True)
+        await world.leader.lifecycle.delete_model(
+            world.caller(), model.model, model.generation, force=False, loading=True
+        )
         assert not world.machine.models
         model = await open_(world, await load(world))
         late = await refused(
-            world.leader.delete_model(world.caller(), model.model, model.generation, force=False, loading=True)
+            world.leader.lifecycle.delete_model(
+                world.caller(), model.model, model.generation, force=False, loading=True
+            )
         )
         assert late.reason is Reason.ALREADY_OPEN
         assert list(world.machine.models) == [model.model]
@@ -268,7 +276,9 @@ def test_a_load_is_given_up_but_not_when_it_is_open() -> None:
 def test_a_load_takes_no_initial_values_of_others() -> None:
     async def story(world: World) -> None:
         model = await load(world)
-        refusal = await refused(world.leader.claim_initialization(world.caller(), model.model, model.generation))
+        refusal = await refused(
+            world.leader.lifecycle.claim_initialization(world.caller(), model.model, model.generation)
+        )
         assert refusal.reason is Reason.CONFLICT
 
     run(story)
@@ -318,11 +328,11 @@ def test_a_snapshot_holds_what_was_loaded_and_what_is_leaving() -> None:
         await open_(world, await load(world))
         await load(world, Loaded(8))
         world.answer = lambda _group, _command: Refusal(Reason.NOT_READY, "no leader")
-        other = asyncio.create_task(world.leader.create_model(world.caller(), replace(SPEC, name="other")))
+        other = asyncio.create_task(world.leader.lifecycle.create_model(world.caller(), replace(SPEC, name="other")))
         await until(lambda: world.machine.named("other") is not None)
         gone = world.machine.named("other")
         assert gone is not None
-        deleting = asyncio.create_task(world.leader.delete_model(world.caller(), gone.model, 1, force=False))
+        deleting = asyncio.create_task(world.leader.lifecycle.delete_model(world.caller(), gone.model, 1, force=False))
         await until(lambda: bool(world.machine.leaving))
         restored = CatalogueMachine((1, 2, 3))
         restored.restore(iter([memoryview(bytes(chunk)) for chunk in world.machine.snapshot()]))
@@ -340,10 +350,12 @@ def test_what_a_deleted_model_took_is_counted_no_more() -> None:
         model = await world.opened()
         held = dict(world.machine._held)
         for _ in range(3):
-            made = await world.leader.create_model(world.caller(), replace(SPEC, name="other", optimizer=sgd(0.2)))
-            await world.leader.delete_model(world.caller(), made.model, 1, force=False)
+            made = await world.leader.lifecycle.create_model(
+                world.caller(), replace(SPEC, name="other", optimizer=sgd(0.2))
+            )
+            await world.leader.lifecycle.delete_model(world.caller(), made.model, 1, force=False)
         assert world.machine._held == held
-        await world.leader.delete_model(world.caller(), model.model, 1, force=False)
+        await world.leader.lifecycle.delete_model(world.caller(), model.model, 1, force=False)
         assert set(world.machine._held.values()) == {0}
         assert world.machine._specs_bytes == 0
 
