@@ -20,7 +20,7 @@ import grpc.aio
 from consensus.core.interface import GroupId, NodeId, ReplicaId
 from consensus.runtime import GroupHandle, NodeRuntime
 from consensus.runtime.behind import Behind
-from consensus.runtime.interface import GroupListener, Outcome, StateMachine
+from consensus.runtime.interface import APPLY_LANE, GroupListener, Outcome, StateMachine
 from consensus.runtime.mailbox import Mailbox
 from consensus.runtime.threads import MonotonicClock, ThreadLanes, ThreadLogWriter, Ticker, end_process
 from consensus.storage import lifemark
@@ -57,6 +57,7 @@ from paramserver.rpc.orders import Orders
 from paramserver.rpc.pull import Puller
 from paramserver.rpc.reshape import ReshapeService
 from paramserver.rpc.watch import Announced, Board, WatchService
+from paramserver.shard.gathering import SUM_LANE
 from paramserver.shard.leader import ShardLeader
 from paramserver.shard.machine import ShardMachine
 from paramserver.shard.window import SumWindow
@@ -489,7 +490,7 @@ class Node:
 
 
 def _check_lane(lane: str) -> None:
-    if lane in ("apply", "sum"):
+    if lane in (APPLY_LANE, SUM_LANE):
         check_arithmetic()
 
 

@@ -70,14 +70,13 @@ class GroupPusher:
         routes: Routes,
         owner: Owner,
         method: PushMethod = PushMethod.PUSH_PULL,
-        backoff: Backoff | None = None,
     ) -> None:
         self.group = group
         self._network = network
         self._routes = routes
         self._owner = owner
         self._method = method
-        self._backoff = backoff or Backoff(BACKOFF, budget=routes.retries)
+        self._backoff = Backoff(BACKOFF, budget=routes.retries)
         self._task: asyncio.Task[None] | None = None
         self._step: GroupStep | None = None
         self._wake = asyncio.Event()

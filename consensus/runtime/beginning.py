@@ -13,6 +13,7 @@ from collections.abc import Callable
 from consensus.core.errors import InvariantViolated
 from consensus.core.interface import Core, GroupId, SnapshotMeta
 from consensus.runtime.disk import forgotten
+from consensus.runtime.interface import APPLY_LANE
 from consensus.runtime.keeping import SnapshotKeeping
 from consensus.runtime.machine import MachineHost, Unreadable
 from consensus.runtime.services import Services
@@ -27,7 +28,6 @@ class Beginning:
 
     __slots__ = (
         "_group",
-        "_lane",
         "_machine",
         "_make_core",
         "_on_cannot_run",
@@ -44,7 +44,6 @@ class Beginning:
         *,
         group: GroupId,
         machine: MachineHost,
-        lane: str,
         make_core: Callable[[RecoveredGroup | None], Core],
         recovered: RecoveredGroup | None,
         restored: Callable[[int], None],
@@ -54,7 +53,6 @@ class Beginning:
         self._services = services
         self._group = group
         self._machine = machine
-        self._lane = lane
         self._make_core = make_core
         self._recovered = recovered
         self._on_restored = restored
@@ -84,7 +82,7 @@ class Beginning:
                 return reason
             return self._machine.restore(store, meta)
 
-        self._services.run(self._lane, restore, lambda wrong: self._was_restored(meta, wrong))
+        self._services.run(APPLY_LANE, restore, lambda wrong: self._was_restored(meta, wrong))
 
     def _was_restored(self, meta: SnapshotMeta, unreadable: Unreadable | str | None) -> None:
         if isinstance(unreadable, str):

@@ -40,7 +40,7 @@ from consensus.runtime.beginning import Beginning
 from consensus.runtime.disk import brings_commands
 from consensus.runtime.homes import Homes
 from consensus.runtime.inputs import PartInput
-from consensus.runtime.interface import Applied, GroupListener, OnConfiguration, Refused, StateMachine
+from consensus.runtime.interface import APPLY_LANE, Applied, GroupListener, OnConfiguration, Refused, StateMachine
 from consensus.runtime.keeping import SnapshotKeeping
 from consensus.runtime.loading import Loading
 from consensus.runtime.machine import AppliedBatch, MachineHost
@@ -79,7 +79,6 @@ class GroupHandle:
         nodes: Mapping[ReplicaId, NodeId],
         machine: StateMachine,
         listener: GroupListener,
-        lane: str,
         mark: Callable[[], None],
         make_core: Callable[[RecoveredGroup | None], Core],
         recovered: RecoveredGroup | None,
@@ -96,8 +95,6 @@ class GroupHandle:
         self._services = replace(services, input=lambda: part)
         self._members = Members(configuration, self._homes, on_configuration)
         self._listener = listener
-        self.lane = lane
-        """Where its state machine works."""
         self._mark = mark
         self._machine = MachineHost(
             group=group,
@@ -112,7 +109,6 @@ class GroupHandle:
             self._services,
             group=group,
             machine=self._machine,
-            lane=lane,
             make_core=make_core,
             recovered=recovered,
             restored=self._restored,
@@ -352,7 +348,6 @@ class GroupHandle:
             replica=self.replica,
             core=core,
             machine=self._machine,
-            lane=self.lane,
             backlog=self._backlog,
             newest=snapshot,
             configuration=lambda: self._members.configuration,
@@ -554,7 +549,7 @@ class GroupHandle:
     def _apply(self, entries: tuple[Entry, ...] = ()) -> None:
         """In one job on the lane; with none, go on with what had to wait."""
         self._backlog.add(entries)
-        self._services.run(self.lane, lambda: self._machine.apply(entries), self._applied)
+        self._services.run(APPLY_LANE, lambda: self._machine.apply(entries), self._applied)
 
     def _applied(self, batch: AppliedBatch) -> None:
         core, snapshots = self._core, self._snapshots

@@ -198,6 +198,10 @@ class LogWriter(Protocol):
         later, too."""
 
 
+APPLY_LANE = "apply"
+"""Where state machines work."""
+
+
 class Lanes(Protocol):
     """Where heavy work runs. Work of one lane runs in order, one at a time; `done` on the host's thread."""
 

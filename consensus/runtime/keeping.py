@@ -18,6 +18,7 @@ from consensus.core.configuration import members_of, next_replica_of
 from consensus.core.errors import InvariantViolated
 from consensus.core.interface import Configuration, Core, GroupId, ReplicaId, Role, SnapshotMeta, SnapshotOffer
 from consensus.runtime.backlog import Backlog
+from consensus.runtime.interface import APPLY_LANE
 from consensus.runtime.machine import MachineHost, Unreadable
 from consensus.runtime.rebuilding import Rebuilding
 from consensus.runtime.receiving import SnapshotReceiving
@@ -42,7 +43,6 @@ class SnapshotKeeping:
         replica: ReplicaId,
         core: Core,
         machine: MachineHost,
-        lane: str,
         backlog: Backlog,
         newest: SnapshotMeta | None,
         configuration: Callable[[], Configuration],
@@ -57,7 +57,6 @@ class SnapshotKeeping:
         self._replica = replica
         self._core = core
         self._machine = machine
-        self._lane = lane
         self._backlog = backlog
         self._configuration = configuration
         self._send = send
@@ -82,7 +81,6 @@ class SnapshotKeeping:
             group=group,
             core=core,
             machine=machine,
-            lane=lane,
             kept_for=self.sending.kept_for,
             recorded=self._recorded,
             changed=changed,
@@ -95,7 +93,6 @@ class SnapshotKeeping:
             replica=replica,
             core=core,
             machine=machine,
-            lane=lane,
             writing=self.writing,
             send=send,
             fit=fit,
@@ -234,7 +231,7 @@ class SnapshotKeeping:
             self._tidy()
             self._changed()
 
-        self._services.run(self._lane, lambda: self._machine.restore(store, meta), loaded)
+        self._services.run(APPLY_LANE, lambda: self._machine.restore(store, meta), loaded)
 
     # --- the newest, and older ones -----------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from consensus.runtime.heartbeats import Heartbeats
 from consensus.runtime.homes import BOOTSTRAP_REPLICAS_MAX
 from consensus.runtime.inputs import Input
 from consensus.runtime.interface import (
+    APPLY_LANE,
     Clock,
     CreateOutcome,
     DeleteOutcome,
@@ -159,7 +160,6 @@ class NodeRuntime:
         nodes: Mapping[ReplicaId, NodeId],
         machine: StateMachine,
         listener: GroupListener,
-        apply_lane: str = "apply",
         on_configuration: OnConfiguration | None = None,
     ) -> GroupHandle:
         """A replica of this node. It runs from `start` on (at once when that was called), after the newest snapshot
@@ -184,7 +184,6 @@ class NodeRuntime:
             nodes={replica: self.node, **nodes},
             machine=machine,
             listener=listener,
-            lane=apply_lane,
             mark=lambda: self._mark(group),
             make_core=lambda recovered: self._make_core(group, replica, configuration, recovered),
             recovered=found,
@@ -225,16 +224,14 @@ class NodeRuntime:
         machine: StateMachine,
         listener: GroupListener,
         done: Callable[[CreateOutcome], None],
-        nodes: Mapping[ReplicaId, NodeId] | None = None,
-        apply_lane: str = "apply",
         on_configuration: OnConfiguration | None = None,
     ) -> None:
         """Make a replica, by an order of group 0, never by a message (RULES I1): its creation becomes durable first,
         then it runs, with an empty log, from `configuration`. `done` gets exactly one outcome; a refusal comes before
-        this returns. Homes that neither `configuration` nor `nodes` names are those of the bootstrap: the node of the
-        replica's number."""
+        this returns. Homes that `configuration` does not name are those of the bootstrap: the node of the replica's
+        number."""
         with self.input() as running:
-            problem = self._problem_of(group, replica, configuration, nodes or {})
+            problem = self._problem_of(group, replica, configuration, {})
             if not problem and group in self._recovered:
                 problem = "the log holds a replica of this group; add it, or delete it first"
             if not problem and replica in configuration.voters:
@@ -259,10 +256,9 @@ class NodeRuntime:
                         group=group,
                         replica=replica,
                         configuration=configuration,
-                        nodes=nodes or {},
+                        nodes={},
                         machine=machine,
                         listener=listener,
-                        apply_lane=apply_lane,
                         on_configuration=on_configuration,
                     )
                     done(ReplicaCreated(group, replica))
@@ -304,7 +300,7 @@ class NodeRuntime:
         handle = self._groups.get(group)
         if handle is not None:
             handle.stop()
-            lane = handle.lane
+            lane = APPLY_LANE
             del self._groups[group]
             self._dirty.pop(group, None)
             self._awake.pop(group, None)

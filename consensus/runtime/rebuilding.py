@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from consensus.core.errors import NotLeader, TransferRefused
 from consensus.core.interface import Core, GroupId, ReplicaId, Role, SnapshotMeta, SnapshotOffer
+from consensus.runtime.interface import APPLY_LANE
 from consensus.runtime.machine import MachineHost, Unreadable
 from consensus.runtime.services import FILES_LANE, Services
 from consensus.runtime.snapshots import SnapshotWriting
@@ -35,7 +36,6 @@ class Rebuilding:
         replica: ReplicaId,
         core: Core,
         machine: MachineHost,
-        lane: str,
         writing: SnapshotWriting,
         send: Callable[[SnapshotRequest], None],
         fit: Callable[[], None],
@@ -48,7 +48,6 @@ class Rebuilding:
         self._replica = replica
         self._core = core
         self._machine = machine
-        self._lane = lane
         self._writing = writing
         self._send = send
         self._on_fit = fit
@@ -75,7 +74,7 @@ class Rebuilding:
         if self.reason:
             return
         self._doubt(reason)
-        self._services.run(self._lane, self._machine.hold, self._holds)
+        self._services.run(APPLY_LANE, self._machine.hold, self._holds)
 
     def begin_without_state(self, reason: str, snapshot: SnapshotMeta) -> None:
         """The replica starts, and an earlier life left the mark. The state machine holds already."""
@@ -175,7 +174,7 @@ class Rebuilding:
             return
         self._loading = True
         self._services.run(
-            self._lane, lambda: self._machine.restore(store, meta), lambda unreadable: self._loaded(meta, unreadable)
+            APPLY_LANE, lambda: self._machine.restore(store, meta), lambda unreadable: self._loaded(meta, unreadable)
         )
 
     def _loaded(self, meta: SnapshotMeta, unreadable: Unreadable | None) -> None:

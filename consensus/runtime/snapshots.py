@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from consensus.core.interface import Core, GroupId, SnapshotMeta
+from consensus.runtime.interface import APPLY_LANE
 from consensus.runtime.machine import AppliedBatch, Capture, MachineHost
 from consensus.runtime.pacing import Pace
 from consensus.runtime.services import FILES_LANE, Services
@@ -60,7 +61,6 @@ class SnapshotWriting:
         group: GroupId,
         core: Core,
         machine: MachineHost,
-        lane: str,
         kept_for: Callable[[], int | None],
         recorded: Callable[[SnapshotMeta], None],
         changed: Callable[[], None],
@@ -70,7 +70,6 @@ class SnapshotWriting:
         self._group = group
         self._core = core
         self._machine = machine
-        self._lane = lane
         self._kept_for = kept_for
         self._on_recorded = recorded
         self._changed = changed
@@ -122,7 +121,7 @@ class SnapshotWriting:
         self._number += 1
         number = self._number
         self._services.run(
-            self._lane, lambda: self._machine.capture(number), lambda capture: self._captured(number, capture)
+            APPLY_LANE, lambda: self._machine.capture(number), lambda capture: self._captured(number, capture)
         )
         return True
 
@@ -139,7 +138,7 @@ class SnapshotWriting:
         self._next(self._work)
 
     def _release(self, number: int) -> None:
-        self._services.lanes.run(self._lane, lambda: self._machine.release(number), lambda _: None)
+        self._services.lanes.run(APPLY_LANE, lambda: self._machine.release(number), lambda _: None)
 
     def _next(self, work: _Work) -> None:
         """Write a piece, unless something else goes first; then a tick will."""

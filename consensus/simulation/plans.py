@@ -8,7 +8,6 @@ know: how faults are carried out.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from itertools import pairwise
 
 from consensus.core.interface import GroupId, NodeId
@@ -66,11 +65,10 @@ def draw_faults(
     groups: tuple[GroupId, ...],
     duration_ms: int,
     from_ms: int = 0,
-    kinds: Sequence[FaultKind] | None = None,
     administrator: bool = False,
 ) -> tuple[Fault, ...]:
     """Faults between `from_ms` and `duration_ms`, in order; they may overlap and may stop a majority, or all."""
-    kinds = kinds or draw_kinds(source, administrator=administrator)
+    kinds = draw_kinds(source, administrator=administrator)
     weights = [WEIGHTS[kind] for kind in kinds]
     gap_ms = source.choice((150, 500, 1500))
     plan: list[Fault] = []

@@ -17,9 +17,9 @@ LINES_MAX = 3000
 
 
 class Trace:
-    def __init__(self, scheduler: Scheduler, lines_max: int = LINES_MAX) -> None:
+    def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._lines: deque[tuple[int, str, str]] = deque(maxlen=lines_max)
+        self._lines: deque[tuple[int, str, str]] = deque(maxlen=LINES_MAX)
         self._hash = xxhash.xxh3_128()
         self._count = 0
 

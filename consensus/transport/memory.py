@@ -1,13 +1,13 @@
 """A network in memory, for tests and for reading.
 
 Owns what is on its way. Invariants: between two nodes and on one channel envelopes arrive in order or not at all;
-nothing is delivered inside `send`: `deliver` does it, or the `schedule` given. Must not know: what messages mean.
+nothing is delivered inside `send`: `deliver` does it. Must not know: what messages mean.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from consensus.core.interface import NodeId
 from consensus.transport.interface import Channel, Envelope, Receiver
@@ -17,11 +17,9 @@ QUEUE_MAX = 100_000
 
 
 class MemoryNetwork:
-    """`schedule` is called with `deliver` whenever something is on its way and nothing was before; an event loop's
-    `call_soon` makes it run by itself."""
+    """Whoever made it calls `deliver`."""
 
-    def __init__(self, schedule: Callable[[Callable[[], object]], object] | None = None) -> None:
-        self._schedule = schedule
+    def __init__(self) -> None:
         self._receivers: dict[NodeId, Receiver] = {}
         self._queue: deque[tuple[NodeId, NodeId, Channel, tuple[Envelope, ...]]] = deque()
         self._cut: set[tuple[NodeId, NodeId]] = set()
@@ -65,19 +63,12 @@ class MemoryNetwork:
         self.held.clear()
         waiting, self._waiting = self._waiting, deque()
         self._queue.extendleft(reversed(waiting))
-        self._wake()
 
     def send(self, sender: NodeId, node: NodeId, channel: Channel, envelopes: Sequence[Envelope]) -> None:
         if (sender, node) in self._cut or node not in self._receivers or len(self._queue) >= QUEUE_MAX:
             self.lost += len(envelopes)
             return
         self._queue.append((sender, node, channel, tuple(envelopes)))
-        if len(self._queue) == 1:
-            self._wake()
-
-    def _wake(self) -> None:
-        if self._schedule is not None and self._queue:
-            self._schedule(self.deliver)
 
     def deliver(self, sends_max: int = QUEUE_MAX) -> int:
         """Deliver what is on its way, and what that causes; returns how many sends."""
@@ -95,7 +86,6 @@ class MemoryNetwork:
             count += 1
             self.delivered += len(envelopes)
             receiver.received(sender, envelopes)
-        self._wake()
         return count
 
 

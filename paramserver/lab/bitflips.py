@@ -56,16 +56,14 @@ def bitflip_wal(data_folder: str | Path, draws: random.Random, *, group: int | N
     return _flip(path, place.offset + draws.randrange(place.length), draws.randrange(8), number, index)
 
 
-def bitflip_snapshot(data_folder: str | Path, draws: random.Random, *, group: int | None = None) -> Flip:
-    """In the content of a snapshot that the log names; of that group, or any. Raises `NothingToFlip`."""
+def bitflip_snapshot(data_folder: str | Path, draws: random.Random) -> Flip:
+    """In the content of a snapshot that the log names. Raises `NothingToFlip`."""
     folder, filesystem = _stopped(data_folder), ReadOnlyFileSystem()
     named = recorded_snapshots(filesystem, f"{folder}/wal")
     found = [
         (number, meta)
         for number, meta in sorted(named.items())
-        if group in (None, number)
-        and meta.size_bytes
-        and filesystem.exists(snapshot_path(f"{folder}/snapshots", number, meta.snapshot_id))
+        if meta.size_bytes and filesystem.exists(snapshot_path(f"{folder}/snapshots", number, meta.snapshot_id))
     ]
     if not found:
         raise NothingToFlip(

@@ -160,15 +160,14 @@ class Cluster:
     def data_folder(self, node: int) -> Path:
         return self.folder / f"node-{node}"
 
-    def start(self, *, wait: bool = True) -> None:
+    def start(self) -> None:
         """Every server that does not run. The first start needs all of them (RULES I2)."""
         if self._links is not None:
             self._links.start()
         starting = [node for node, server in self.servers.items() if not server.running]
         for node in starting:
             self.servers[node].start()
-        if wait:
-            self.await_ready(starting)
+        self.await_ready(starting)
 
     def start_server(self, node: int, *, wait: bool = True) -> None:
         self.servers[node].start()
@@ -210,9 +209,9 @@ class Cluster:
         command = [*PARAMSERVER, *words, "--servers", self.running_endpoints]
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
 
-    def await_ready(self, nodes: Iterable[int], timeout_s: float = READY_TIMEOUT_S) -> None:
+    def await_ready(self, nodes: Iterable[int]) -> None:
         """Until each has said `ready`."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + READY_TIMEOUT_S
         for node in nodes:
             self.servers[node].await_line(f"ready node={node} ", max(0.0, deadline - time.monotonic()))
 
@@ -233,10 +232,10 @@ class Cluster:
         """Ask all servers to stop, in turn; node -> exit status."""
         return {node: server.terminate() for node, server in self.servers.items()}
 
-    def restart(self, node: int, *, wait: bool = True) -> None:
+    def restart(self, node: int) -> None:
         if self.servers[node].running:
             self.servers[node].terminate()
-        self.start_server(node, wait=wait)
+        self.start_server(node)
 
     # --- faults
 
@@ -280,10 +279,8 @@ class Cluster:
 
     # --- questions
 
-    def status(
-        self, node: int, *, blocks: bool = False, timeout_s: float = snapshots.ASK_TIMEOUT_S
-    ) -> snapshots.Answer:
-        return snapshots.ask(self.addresses[node], blocks=blocks, timeout_s=timeout_s)
+    def status(self, node: int, *, timeout_s: float = snapshots.ASK_TIMEOUT_S) -> snapshots.Answer:
+        return snapshots.ask(self.addresses[node], timeout_s=timeout_s)
 
     def statuses(
         self, *, blocks: bool = False, timeout_s: float = snapshots.ASK_TIMEOUT_S

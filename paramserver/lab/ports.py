@@ -12,17 +12,18 @@ from types import TracebackType
 
 
 class ReservedPorts:
-    """`count` ports on `host`; released by `close()` or at the end of a `with`."""
+    """`count` ports of the loopback interface; released by `close()` or at the end of a `with`."""
 
-    def __init__(self, count: int, host: str = "127.0.0.1") -> None:
-        self.host = host
+    host = "127.0.0.1"
+
+    def __init__(self, count: int) -> None:
         self._sockets: list[socket.socket] = []
         try:
             for _ in range(count):
                 holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
                 self._sockets.append(holder)
                 holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                holder.bind((host, 0))
+                holder.bind((self.host, 0))
         except OSError:
             self.close()
             raise

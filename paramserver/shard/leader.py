@@ -39,8 +39,8 @@ ALARMS_KEPT = 64
 class ShardLeader:
     """One group's listener.
 
-    propose, read_index, voters, report, distrust, hold (snapshots): `GroupHandle`'s. lanes: where sums run;
-    apply_lane: where the machine works. address_of: where a replica serves, "" when unknown.
+    propose, read_index, voters, report, distrust, hold (snapshots): `GroupHandle`'s. lanes: where sums run, and
+    the machine works. address_of: where a replica serves, "" when unknown.
     on_alarm: told of every alarm, with one line. on_leading: told (term) once this replica may serve. room: what the
     node's open sums may take, shared by its groups.
     """
@@ -58,7 +58,6 @@ class ShardLeader:
         report: Callable[[ReplicaId, bytes], None] = lambda _replica, _content: None,
         distrust: Callable[[str], None] = lambda _: None,
         hold: Callable[[bool], None] = lambda _: None,
-        apply_lane: str = "apply",
         address_of: Callable[[ReplicaId], str] = lambda _: "",
         on_alarm: Callable[[str], None] = lambda _: None,
         on_leading: Callable[[int], None] = lambda _: None,
@@ -91,7 +90,6 @@ class ShardLeader:
             lanes,
             self.options,
             replica=replica,
-            apply_lane=apply_lane,
             voters=voters,
             report=report,
             distrust=distrust,

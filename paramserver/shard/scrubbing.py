@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from consensus.runtime.interface import Lanes
+from consensus.runtime.interface import APPLY_LANE, Lanes
 from paramserver.shard.digests import Key
 from paramserver.shard.state import Shard
 from paramserver.wire.checksum import crc32c
@@ -38,13 +38,11 @@ class Scrubber:
         shards: Callable[[], Mapping[int, Shard]],
         lanes: Lanes,
         *,
-        lane: str,
         period_ms: int,
         found: Callable[[list[Finding]], None],
     ) -> None:
         self._shards = shards
         self._lanes = lanes
-        self._lane = lane
         self._period_ms = period_ms
         self._found = found
         self._cursor = (0, 0)
@@ -68,7 +66,7 @@ class Scrubber:
         self._busy = True
         turns = min(int(self._owed), BLOCKS_A_TURN)
         self._owed -= turns
-        self._lanes.run(self._lane, lambda: self.look(turns), self._looked)
+        self._lanes.run(APPLY_LANE, lambda: self.look(turns), self._looked)
 
     def _looked(self, findings: list[Finding]) -> None:
         self._busy = False

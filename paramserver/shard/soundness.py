@@ -39,7 +39,6 @@ class Soundness:
         options: LeaderOptions,
         *,
         replica: ReplicaId,
-        apply_lane: str,
         voters: Callable[[], Sequence[ReplicaId]],
         report: Callable[[ReplicaId, bytes], None],
         distrust: Callable[[str], None],
@@ -70,9 +69,7 @@ class Soundness:
         self._digests = DigestExchange(
             shards, alarm, count, options, replica=replica, voters=voters, odd=self._found_odd
         )
-        self._scrubber = Scrubber(
-            shards, lanes, lane=apply_lane, period_ms=options.scrub_period_ms, found=self._scrubbed
-        )
+        self._scrubber = Scrubber(shards, lanes, period_ms=options.scrub_period_ms, found=self._scrubbed)
 
     @property
     def problem(self) -> str:

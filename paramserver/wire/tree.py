@@ -68,16 +68,15 @@ class TreeSum:
 
     __slots__ = ("_nodes", "_partials", "_root")
 
-    def __init__(self, ranks: int, out: Flat | None = None) -> None:
-        """`out` receives the sum: its last addition goes straight there, without a further copy. If it is left out it
-        may be given to `finish`."""
+    def __init__(self, ranks: int) -> None:
         self._nodes = tree(ranks)
         self._partials: dict[int, _Partial] = {}
-        self._root = out
+        self._root: Flat | None = None
 
     def add(self, rank: int, values: Values | None, out: Flat | None = None) -> bool:
         """Take the contribution of a rank, None for an empty one; True when every rank's is in. A rank's second
-        contribution is a ValueError: who calls knows whom it has. `out`: where the sum goes if this completes it."""
+        contribution is a ValueError: who calls knows whom it has. `out`: where the sum goes if this completes it,
+        without a further copy."""
         if out is not None:
             self._root = out
         node = rank

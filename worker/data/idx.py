@@ -62,13 +62,13 @@ class _Header:
         return self.sizes[0] * self.row_bytes
 
 
-def load(folder: Path, *, classes: int, bad_rows: OnBadRows = "refuse", bytes_max: int = BYTES_MAX) -> Dataset:
+def load(folder: Path, *, classes: int, bad_rows: OnBadRows = "refuse") -> Dataset:
     """Raises InvalidArgument, which names the file, what was expected and what came. `bad_rows`: "refuse" raises when
     there is one, "skip" leaves them out and lists them in `Dataset.bad_rows`."""
     parts: list[Images] = []
     bad: list[BadRows] = []
     for images_name, labels_name in FILES.values():
-        images, some = _pair(_find(folder, images_name), _find(folder, labels_name), classes, bytes_max)
+        images, some = _pair(_find(folder, images_name), _find(folder, labels_name), classes)
         parts.append(images)
         bad += some
     if bad and bad_rows == "refuse":
@@ -149,15 +149,15 @@ def _header(file: BinaryIO, path: Path, dimensions: int) -> _Header:
     return _Header(sizes)
 
 
-def _values(path: Path, dimensions: int, bytes_max: int) -> tuple[npt.NDArray[np.uint8], int]:
+def _values(path: Path, dimensions: int) -> tuple[npt.NDArray[np.uint8], int]:
     """Whole rows that are there, and how many the header says there are."""
     with _opened(path) as file:
         header = _header(file, path, dimensions)
         size = os.stat(path).st_size
         declared = " x ".join(map(str, header.sizes))
-        if header.value_bytes > bytes_max:
+        if header.value_bytes > BYTES_MAX:
             raise InvalidArgument(
-                f"{path}: {declared} values are {header.value_bytes} bytes: expected at most {bytes_max}",
+                f"{path}: {declared} values are {header.value_bytes} bytes: expected at most {BYTES_MAX}",
                 "take fewer rows",
             )
         packed = path.suffix == ".gz"
@@ -185,10 +185,10 @@ def _too_long(path: Path, declared: str, expected: int) -> InvalidArgument:
     )
 
 
-def _pair(images: Path, labels: Path, classes: int, bytes_max: int) -> tuple[Images, list[BadRows]]:
+def _pair(images: Path, labels: Path, classes: int) -> tuple[Images, list[BadRows]]:
     """The rows that have a whole image and a label from 0 to classes - 1, and those that do not."""
-    pixels, images_declared = _values(images, 3, bytes_max)
-    named, labels_declared = _values(labels, 1, bytes_max)
+    pixels, images_declared = _values(images, 3)
+    named, labels_declared = _values(labels, 1)
     bad: list[BadRows] = []
     for path, there, declared in ((images, len(pixels), images_declared), (labels, len(named), labels_declared)):
         if there < declared:

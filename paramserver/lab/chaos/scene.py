@@ -139,8 +139,8 @@ class Scene:
         except AdminError as error:
             raise LabError(error.cause, error.hint) from None
 
-    def until_view(self, condition: Callable[[ClusterView], bool], what: str, timeout_s: float = CHANGE_S) -> None:
-        self.until(lambda: condition(self.view()), what, timeout_s)
+    def until_view(self, condition: Callable[[ClusterView], bool], what: str) -> None:
+        self.until(lambda: condition(self.view()), what)
 
     def until(self, condition: Callable[[], T | None], what: str, timeout_s: float = CHANGE_S) -> T:
         return self.cluster.wait_for(condition, what, timeout_s, POLL_S)

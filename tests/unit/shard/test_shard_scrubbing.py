@@ -50,7 +50,7 @@ def scrubber(blocks: int, period_ms: int) -> tuple[Scrubber, Lane, list[Finding]
     spec = model_spec(blocks=blocks)
     machine = machine_with(opening_commands(spec))
     lane, found = Lane(at_once=False), list[Finding]()
-    return Scrubber(lambda: machine.shards, lane, lane="apply", period_ms=period_ms, found=found.extend), lane, found
+    return Scrubber(lambda: machine.shards, lane, period_ms=period_ms, found=found.extend), lane, found
 
 
 def test_each_block_has_its_turn_within_the_period_and_the_lane_is_left_in_between() -> None:
@@ -84,7 +84,7 @@ def test_a_slow_lane_gets_no_more_than_one_job() -> None:
 def test_nothing_is_there_to_look_at() -> None:
     machine = machine_with([])
     lane = Lane()
-    scrub = Scrubber(lambda: machine.shards, lane, lane="apply", period_ms=10, found=lambda _: None)
+    scrub = Scrubber(lambda: machine.shards, lane, period_ms=10, found=lambda _: None)
     for now_ms in range(0, 100, 10):
         scrub.tick(now_ms)
 
