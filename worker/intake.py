@@ -312,7 +312,8 @@ class Intake:
         beyond = ""
         if np.isfinite(value):
             beyond = f", beyond {LARGEST[self._codec]:g}, the largest {self._codec.name.lower()}"
-            hint = f"{hint}; scale the loss down, or open the model with codec='bf16'"
+            wider = "bf16" if self._codec is Codec.FP16 else "fp32"
+            hint = f"{hint}; scale the loss down, or open the model with codec='{wider}'"
         raise errors.NonFinite(
             f"gradient of step {step}: {value} in tensor {tensor!r} at element {at}{beyond}",
             hint,

@@ -64,9 +64,10 @@ class Handle:
 class Waiter:
     def __init__(self, version: int, behind: int) -> None:
         self.version, self.behind = version, behind
+        self.cancelled = False
 
     def cancel(self) -> None:
-        pass
+        self.cancelled = True
 
 
 class Replica:
@@ -79,13 +80,15 @@ class Replica:
         self.version = 5
         self.reads: list[BlockRead] = []
         self.wake: Callable[[], None] | None = None
+        self.waiters: list[Waiter] = []
 
     def read(self, want: BlockRead, wake: Callable[[], None]) -> Any:
         self.reads.append(want)
         wanted = want.version if want.version is not None else want.min_version or 0
         if wanted > self.version:
             self.wake = wake
-            return Waiter(wanted, wanted - self.version)
+            self.waiters.append(Waiter(wanted, wanted - self.version))
+            return self.waiters[-1]
         return Value(self.version, Forms(np.zeros(1, np.float32), 0))
 
     def encoded(self, value: Value, codec: Codec, done: Callable[[Form], None]) -> None:
@@ -420,5 +423,19 @@ def test_a_leader_waits_for_a_version_that_only_time_brings_until_the_deadline()
         world.replica.leading_now = True
         refusal = await world.refusal(version=9, time_left_s=0.02)
         assert refusal.reason is Reason.DEADLINE
+
+    run(story)
+
+
+def test_whoever_waits_for_a_version_leaves_no_waiter_behind_however_it_ends() -> None:
+    async def story(world: World) -> None:
+        await world.refusal(version=6, time_left_s=0.02)
+        await world.refusal(version=9, time_left_s=0.02)  # a follower leaves it to others
+        given_up = asyncio.ensure_future(world.frame(version=6))
+        await turns()
+        given_up.cancel()
+        await asyncio.gather(given_up, return_exceptions=True)
+        assert [waiter.cancelled for waiter in world.replica.waiters] == [True] * 3
+        assert world.puller.pulls == 0
 
     run(story)

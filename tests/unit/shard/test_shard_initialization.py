@@ -9,11 +9,13 @@ import pytest
 
 from paramserver.shard.commands import OpenShard
 from paramserver.shard.options import LeaderOptions
+from paramserver.shard.window import SumWindow
 from paramserver.wire.checksum import crc32c
 from paramserver.wire.errors import Reason, Refusal
 from paramserver.wire.frames import PushFrame, PushKind
 from paramserver.wire.spec import ModelSpec
 from tests.unit.shard.kit import (
+    ELEMENTS,
     EPOCH,
     MODEL,
     Log,
@@ -65,6 +67,51 @@ def test_values_are_stored_when_committed_and_applied() -> None:
     assert node.apply()[0].ok
     for block in range(3):
         assert same_bits(node.weights(block), initial_values(spec, block))
+
+
+def test_values_on_their_way_take_room_of_the_node_and_one_block_goes_without() -> None:
+    node, spec = created()
+    block_bytes = 4 * ELEMENTS
+    node.leader.room = room = SumWindow(block_bytes)
+    assert room.take(block_bytes, always=False, later=lambda: None), "others have all of it"
+    node.lane.at_once = False
+    upload = Uploader(node, spec)
+    upload.send(0)
+    upload.send(1)
+    assert upload.admitted == 1, "what a stream has nothing in flight without has room always"
+    assert room.bytes == 2 * block_bytes
+    node.lane.run_all()
+    assert room.bytes == block_bytes, "encoded: it counts as uncommitted from here on"
+    assert upload.admitted == 1
+    for later in room.give(block_bytes):
+        later()
+    node.lane.run_all()
+    assert upload.admitted == 2
+    node.settle()
+    assert upload.replies.seen == [(0, 0, "STORED"), (1, 0, "STORED")]
+    assert room.bytes == 0
+
+
+def test_a_log_without_room_refuses_values_with_a_time_to_retry() -> None:
+    node, spec = created()
+    node.log.busy = True
+    upload = Uploader(node, spec)
+    upload.send(0)
+    refusal = upload.replies.refusal
+    assert refusal is not None
+    assert (refusal.reason, refusal.code) == (Reason.BUSY, "RESOURCE_EXHAUSTED")
+    assert refusal.retry_after_ms == LeaderOptions().retry_after_ms
+
+
+def test_streams_of_initial_values_are_bounded() -> None:
+    node, spec = created(streams_max=2)
+    uploads = [Uploader(node, spec) for _ in range(2)]
+    with pytest.raises(Refusal) as caught:
+        Uploader(node, spec)
+    assert (caught.value.reason, caught.value.code) == (Reason.BUSY, "RESOURCE_EXHAUSTED")
+    assert caught.value.retry_after_ms == LeaderOptions().retry_after_ms
+    uploads[0].stream.close()
+    assert Uploader(node, spec).replies.opened
 
 
 def test_blocks_in_flight_are_bounded() -> None:

@@ -474,6 +474,16 @@ def test_streams_are_bounded() -> None:
     with pytest.raises(Refusal) as caught:
         Rank(node, spec, 0, view=9)
     assert (caught.value.reason, caught.value.code) == (Reason.BUSY, "RESOURCE_EXHAUSTED")
+    assert caught.value.retry_after_ms == LeaderOptions().retry_after_ms
+
+
+def test_a_sum_that_was_dropped_costs_the_lane_nothing_more() -> None:
+    node, spec = started(ranks=1)
+    node.lane.at_once = False
+    Rank(node, spec).push(0, 0)
+    node.leader.deposed(2)
+    work, _ = node.lane.waiting[0]
+    assert work() is None, "neither checked nor summed"
 
 
 def test_options_report_all_problems() -> None:

@@ -86,6 +86,7 @@ def test_waiters_are_bounded_and_make_room_when_cancelled() -> None:
     node, _ = started(options=LeaderOptions(waiters_max=2))
     waiters = [node.leader.read(want(version=10**9), never) for _ in range(2)]
     assert refusal(node, version=10**9).reason is Reason.BUSY
+    assert refusal(node, version=10**9).retry_after_ms == LeaderOptions().retry_after_ms
     assert isinstance(waiters[0], Waiter)
     waiters[0].cancel()
     waiters[0].cancel()

@@ -106,6 +106,17 @@ def test_the_logs_codec_is_part_of_the_model() -> None:
 # --- beyond the range of a codec (RULES S10) ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("codec", "largest", "wider"), [("fp16", 65_520.0, "bf16"), ("bf16", 3.4e38, "fp32")])
+def test_the_way_out_is_a_codec_that_can_hold_it(codec: str, largest: float, wider: str) -> None:
+    """For what is beyond bf16 it was bf16."""
+    with client_of(FakeCluster()) as client:
+        wrong = gradients(0)
+        wrong["b"][17] = largest
+        with pytest.raises(errors.NonFinite, match=f"the largest {codec}") as caught:
+            model_of(client, codec=codec).push_pull(wrong)
+        assert f"codec='{wider}'" in caught.value.hint
+
+
 def test_what_the_codec_would_make_infinite_is_refused_before_anything_is_sent() -> None:
     cluster = FakeCluster()
     with client_of(cluster) as client:
