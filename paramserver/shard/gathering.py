@@ -134,9 +134,9 @@ class Gathering:
     def join(self, stream: PushStream) -> None:
         """A stream was judged and is open from now on; an older one of the same rank ends."""
         older = self.streams.get(stream.rank)
+        self.streams[stream.rank] = stream
         if older is not None:
             self._around.end(older, Refusal(Reason.SUPERSEDED, "a newer stream of this rank was opened"))
-        self.streams[stream.rank] = stream
         stream.state = StreamState.OPEN
         self._want()
         lowest = min(self._versions)
@@ -148,6 +148,16 @@ class Gathering:
         if self.streams.get(stream.rank) is stream:
             del self.streams[stream.rank]
             self._want()
+            if not self.streams:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        """Nobody is left who pushes. What workers sent that died, perhaps for good, is no longer held: others of this
+        node need the room, and whoever comes back sends on its new stream all that was not acknowledged."""
+        for round_ in self._rounds:
+            if round_ is not None and not round_.proposed and round_.contributors != self._all_ranks:
+                self._around.count("sums_dropped")
+                self._kill(round_)
 
     def _want(self) -> None:
         """Have apply encode what these streams will be answered with."""
@@ -353,9 +363,14 @@ class Gathering:
 
     def drained(self) -> bool:
         """No sum is whole and not yet in the log: what is left is not worth waiting for."""
-        whole = (1 << self.info.create.spec.ranks) - 1
+        whole = self._all_ranks
         waiting = any(one is not None and not one.proposed and one.contributors == whole for one in self._rounds)
         return not waiting and not self._retry
+
+    @property
+    def _all_ranks(self) -> int:
+        """The contributors of a sum that is whole."""
+        return (1 << self.info.create.spec.ranks) - 1
 
     def _next_step(self, index: int) -> int:
         """The lowest step of this block that is not yet proposed."""

@@ -63,7 +63,8 @@ class Stream:
         self._owner.offered(self)
 
     def close(self) -> None:
-        """The worker closed the stream, or its connection broke. What was taken stays taken."""
+        """The worker closed the stream, or its connection broke. What was taken stays taken, as long as another rank's
+        stream stands."""
         self._owner.closed(self)
 
 

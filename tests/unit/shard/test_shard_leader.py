@@ -239,10 +239,10 @@ def test_a_contribution_sent_again_while_its_command_is_proposed_waits_for_it() 
 
 def test_a_closed_stream_leaves_its_contributions_in_the_sum() -> None:
     node, spec = started()
-    gone = Rank(node, spec, 0)
+    gone, other = Rank(node, spec, 0), Rank(node, spec, 1)
     gone.push(0, 0)
     gone.stream.close()
-    Rank(node, spec, 1).push(0, 0)
+    other.push(0, 0)
     node.settle()
     assert node.versions()[0] == 1
     assert gone.replies.frames == []

@@ -75,6 +75,47 @@ def test_room_comes_back_however_a_sum_ends(ending: str) -> None:
     assert room.bytes == 0
 
 
+def test_what_workers_sent_that_are_all_gone_leaves_the_room_to_others() -> None:
+    """It stayed until the model's ranks were taken up again: jobs given up for good slowed down all others."""
+    room = SumWindow(4 * BLOCK)
+    node, ranks = leading(room, ranks=3)
+    other, (left, right) = leading(room)
+    for rank in ranks[:2]:
+        rank.push(0, 0, 1)
+    left.push(0, 0, 1, 2)
+    assert left.held, "the lowest goes always"
+    assert room.bytes == 5 * BLOCK
+    ranks[0].stream.close()
+    ranks[2].stream.close()
+    assert room.bytes == 5 * BLOCK, "one of them is there, and waits"
+    ranks[1].stream.close()
+    assert not left.held
+    assert room.bytes == 3 * BLOCK
+    right.push(0, 0, 1, 2)
+    for rank in (Rank(node, ranks[0].spec, number) for number in range(3)):
+        rank.push(0, *range(6))
+    for one in (node, other):
+        one.settle()
+    assert node.versions() == [1] * 6
+    for block in range(6):
+        assert same_bits(node.weights(block), expected_weights(ranks[0].spec, block, 1))
+    assert room.bytes == 0
+
+
+def test_a_sum_that_is_whole_is_proposed_although_everybody_is_gone() -> None:
+    node, ranks = leading(SumWindow(100 * BLOCK))
+    node.lane.at_once = False
+    for rank in ranks:
+        rank.push(0, 0)
+        node.lane.run_one()
+        rank.push(0, 1)
+    for rank in ranks:
+        rank.stream.close()
+    node.lane.run_all()
+    node.settle()
+    assert node.versions()[:2] == [1, 1]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_the_window_everybody_gets_through(seed: int) -> None:
     """Groups with ranks in any turn, a window of less than a block up to enough for all: the bits of the plain run."""
