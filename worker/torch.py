@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from paramserver.wire.spec import OptimizerSpec, sgd
+from worker.arguments import given_fields
 from worker.client import Client, connect
 from worker.environment import rank_from_environment
 from worker.errors import FailedPrecondition, InvalidArgument
@@ -96,8 +97,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._streaming = self._local = self._waiting = False
         self._hooks: list[Any] = []
         self._buffer: Tensors | None = None
-        self._own_client = None if isinstance(servers, Client) else connect(servers, **_given(timeout=timeout))
-        self._client = servers if isinstance(servers, Client) else self._own_client
+        self._owns_client = not isinstance(servers, Client)
+        self._client = servers if isinstance(servers, Client) else connect(servers, **given_fields(timeout=timeout))
         try:
             self.model, self._weights = self._opened(optimizer, name, rank, ranks, options)
         except BaseException:
@@ -119,7 +120,6 @@ class DistributedOptimizer(torch.optim.Optimizer):
     ) -> tuple[Model, Tensors]:
         rank, ranks = rank_from_environment(rank, ranks)
         frozen = [one for one in self._parameters if one not in self._trained]
-        assert self._client is not None
         model = self._client.model(
             name,
             # The last layer's gradient comes first, and blocks are sent in the order in which they lie.
@@ -164,7 +164,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
                     loss = closure()
             self._check_frozen()
             with self._lock:
-                future = self._finish(timeout) if self._open is not None else self._push(timeout)
+                future = self._finish(self._open, timeout) if self._open is not None else self._push(timeout)
                 self._waiting = True
         future.result()
         self._waiting, self._streaming, self._open = False, self._overlap, None
@@ -213,7 +213,6 @@ class DistributedOptimizer(torch.optim.Optimizer):
                 raise InvalidArgument(
                     f"buffer {one!r}: expected values that float32 holds, received {buffers[one].dtype}"
                 )
-        assert self._client is not None
         with self._client.model(
             f"{self.model.name}.buffers",
             {one: tuple(value.shape) for one, value in values.items()},
@@ -249,8 +248,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._close_client()
 
     def _close_client(self) -> None:
-        if self._own_client is not None:
-            self._own_client.close()
+        if self._owns_client:
+            self._client.close()
 
     def __enter__(self) -> DistributedOptimizer:
         return self
@@ -293,10 +292,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
             # Last: what was refused was not handed over, and a gradient that is right may still come.
             self._seen[name] = (gradient, gradient._version)
 
-    def _finish(self, timeout: float | None) -> Future[Tensors]:
+    def _finish(self, opened: Handover, timeout: float | None) -> Future[Tensors]:
         """Of a step that hooks have begun."""
-        opened = self._open
-        assert opened is not None
         self._check_unchanged("was already sent")
         self._fill(opened.missing)  # accumulated under no_sync(), set by hand, or unused
         for name in opened.missing:
@@ -429,7 +426,3 @@ def _rate_of(model: Model) -> float:
         if since <= step <= model.step:
             rate, since = value, step
     return rate
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}

@@ -176,11 +176,16 @@ def lagging(
 ) -> Run:
     """A follower is away until only a snapshot helps it."""
     run = prepare(plan, seed=seed, profile=profile, options=SMALL_SNAPSHOTS, load_ms=3500, clients=5, wire=wire)
+    follower_away(run, 700)
+    return run
+
+
+def follower_away(run: Run, from_ms: int) -> None:
+    """One of them, until 1.7 s."""
 
     def away() -> None:
         victim = run.followers()[0]
         victim.kill("killed, for long")
         run.at(1700, victim.start)
 
-    run.at(700, away)
-    return run
+    run.at(from_ms, away)

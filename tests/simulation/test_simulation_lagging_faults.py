@@ -16,6 +16,7 @@ from consensus.transport.interface import Envelope, SnapshotChunk
 from tests.simulation.single_fault import (
     SMALL_SNAPSHOTS,
     fault,
+    follower_away,
     lagging,
     of_leader,
     prepare,
@@ -50,13 +51,7 @@ def test_fault_02_a_follower_far_behind_is_caught_up_from_its_leaders_disk(
     plan = [of_leader(kind, 1703, for_ms, amount=amount)] if kind is not None else []
     run = prepare(plan, options=NOTHING_IN_MEMORY, load_ms=3500)
     run.at(300, run.propose_steadily)
-
-    def away() -> None:
-        victim = run.followers()[0]
-        victim.kill("killed, for long")
-        run.at(1700, victim.start)
-
-    run.at(600, away)
+    follower_away(run, 600)
     run.run((600, 1700))
     assert run.report.counts["entries read back"] > 100
     assert run.report.counts["snapshots sent"] == 0

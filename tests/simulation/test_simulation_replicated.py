@@ -20,15 +20,21 @@ def run(seed: int, plan: list[Fault], size: tuple[int, int, int] = (3, 1, 3)) ->
     return run_seed(seed, plan=plan, size=size, options=OPTIONS)
 
 
-def test_all_processes_killed_at_once_forget_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    forgetful: list[int] = []
+@pytest.fixture
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Nodes that found at a start that they may have forgotten something, once a group."""
+    nodes: list[int] = []
     recovered = Cluster.recovered
 
     def look(self: Cluster, node: SimulatedNode, recovery: Recovery) -> None:
         recovered(self, node, recovery)
-        forgetful.extend(node.node for group in recovery.groups.values() if group.forgetful)
+        nodes.extend(node.node for group in recovery.groups.values() if group.forgetful)
 
     monkeypatch.setattr(Cluster, "recovered", look)
+    return nodes
+
+
+def test_all_processes_killed_at_once_forget_nothing(forgetful: list[int]) -> None:
     kills = [
         Fault(at_ms=at_ms, kind=FaultKind.KILL, nodes=(1, 2, 3), for_ms=100) for at_ms in (700, 1300, 1900, 2500, 3100)
     ]
@@ -39,15 +45,7 @@ def test_all_processes_killed_at_once_forget_nothing(monkeypatch: pytest.MonkeyP
     assert not forgetful
 
 
-def test_a_stopped_machine_is_filled_again_before_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    forgetful: list[int] = []
-    recovered = Cluster.recovered
-
-    def look(self: Cluster, node: SimulatedNode, recovery: Recovery) -> None:
-        recovered(self, node, recovery)
-        forgetful.extend(node.node for group in recovery.groups.values() if group.forgetful)
-
-    monkeypatch.setattr(Cluster, "recovered", look)
+def test_a_stopped_machine_is_filled_again_before_it_counts(forgetful: list[int]) -> None:
     for seed in range(6):
         run(seed, leaders_stop()).raise_if_failed()
     assert len(forgetful) >= 6

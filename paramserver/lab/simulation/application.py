@@ -18,7 +18,7 @@ from consensus.simulation.node import SimulatedNode
 from consensus.simulation.profile import between
 from consensus.simulation.schedule import MS, stream
 from paramserver.lab.simulation.director import Director
-from paramserver.lab.simulation.line import Line
+from paramserver.lab.simulation.line import Line, Lines
 from paramserver.lab.simulation.memory import MemoryFlip, WrongMemory
 from paramserver.lab.simulation.rank import Rank, draw_deaths
 from paramserver.lab.simulation.reference import Array, Codecs, Training
@@ -31,7 +31,6 @@ from paramserver.wire.spec import Codec, ModelSpec, TensorSpec, adam, momentum, 
 
 STEPS_AFTER = 4
 """Steps after healing, to show that there is progress."""
-LINES_KEPT = 512
 COMPARE_MS = 100
 COUNTED = (
     "pushes_repeated",
@@ -95,7 +94,7 @@ class TrainingLoad:
         self._ranks = [Rank(self, number, seed) for number in range(self.training.spec.ranks)]
         self._deaths = draw_deaths(source, len(self._ranks), load_ms)
         self._leaders: dict[tuple[NodeId, GroupId], ShardLeader] = {}
-        self._lines: list[Line] = []
+        self._lines = Lines()
         self._healed = False
         self._away: set[int] = set()
         self._memory = WrongMemory(flips, seed)
@@ -167,10 +166,7 @@ class TrainingLoad:
 
     def stopped(self, node: NodeId) -> None:
         self._count(node)
-        for line in self._lines:
-            if line.node.node == node:
-                line.node_gone()
-        self._lines = [line for line in self._lines if not line.broken]
+        self._lines.node_gone(node)
 
     def _count(self, node: NodeId) -> None:
         for (at, _), leader in self._leaders.items():
@@ -253,9 +249,7 @@ class TrainingLoad:
         return values
 
     def line(self, line: Line) -> None:
-        if len(self._lines) > LINES_KEPT:
-            self._lines = [known for known in self._lines if not known.broken]
-        self._lines.append(line)
+        self._lines.add(line)
 
     def acknowledged_block(self, block: int, version: int) -> None:
         known = self.acknowledged_versions.get(block, 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+from consensus.core.interface import NodeId
 from consensus.simulation.cluster import Cluster
 from consensus.simulation.node import SimulatedNode
 from consensus.simulation.profile import between
@@ -17,6 +18,8 @@ from consensus.simulation.schedule import MS
 NOTICE_US = (50, 5 * MS)
 KEEPALIVE_US = (10_000 * MS, 15_000 * MS)
 """When a client notices a connection that broke without a word (worker/channels.py)."""
+LINES_KEPT = 512
+"""Before those that broke are forgotten."""
 
 
 class Line:
@@ -80,3 +83,24 @@ class Line:
     def node_gone(self) -> None:
         if self.node.life == self._life:
             self.break_off(told=self._random.random() < 0.8)
+
+
+class Lines:
+    """All there are between ranks and nodes."""
+
+    def __init__(self) -> None:
+        self._lines: list[Line] = []
+
+    def add(self, line: Line) -> None:
+        if len(self._lines) > LINES_KEPT:
+            self._forget()
+        self._lines.append(line)
+
+    def node_gone(self, node: NodeId) -> None:
+        for line in self._lines:
+            if line.node.node == node:
+                line.node_gone()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._lines = [line for line in self._lines if not line.broken]

@@ -31,7 +31,7 @@ from paramserver.lab.simulation.application import draw_codecs, draw_spec, shard
 from paramserver.lab.simulation.calls import Service
 from paramserver.lab.simulation.changer import SimulatedChanger
 from paramserver.lab.simulation.course import Course
-from paramserver.lab.simulation.line import Line
+from paramserver.lab.simulation.line import Line, Lines
 from paramserver.lab.simulation.operator import SimulatedOperator
 from paramserver.lab.simulation.rank import draw_deaths
 from paramserver.lab.simulation.reference import Training
@@ -44,7 +44,6 @@ from paramserver.wire.checksum import digest
 from paramserver.wire.frames import PushKind
 
 STEPS_AFTER = 4
-LINES_KEPT = 512
 COUNTED = (
     "pushes_repeated",
     "pushes_duplicate",
@@ -91,7 +90,7 @@ class SystemLoad:
         """Of every model there ever was, by id."""
         self._files: dict[tuple[int, tuple[tuple[int, float], ...]], Training] = {}
         """What was offered to be loaded: step and rates -> the run that it was saved of."""
-        self._lines: list[Line] = []
+        self._lines = Lines()
         self._healed = False
 
     # --- Application ------------------------------------------------------------------------------------------------
@@ -134,10 +133,7 @@ class SystemLoad:
             for leader in server.shards.values():
                 for name in COUNTED:
                     self.cluster.counts[name.replace("_", " ")] += leader.counters[name]
-        for line in self._lines:
-            if line.node.node == node:
-                line.node_gone()
-        self._lines = [line for line in self._lines if not line.broken]
+        self._lines.node_gone(node)
 
     def crash_clients(self, source: random.Random) -> None:
         """Workers have deaths of their own."""
@@ -300,9 +296,7 @@ class SystemLoad:
         return server.service if server is not None and host.running and server.life == host.life else None
 
     def line(self, line: Line) -> None:
-        if len(self._lines) > LINES_KEPT:
-            self._lines = [known for known in self._lines if not known.broken]
-        self._lines.append(line)
+        self._lines.add(line)
 
     def course(self, model: int) -> Course:
         return self._courses[model]

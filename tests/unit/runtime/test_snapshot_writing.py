@@ -13,14 +13,11 @@ from consensus.runtime.machine import MachineHost
 from consensus.runtime.pacing import Pace
 from consensus.storage.checksum import crc32c
 from tests.unit.runtime.cluster import Cluster, Journal, Node
+from tests.unit.runtime.test_runtime_snapshots import numbered
 
 PIECES = RuntimeOptions(
     snapshot_log_bytes_min=1 << 30, keep_bytes_max=0, snapshot_piece_bytes=1, snapshot_budget_bytes=1000
 )
-
-
-def numbered(count: int, start: int = 0, size: int = 50) -> list[bytes]:
-    return [b"%d" % number + b"." * size for number in range(start, start + count)]
 
 
 class Borrowing(Journal):
