@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from paramserver.observe.counters import Counters
+from paramserver.observe.load import Load
 from paramserver.rpc import calls as calls_module
 from paramserver.rpc import data as data_module
 from paramserver.rpc.calls import Calls
@@ -19,6 +20,7 @@ from paramserver.rpc.data import PULL_BLOCK_BYTES, PULL_REQUEST_BYTES, DataServi
 from paramserver.rpc.groups import Groups
 from paramserver.rpc.limits import Limits
 from paramserver.v1 import paramserver_pb2 as pb
+from paramserver.wire.codecs import Codec
 from paramserver.wire.errors import ERROR_METADATA_KEY, Reason, Refusal
 from paramserver.wire.frames import BlockFrame, BlockStatus, Hello, PushFrame, encode_push
 
@@ -39,6 +41,8 @@ class Call:
 
     def __init__(self, *, hello: bool = True, reads: bool = True) -> None:
         self.hello = hello
+        self.frames: list[PushFrame] = []
+        """Sent after the hello."""
         self.reads = asyncio.Event()
         if reads:
             self.reads.set()
@@ -50,6 +54,8 @@ class Call:
         if self.hello:
             self.hello = False
             return encode_push(PushFrame(hello=hello()))
+        if self.frames:
+            return encode_push(self.frames.pop(0))
         await asyncio.Event().wait()
         raise AssertionError
 
@@ -71,10 +77,15 @@ def hello() -> Hello:
 
 
 class Stream:
-    closed = False
+    """Answers each frame with weights, at once."""
+
+    def __init__(self, sink: Any) -> None:
+        self.closed = False
+        self._sink = sink
 
     def offer(self, frame: PushFrame, admitted: Callable[[], None]) -> None:
-        raise AssertionError
+        admitted()
+        self._sink.reply(applied(weights()))
 
     def close(self) -> None:
         self.closed = True
@@ -89,7 +100,7 @@ class Leader:
 
     def open_stream(self, _: Hello, sink: Any) -> Stream:
         self.sinks.append(sink)
-        self.streams.append(Stream())
+        self.streams.append(Stream(sink))
         sink.reply(BlockFrame(block=0, step=0, version=0, status=BlockStatus.STREAM_OPEN))
         return self.streams[-1]
 
@@ -108,13 +119,13 @@ class Puller:
 class World:
     def __init__(self, **limits: int) -> None:
         self.leader = Leader()
-        self.counters = Counters()
+        self.counters, self.load = Counters(), Load()
         self.calls = Calls(self.counters)
         groups = Groups(node=1, addresses={1: "a:1"}, layout={})
         leaders: Any = {1: self.leader}
         puller: Any = Puller()
         self.service = DataService(
-            leaders=leaders, groups=groups, puller=puller, cluster=CLUSTER, limits=Limits(**limits)
+            leaders=leaders, groups=groups, puller=puller, cluster=CLUSTER, limits=Limits(**limits), load=self.load
         )
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -238,6 +249,20 @@ def test_pulls_that_are_not_read_hold_their_room_and_others_are_turned_away_with
         assert world.service.gauges()["pulls_bytes"] == 0
 
     run(story, pulls_bytes_max=BLOCK, reader_timeout_ms=1000, reader_patience_ms=20)
+
+
+def test_what_passes_is_counted() -> None:
+    async def story(world: World) -> None:
+        call = Call()
+        call.frames = [PushFrame(block=block, codec=Codec.BF16, payload=bytes(BLOCK // 2)) for block in range(3)]
+        world.push(call)
+        await turns()
+        await world.pull(Call())
+        load = world.load.of(1)
+        assert (load.pushes, load.pushed_bytes, load.returned_bytes) == (3, 3 * BLOCK // 2, 3 * BLOCK)
+        assert (load.pulls, load.pulled_bytes) == (1, BLOCK)
+
+    run(story)
 
 
 def test_a_pull_of_a_million_keys_is_not_even_parsed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -253,6 +254,105 @@ def test_a_silent_replica_is_left_for_another() -> None:
         cluster.pulls.clear()
         check(model, model.pull(timeout=4 * SILENCE_FIRST_S))
         assert served(cluster)[2]
+
+
+def test_a_version_that_one_has_dropped_may_be_on_its_way_at_another() -> None:
+    """Gone here and not there yet elsewhere: the rank that is a step behind goes on asking."""
+    cluster = FakeCluster()
+    behind = {"left": 40}
+
+    def catches_up(frames: list[BlockFrame]) -> Iterator[BlockFrame]:
+        if behind["left"]:
+            behind["left"] -= 1
+            raise Refusal(Reason.NOT_READY, "not here")
+        yield from frames
+
+    does: dict[int, Any] = {}
+    with client_of(cluster, does) as client:
+        model = large(client)
+        does.update({1: refuse(Reason.GONE), 2: refuse(Reason.GONE), 3: catches_up})
+        check(model, model.pull(version=0))
+    assert behind["left"] == 0
+
+
+@pytest.mark.parametrize("trouble", ["it dies under way", "it is full", "it ends early"])
+def test_what_is_on_its_way_counts_until_it_is_there_or_will_not_come(trouble: str) -> None:
+    cluster = FakeCluster()
+    most: Counter[str] = Counter()
+    with client_of(cluster, does := {}) as client:
+        model = large(client)
+        replicas = client._replicas
+
+        def noted(frames: list[BlockFrame]) -> Iterator[BlockFrame]:
+            for address in cluster.addresses.values():
+                most[address] = max(most[address], replicas.outstanding(address))
+            yield from frames
+
+        does.update({1: noted, 2: TROUBLES[trouble], 3: noted})
+        check(model, model.pull())
+        assert most[cluster.addresses[1]] >= PIECE_BLOCKS * 4096, "one piece at least"
+        assert [replicas.outstanding(address) for address in cluster.addresses.values()] == [0, 0, 0]
+
+
+def test_servers_at_a_bound_are_left_alone_by_the_next_pull_too() -> None:
+    cluster = FakeCluster()
+    does: dict[int, Any] = dict.fromkeys((1, 2, 3), refuse(Reason.BUSY, retry_after_ms=60_000))
+    with client_of(cluster) as client:
+        model = large(client)
+    with client_of(cluster, does) as client:
+        model = client.model("large")
+        for asked in (True, False):
+            cluster.pulls.clear()
+            with pytest.raises(errors.ParameterServerError):
+                model.pull(timeout=0.1)
+            assert bool(cluster.pulls) is asked
+
+
+@pytest.mark.parametrize("most", [3, 6, 64])
+def test_pieces_are_on_their_way_side_by_side_and_no_more_than_may_be(most: int, monkeypatch: Any) -> None:
+    import asyncio
+
+    monkeypatch.setattr(pull, "PIECES_MAX", most)
+    now, seen = Counter[int](), Counter[int]()
+
+    class Counting(Troubled):
+        async def pull(self, address: str, request: Any, timeout_s: float) -> AsyncGenerator[BlockFrame, None]:
+            now[0] += 1
+            seen[0] = max(seen[0], now[0])
+            try:
+                await asyncio.sleep(0.005)
+                async for frame in super().pull(address, request, timeout_s):
+                    yield frame
+            finally:
+                now[0] -= 1
+
+    cluster = FakeCluster()
+    network: Any = lambda: Counting(cluster, {})  # noqa: E731
+    with connect(list(cluster.addresses.values()), network=network, timeout=5.0) as client:
+        model = large(client)
+        seen.clear()
+        check(model, model.pull())
+    pieces = 60 // PIECE_BLOCKS
+    assert seen[0] == min(most, pieces)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [({"version": 7}, "block 0 at version 7"), ({"block": 59}, "block 59, which was not asked for")],
+)
+def test_a_server_that_sends_something_else_is_noticed(wrong: dict[str, int], words: str) -> None:
+    cluster = FakeCluster()
+    does: dict[int, Any] = {}
+
+    def sends(frames: list[BlockFrame]) -> Iterator[BlockFrame]:
+        for frame in frames:
+            yield replace(frame, **wrong) if frame.block == 0 else frame  # type: ignore[arg-type]
+
+    with client_of(cluster, does) as client:
+        model = large(client)
+        does.update(dict.fromkeys((1, 2, 3), sends))
+        with pytest.raises(errors.ProtocolError, match=words):
+            model.pull(version=0)
 
 
 def test_what_a_push_returns_stays_on_its_stream() -> None:
