@@ -94,9 +94,10 @@ def seed(segment: int, offset: int) -> int:
     return crc32c(_PLACE.pack(segment, offset))
 
 
-def in_place(data: bytes, offset: int, segment: int) -> bool:
+def in_place(data: bytes, offset: int, segment: int, *, base: int = 0) -> bool:
     """Whether the header at `offset` itself says that it belongs to this segment and offset."""
-    return data[offset + _PLACE_AT : offset + _PLACE_AT + _PLACE.size] == _PLACE.pack(segment, offset)
+    at = offset - base + _PLACE_AT
+    return data[at : at + _PLACE.size] == _PLACE.pack(segment, offset)
 
 
 def encode_header(record: Record, *, segment: int, offset: int, batch: int) -> bytes:
@@ -107,15 +108,17 @@ def encode_header(record: Record, *, segment: int, offset: int, batch: int) -> b
     return placed[_PLACE.size :] + _CRC.pack(crc32c(placed))
 
 
-def decode_header(data: bytes, offset: int, segment: int) -> Header | None:
-    """The header at `offset` of the segment's bytes, or None when nothing verifies there. Raises `UnknownFormat` for a
-    header that verifies but is of another version: that is a newer build's log, not damage."""
-    if not 0 <= offset <= len(data) - HEADER_BYTES or data[offset : offset + 4] != MAGIC:
+def decode_header(data: bytes, offset: int, segment: int, *, base: int = 0) -> Header | None:
+    """The header at `offset` of the segment, of whose bytes these are the ones from `base` on, or None when nothing
+    verifies there. Raises `UnknownFormat` for a header that verifies but is of another version: that is a newer build's
+    log, not damage."""
+    at = offset - base
+    if not 0 <= at <= len(data) - HEADER_BYTES or data[at : at + 4] != MAGIC:
         return None
-    if not in_place(data, offset, segment):
+    if not in_place(data, offset, segment, base=base):
         return None
-    _, version, kind, detail, zero, *rest, crc = HEADER.unpack_from(data, offset)
-    if crc32c(memoryview(data)[offset : offset + HEADER_BYTES - 4], seed(segment, offset)) != crc:
+    _, version, kind, detail, zero, *rest, crc = HEADER.unpack_from(data, at)
+    if crc32c(memoryview(data)[at : at + HEADER_BYTES - 4], seed(segment, offset)) != crc:
         return None
     if version != FORMAT_VERSION or zero != 0 or kind not in Kind.__members__.values():
         raise UnknownFormat(

@@ -12,14 +12,14 @@ copies are written, when segments are free.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from consensus.core.interface import Entry, EntryKind, GroupId
-from consensus.storage.batches import BadBatch, Row, rows_at
-from consensus.storage.interface import FileSystem
+from consensus.storage.checksum import crc32c
+from consensus.storage.interface import File, FileSystem
 from consensus.storage.live import LiveLog
-from consensus.storage.records import Kind, decode_header, payload_of
+from consensus.storage.records import HEADER_BYTES, Kind, decode_header
 from consensus.storage.segments import segment_path
 from consensus.storage.tables import SegmentRow
 
@@ -29,12 +29,10 @@ LIVE_SHARE = 4
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A segment, and what was live in it when it was chosen."""
+    """A segment, and what was live in it when it was chosen: (group, index, offset of the payload)."""
 
-    row: SegmentRow
-    entries: frozenset[tuple[GroupId, int, int]]
-    """(group, index, term)."""
-    groups: frozenset[GroupId]
+    segment: int
+    entries: tuple[tuple[GroupId, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +59,7 @@ class Rewriting:
     def segment(self) -> int:
         """The one that is being read or was read: it must keep its place. 0 when there is none."""
         wanted, gathered = self._wanted, self._gathered
-        return wanted.row.number if wanted is not None else gathered.segment if gathered is not None else 0
+        return wanted.segment if wanted is not None else gathered.segment if gathered is not None else 0
 
     @property
     def unread(self) -> bool:
@@ -83,9 +81,8 @@ class Rewriting:
         candidates = [row for row in segments if row.number not in self._left_alone]
         row = min(candidates, key=lambda row: live_bytes[row.number], default=None)
         if row is not None and live_bytes[row.number] <= self._live_bytes_max:
-            entries = frozenset(_live_in(row.number, groups))
             with self._lock:
-                self._wanted = Wanted(row, entries, frozenset(group for group, _, _ in entries))
+                self._wanted = Wanted(row.number, tuple(_live_in(row.number, groups)))
 
     def gather(self) -> None:
         """Read what was asked for, if anything was."""
@@ -97,22 +94,17 @@ class Rewriting:
             self._wanted, self._gathered = None, gathered
 
     def _read(self, wanted: Wanted) -> Gathered | None:
-        row, entries = wanted.row, list[tuple[GroupId, Entry]]()
+        """Only what is live: most of the segment is not."""
         try:
-            file = self._filesystem.open(segment_path(self._directory, row.number))
+            file = self._filesystem.open(segment_path(self._directory, wanted.segment))
             try:
-                data = file.pread(row.end, 0)
+                entries = [(place[0], _entry_at(file, wanted.segment, *place)) for place in wanted.entries]
             finally:
                 file.close()
-            offset = 0
-            for number in range(row.first_batch, row.last_batch + 1):
-                rows, end = rows_at(data, offset, row.number, number)
-                entries += [found for each in rows for found in _entries_of(data, row.number, each, wanted)]
-                offset = end
-        except (OSError, BadBatch):
-            self._left_alone.add(row.number)
+        except (OSError, _Unverified):
+            self._left_alone.add(wanted.segment)
             return None
-        return Gathered(row.number, tuple(entries))
+        return Gathered(wanted.segment, tuple(entries))
 
     def take(self) -> Gathered | None:
         """What was read and may be written again, once."""
@@ -125,19 +117,23 @@ def _live_in(segment: int, groups: Mapping[GroupId, LiveLog]) -> Iterable[tuple[
     for group in groups.values():
         for run in group.runs:
             if run.segment == segment:
-                yield from ((group.group, index, run.term) for index in range(run.first, run.last + 1))
+                for index in range(run.first, run.last + 1):
+                    place = group.place(index, run.term)
+                    assert place is not None, "what a run names is live"
+                    yield group.group, index, place[1]
 
 
-def _entries_of(data: bytes, segment: int, row: Row, wanted: Wanted) -> Iterator[tuple[GroupId, Entry]]:
-    """Those of a run of records that are wanted. Raises `BadBatch` when one does not verify."""
-    if row.kind not in (Kind.ENTRY, Kind.COPY) or row.group not in wanted.groups:
-        return
-    at = row.offset
-    for index in range(row.first, row.last + 1):
-        header = decode_header(data, at, segment)
-        payload = payload_of(data, header) if header is not None else None
-        if header is None or payload is None or (header.group, header.index) != (row.group, index):
-            raise BadBatch(f"record at offset {at} does not verify")
-        if (header.group, index, header.term) in wanted.entries:
-            yield header.group, Entry(header.term, index, EntryKind(header.detail), bytes(payload), header.crc)
-        at = header.end
+def _entry_at(file: File, segment: int, group: GroupId, index: int, offset: int) -> Entry:
+    """The entry whose payload lies there. Raises `_Unverified`."""
+    at = offset - HEADER_BYTES
+    header = decode_header(file.pread(HEADER_BYTES, at), at, segment, base=at)
+    if header is None or header.kind not in (Kind.ENTRY, Kind.COPY) or (header.group, header.index) != (group, index):
+        raise _Unverified
+    payload = file.pread(header.length, offset)
+    if len(payload) != header.length or crc32c(payload) != header.crc:
+        raise _Unverified
+    return Entry(header.term, index, EntryKind(header.detail), payload, header.crc)
+
+
+class _Unverified(Exception):
+    """What lies there is not the entry."""

@@ -10,7 +10,7 @@ from consensus.core.interface import Entry, EntryKind, HardState
 from consensus.storage.errors import IdentityMismatch, StorageFailed
 from consensus.storage.identity import load_or_create
 from consensus.storage.interface import Creation, File, GroupAppend, Identity
-from consensus.storage.memory import MemoryFileSystem
+from consensus.storage.memory import MemoryFile, MemoryFileSystem
 from consensus.storage.options import WalOptions
 from consensus.storage.segments import SegmentPool
 from consensus.storage.wal import Wal
@@ -206,9 +206,30 @@ def test_idle_groups_never_pin_the_log(disk: MemoryFileSystem) -> None:
             assert recovery.groups[group].hard_state.term == group
 
 
+def test_what_is_rewritten_is_read_alone(disk: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was found by reading the whole segment: for 64 bytes of an idle group 64 MiB were read, into fresh memory."""
+    options = replace(OPTIONS, held_segments_max=0)
+    wal, _ = open_log(disk, options)
+    wal.write([append(2, 1, 3)])
+    for first in range(1, 200, 20):
+        wal.write([append(1, first, first + 19, size=900), install(1, first + 19)])
+        wal.sync()
+        wal.release(1, first + 20)
+    assert wal._rewriting.unread
+    read: list[int] = []
+    pread = MemoryFile.pread
+    monkeypatch.setattr(
+        MemoryFile, "pread", lambda file, length, offset: read.append(length) or pread(file, length, offset)
+    )
+    wal.prepare()
+    assert not wal._rewriting.unread
+    assert wal._rewriting.segment
+    assert 0 < sum(read) < 3 * 1024
+
+
 def test_a_segment_that_rotted_is_not_rewritten(disk: MemoryFileSystem) -> None:
     """What does not verify is left for the next start to judge; it is never copied, and never released."""
-    options = replace(OPTIONS, held_segments_max=1)
+    options = replace(OPTIONS, held_segments_max=0)
     wal, _ = open_log(disk, options)
     wal.write([append(2, 1, 3)])
     wal.sync()
@@ -224,6 +245,7 @@ def test_a_segment_that_rotted_is_not_rewritten(disk: MemoryFileSystem) -> None:
         wal.release(1, first + 20)
         if first > 100:
             wal.prepare()
+    assert number in wal._rewriting._left_alone
     assert number in segment_files(disk)
     recovery = reopen(disk, options)
     assert recovery.groups[2].forgetful
