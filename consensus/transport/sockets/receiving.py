@@ -34,6 +34,9 @@ READ_BYTES = 1 << 20
 """At most so much is taken at once: the loop stands still meanwhile."""
 WAKE_BYTES = 256 << 10
 """Inside a large frame the kernel is to wake us for no less."""
+AT_ONCE_BYTES = 64 << 10
+"""The rest of a frame up to this size has most likely come with its beginning, and is not waited for: a busy loop takes
+long to come round again, and what is small is votes and heartbeats."""
 ACCEPT_PAUSE_S = 1.0
 """After a failed accept (no descriptor left)."""
 
@@ -247,6 +250,8 @@ class Connection:
             self._frame(self._prefix)
         else:
             self._next()
+            if self._prefix is not None and len(self._body) <= AT_ONCE_BYTES:
+                self._receive()
 
     def _wake_for(self, missing: int) -> None:
         wanted = min(missing, WAKE_BYTES) if missing >= 2 * wire.JOIN_BYTES else 1

@@ -313,6 +313,28 @@ def test_memory_for_a_frame_is_taken_after_its_length_is_judged(monkeypatch: pyt
     asyncio.run(main())
 
 
+def test_a_small_frame_takes_one_turn_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A heartbeat waited twice for a busy loop: its beginning was read in one turn and its rest in the next."""
+    turns: list[bool] = []
+    readable = Connection._readable
+
+    def counted(self: Connection) -> None:
+        turns.append(self._hello is not None)
+        readable(self)
+
+    monkeypatch.setattr(Connection, "_readable", counted)
+
+    async def main() -> None:
+        async with alone() as one, by_hand(one) as peer:
+            await peer.accepted()
+            for round_ in (1, 2, 3):
+                await peer.say(frame(beat(round_)))
+                await until(lambda round_=round_: one.inbox.rounds() == list(range(1, round_ + 1)))
+            assert sum(turns) == 3
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_frames_arrive_whole_whatever_the_pieces(seed: int) -> None:
     draw = random.Random(seed)
