@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from paramserver.cli import flags
+from paramserver.cli import blas, flags
 from paramserver.cli.flags import Flag
 
 DESCRIPTION = """\
@@ -137,6 +137,7 @@ PLACE = "127.0.0.1:1"
 
 
 def run(values: flags.Values, problems: list[str]) -> int:
+    blas.one_thread()
     from paramserver.config import NodeConfig
 
     settings = values.set_ones(KEYS)

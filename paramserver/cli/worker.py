@@ -12,7 +12,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from paramserver.cli import codes, flags
+from paramserver.cli import blas, codes, flags
 from paramserver.cli.codes import CommandError
 from paramserver.cli.flags import Flag
 from paramserver.cli.recorder import Recorder
@@ -80,17 +80,11 @@ RATE_STEPS = 50
 """Steps over which steps/s is shown."""
 
 
-BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-"""Set to 1 unless the environment says otherwise: the bits of a matrix product depend on how many threads share it, and
-the bundled model is too small to gain by more. Must be set before NumPy is imported."""
-
-
 def run(values: flags.Values, problems: list[str]) -> int:
     import os
 
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # gRPC's own lines would stand between ours
-    for name in BLAS_THREADS:
-        os.environ.setdefault(name, "1")
+    blas.one_thread()
     config = config_of(values, problems)
     flags.raise_problems(problems, "worker")
 

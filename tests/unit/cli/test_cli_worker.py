@@ -185,15 +185,23 @@ def test_each_codec_has_its_flag_and_the_demos_sets_them_all() -> None:
     assert options.flags_of_workers == ("--model=mlp", *codecs, "--batch=8")
 
 
-def test_one_blas_thread_before_numpy_unless_the_environment_says_otherwise() -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["worker", "--servers", "127.0.0.1:1", "--rank", "5", "--ranks", "2"],
+        ["server", "--node", "3", "--members", "1=127.0.0.1:1", "--data-dir", "nowhere"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_one_blas_thread_before_numpy_unless_the_environment_says_otherwise(words: list[str]) -> None:
     code = (
         "import os, sys\n"
         "os.environ['OMP_NUM_THREADS'] = '3'\n"
         "import paramserver.cli\n"
         "assert 'numpy' not in sys.modules\n"
-        "paramserver.cli.main(['worker', '--servers', '127.0.0.1:1', '--rank', '5', '--ranks', '2'])\n"
-        "print(os.environ['OPENBLAS_NUM_THREADS'], os.environ['OMP_NUM_THREADS'])\n"
+        f"paramserver.cli.main({words})\n"
+        "print(os.environ['OPENBLAS_NUM_THREADS'], os.environ['OMP_NUM_THREADS'], len(os.listdir('/proc/self/task')))\n"
     )
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=30)
-    assert ran.stdout.split() == ["1", "3"], ran.stderr
+    assert ran.stdout.split() == ["1", "3", "1"], ran.stderr
