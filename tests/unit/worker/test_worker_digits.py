@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from worker.data import digits
 
@@ -36,6 +35,9 @@ def test_a_network_gets_images_of_mean_0_and_deviation_1() -> None:
 
 
 def test_the_file_that_is_read_is_what_scikit_learn_gives() -> None:
+    # Here: it takes two seconds, which each process that collects the tests would pay.
+    from sklearn.datasets import load_digits
+
     bundled = load_digits()
     pixels, labels = digits._bundled()
     assert np.array_equal(pixels, bundled.data)
