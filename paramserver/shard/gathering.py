@@ -148,12 +148,13 @@ class Gathering:
         if self.streams.get(stream.rank) is stream:
             del self.streams[stream.rank]
             self._want()
-            if not self.streams:
-                self._let_go()
+            self._let_go()
 
     def _let_go(self) -> None:
-        """Nobody is left who pushes. What workers sent that died, perhaps for good, is no longer held: others of this
-        node need the room, and whoever comes back sends on its new stream all that was not acknowledged."""
+        """Where nobody is left who pushes, what workers sent that died, perhaps for good, is no longer held: others of
+        this node need the room, and whoever comes back sends on its new stream all that was not acknowledged."""
+        if self.streams:
+            return
         for round_ in self._rounds:
             if round_ is not None and not round_.proposed and round_.contributors != self._all_ranks:
                 self._around.count("sums_dropped")
@@ -334,6 +335,7 @@ class Gathering:
         for stream in [stream for stream in round_.waiting if stream.rank == outcome.rank]:
             del round_.waiting[stream]
             self._around.end(stream, outcome.refusal)
+        self._let_go()  # it was whole, but for this
 
     def _propose(self, round_: Round, complete: Complete) -> None:
         def done(outcome: Outcome) -> None:

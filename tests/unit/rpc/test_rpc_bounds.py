@@ -160,6 +160,42 @@ def test_pulls_wait_in_order_for_room() -> None:
     run(story)
 
 
+def test_room_that_was_given_to_a_pull_that_is_ended_goes_to_the_next() -> None:
+    async def story() -> None:
+        room = WritingRoom(2 * BLOCK, timeout_ms=5000, patience_ms=5000)
+        async with room.room(2 * BLOCK):
+            ended = Pull(room, 2 * BLOCK)
+            await turns()
+        assert (room.bytes, ended.writes) == (2 * BLOCK, False), "it was given the room, and has not had its turn yet"
+        ended.task.cancel()
+        last = Pull(room, 2 * BLOCK)
+        await turns()
+        assert last.writes
+        last.read.set()
+        await last.task
+        assert (room.bytes, room.waiting) == (0, 0)
+
+    run(story)
+
+
+def test_a_small_block_does_not_overtake_a_large_one_that_waits() -> None:
+    async def story() -> None:
+        room = WritingRoom(3 * BLOCK, timeout_ms=5000, patience_ms=5000)
+        first, large, small = Pull(room, 2 * BLOCK), Pull(room, 2 * BLOCK), Pull(room, BLOCK)
+        await turns()
+        assert (first.writes, large.writes, small.writes) == (True, False, False)
+        first.read.set()
+        await turns()
+        assert large.writes
+        assert small.writes
+        for pull in (large, small):
+            pull.read.set()
+            await pull.task
+        assert room.bytes == 0
+
+    run(story)
+
+
 def test_as_much_waits_as_may_be_written_and_the_rest_is_turned_away() -> None:
     async def story() -> None:
         room = WritingRoom(BLOCK, timeout_ms=5000, patience_ms=5000)

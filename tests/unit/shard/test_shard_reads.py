@@ -77,6 +77,7 @@ def test_a_minimum_version_gets_what_is_committed() -> None:
     Rank(node, spec).push(0, 0, 1, 2)
     node.settle()
     assert value(node, min_version=0).version == 1
+    assert value(node, min_version=1).version == 1
     waiter = node.leader.read(want(min_version=2), never)
     assert isinstance(waiter, Waiter)
     waiter.cancel()

@@ -102,6 +102,19 @@ def test_what_workers_sent_that_are_all_gone_leaves_the_room_to_others() -> None
     assert room.bytes == 0
 
 
+def test_a_sum_that_is_not_whole_after_all_is_let_go_too() -> None:
+    room = SumWindow(100 * BLOCK)
+    node, (rank, other) = leading(room)
+    node.lane.at_once = False
+    rank.push(0, 0)
+    other.push(0, 0, crc=1)
+    for one in (rank, other):
+        one.stream.close()
+    assert room.bytes == 2 * BLOCK, "it is whole"
+    node.lane.run_all()
+    assert room.bytes == 0
+
+
 def test_a_sum_that_is_whole_is_proposed_although_everybody_is_gone() -> None:
     node, ranks = leading(SumWindow(100 * BLOCK))
     node.lane.at_once = False
