@@ -1,1 +1,1 @@
-"""Messages between nodes: the interface, gRPC, and memory."""
+"""Messages between nodes: the interface, first contact over gRPC, frames over sockets, and memory."""

@@ -19,6 +19,7 @@ from paramserver.v1 import paramserver_pb2 as pb
 from paramserver.v1 import paramserver_pb2_grpc as services
 from paramserver.wire.checksum import crc32c
 
+DESCRIBE_S = 30.0
 ASK_S = 2.0
 PAUSE_S = 0.05
 OPTIONS = (
@@ -57,18 +58,17 @@ class Nodes:
 
 
 class Model:
-    """A model by name, as group 0's leader describes it; asks until somebody answers, up to `timeout_s`."""
+    """A model by name, as group 0's leader describes it; asks until somebody answers, up to `DESCRIBE_S`."""
 
-    def __init__(self, nodes: Nodes, name: str, timeout_s: float = 30.0) -> None:
+    def __init__(self, nodes: Nodes, name: str) -> None:
         self.nodes = nodes
         self.name = name
-        self._timeout_s = timeout_s
         self.cluster = b""
         self.described: Any = None
         self.describe()
 
     def describe(self) -> None:
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + DESCRIBE_S
         said = "nobody was asked"
         while time.monotonic() < deadline:
             for node in tuple(self.nodes.addresses):
@@ -81,7 +81,7 @@ class Model:
                 else:
                     return
             time.sleep(PAUSE_S)
-        raise Failed("DEADLINE_EXCEEDED", f"nobody described model {self.name!r} within {self._timeout_s:g} s: {said}")
+        raise Failed("DEADLINE_EXCEEDED", f"nobody described model {self.name!r} within {DESCRIBE_S:g} s: {said}")
 
     @property
     def groups(self) -> tuple[int, ...]:

@@ -73,10 +73,6 @@ class Link:
     def heal(self) -> None:
         self._links.apply(dict.fromkeys(self.pairs, Condition()))
 
-    def reset_once(self) -> None:
-        """What stands is reset; new connections are welcome."""
-        self._links.ask({"op": "reset", "pairs": self.pairs})
-
     def _change(self, **what: Any) -> None:
         self._links.apply({pair: replace(self._links.condition(pair), **what) for pair in self.pairs})
 

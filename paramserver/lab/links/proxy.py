@@ -2,9 +2,10 @@
 
 Owns the control socket: each line is a JSON object, each is answered by one, and when the answer comes the fault is in
 force. `{"op": "add", "from": 1, "to": 2, "listen": "host:port", "target": "host:port"}`;
-`{"op": "set", "conditions": [[1, 2, {...}], ...]}`, all of them at once; `{"op": "reset", "pairs": [[1, 2], ...]}`,
-what stands now; `{"op": "counts"}`. Invariant: what flows from 1 to 2 is under the condition (1, 2), whoever of the two
-dialled. Must not know: what goes over the links, who controls it.
+`{"op": "set", "conditions": [[1, 2, {...}], ...]}`, all of them at once; `{"op": "counts"}`.
+
+Invariant: what flows from 1 to 2 is under the condition (1, 2), whoever of the two dialled. Must not know: what goes
+over the links, who controls it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import json
 import random
 import socket
 from collections import Counter
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -88,12 +88,6 @@ class Proxy:
                 for connection in tuple(connections):
                     connection.change(forth=self.condition(pair), back=self.condition(_back(pair)))
 
-    def reset(self, pairs: Sequence[Pair]) -> None:
-        """The connections that the first of each pair dialled to the second."""
-        for pair in pairs:
-            for connection in tuple(self._connections.get(pair, ())):
-                connection.reset()
-
     def counts(self) -> list[dict[str, Any]]:
         found = []
         delivered = Counter(self._bytes)
@@ -122,12 +116,10 @@ class Proxy:
                 self.add((request["from"], request["to"]), _address(request["listen"]), _address(request["target"]))
             case "set":
                 self.set({(one, other): Condition.from_dict(found) for one, other, found in request["conditions"]})
-            case "reset":
-                self.reset([(one, other) for one, other in request["pairs"]])
             case "counts":
                 return {"counts": self.counts()}
             case other:
-                raise ValueError(f"op is {other!r}; expected add, set, reset or counts")
+                raise ValueError(f"op is {other!r}; expected add, set or counts")
         return {}
 
 
