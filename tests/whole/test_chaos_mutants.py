@@ -11,5 +11,5 @@ from tests.mutations.servers import BROKEN, Broken, found, run
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.mutation)
 def test_a_broken_server_is_caught(broken: Broken) -> None:
     result = run(broken)
-    assert found(broken, result), result.problems
+    assert found(broken, result), "\n".join(result.problems)
     assert not result.passed
