@@ -27,7 +27,7 @@ class WalOptions:
     more; on a full disk no more than this. The rest is removed."""
     held_segments_max: int = 8
     """Segments that hold live entries, beside as many as these entries fill, beyond which the one that holds the least
-    is rewritten, if that is little."""
+    is rewritten, if that is little. Beyond two it is, if that is next to nothing."""
     reserve_bytes: int = 4 << 20
     """A small file kept for hard state, no-ops and configurations when the disk is full (RULES W5): 1024 batches."""
     open_copy_bytes_max: int = 8 << 20

@@ -25,6 +25,10 @@ from consensus.storage.tables import SegmentRow
 
 LIVE_SHARE = 4
 """A segment is worth it when its live entries take at most one part in so many."""
+LITTLE_SHARE = 64
+"""One with less than this costs next to nothing, and is not left until there are many: each that is held in vain is one
+more file to make, to zero and to keep in the page cache."""
+HELD_IN_VAIN_MAX = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,6 @@ class Rewriting:
         self._directory = directory
         self._held_max = held_max
         self._segment_bytes = segment_bytes
-        self._live_bytes_max = segment_bytes // LIVE_SHARE
         self._lock = threading.Lock()
         self._wanted: Wanted | None = None
         self._gathered: Gathered | None = None
@@ -68,19 +71,21 @@ class Rewriting:
 
     def choose(self, segments: Sequence[SegmentRow], groups: Mapping[GroupId, LiveLog]) -> None:
         """Ask for the segment that holds the least, if there are too many beside those that live entries fill: a log
-        that is long for good reason is not read again and again."""
-        if len(segments) <= self._held_max or self.segment:
+        that is long for good reason is not written again and again."""
+        if len(segments) <= min(self._held_max, HELD_IN_VAIN_MAX) or self.segment:
             return
         live_bytes = dict.fromkeys((row.number for row in segments), 0)
         for group in groups.values():
             for run in group.runs:
                 if run.segment in live_bytes:
                     live_bytes[run.segment] += run.size_bytes
-        if len(segments) - sum(live_bytes.values()) // self._segment_bytes <= self._held_max:
+        in_vain = len(segments) - sum(live_bytes.values()) // self._segment_bytes
+        if in_vain <= min(self._held_max, HELD_IN_VAIN_MAX):
             return
+        share = LIVE_SHARE if in_vain > self._held_max else LITTLE_SHARE
         candidates = [row for row in segments if row.number not in self._left_alone]
         row = min(candidates, key=lambda row: live_bytes[row.number], default=None)
-        if row is not None and live_bytes[row.number] <= self._live_bytes_max:
+        if row is not None and live_bytes[row.number] <= self._segment_bytes // share:
             with self._lock:
                 self._wanted = Wanted(row.number, tuple(_live_in(row.number, groups)))
 
