@@ -12,6 +12,7 @@ from consensus.storage.identity import load_or_create
 from consensus.storage.interface import Creation, File, GroupAppend, Identity
 from consensus.storage.memory import MemoryFile, MemoryFileSystem
 from consensus.storage.options import WalOptions
+from consensus.storage.records import HEADER_BYTES
 from consensus.storage.segments import SegmentPool
 from consensus.storage.wal import Wal
 from tests.storage.logs import (
@@ -227,10 +228,10 @@ def test_segments_that_hold_next_to_nothing_go_early(disk: MemoryFileSystem) -> 
 
 def test_what_is_rewritten_is_read_alone(disk: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was found by reading the whole segment: for 64 bytes of an idle group 64 MiB were read, into fresh memory."""
-    options = replace(OPTIONS, held_segments_max=0)
+    options = replace(OPTIONS, segment_bytes=512 << 10, held_segments_max=0)
     wal, _ = open_log(disk, options)
-    wal.write([append(2, 1, 3)])
-    for first in range(1, 200, 20):
+    wal.write([append(2, 1, 3), append(3, 1, 1, size=70_000), append(4, 1, 2)])
+    for first in range(1, 1600, 20):
         wal.write([append(1, first, first + 19, size=900), install(1, first + 19)])
         wal.sync()
         wal.release(1, first + 20)
@@ -243,7 +244,12 @@ def test_what_is_rewritten_is_read_alone(disk: MemoryFileSystem, monkeypatch: py
     wal.prepare()
     assert not wal._rewriting.unread
     assert wal._rewriting.segment
-    assert 0 < sum(read) < 3 * 1024
+    assert read[:2] == [64 << 10, HEADER_BYTES + 70_000], "small entries lie side by side; a large one is read whole"
+    assert len(read) == 3
+    gathered = wal._rewriting.take()
+    assert gathered is not None
+    lengths = [(group, entry.index, len(entry.payload)) for group, entry in gathered.entries]
+    assert lengths == [(2, 1, 100), (2, 2, 100), (2, 3, 100), (3, 1, 70_000), (4, 1, 100), (4, 2, 100)]
 
 
 def test_a_segment_that_rotted_is_not_rewritten(disk: MemoryFileSystem) -> None:
