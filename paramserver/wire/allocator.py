@@ -21,8 +21,6 @@ SWITCH = "PARAMSERVER_MALLOC"
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 _GIB, _MIB = 1 << 30, 1 << 20
 _TOP_PAD = 64 * _MIB
-
-
 _COLLECT_AFTER = (5_000, 2, 10_000)
 """Young objects by thousands: 50,000 at a time stopped the event loop for 100 to 200 ms under load, 5,000 for ten. The
 old ones by hundreds of millions."""

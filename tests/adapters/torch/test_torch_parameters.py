@@ -42,6 +42,16 @@ def test_a_parameter_without_a_gradient(overlap: bool) -> None:
     assert not torch.equal(net.used.weight, before["used.weight"])
 
 
+def trains_as_with_torch(mine: torch.nn.Module, theirs: torch.nn.Module) -> None:
+    """For three steps."""
+    with client_of(FakeCluster()) as client, optimizer_of(client, mine) as optimizer:
+        other = plain(theirs)
+        for step in range(3):
+            usual(mine, optimizer, step)
+            usual(theirs, other, step)
+    assert same(mine, theirs)
+
+
 def test_a_parameter_that_is_used_twice_has_one_gradient() -> None:
     class Tied(torch.nn.Module):
         def __init__(self) -> None:
@@ -53,13 +63,7 @@ def test_a_parameter_that_is_used_twice_has_one_gradient() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.two(self.one(x).tanh())
 
-    mine, theirs = Tied(), Tied()
-    with client_of(FakeCluster()) as client, optimizer_of(client, mine) as optimizer:
-        other = plain(theirs)
-        for step in range(3):
-            usual(mine, optimizer, step)
-            usual(theirs, other, step)
-    assert same(mine, theirs)
+    trains_as_with_torch(Tied(), Tied())
 
 
 def test_a_parameter_of_no_dimension() -> None:
@@ -71,13 +75,8 @@ def test_a_parameter_of_no_dimension() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.scale * x
 
-    mine, theirs = Scaled(), Scaled()
-    with client_of(FakeCluster()) as client, optimizer_of(client, mine) as optimizer:
-        other = plain(theirs)
-        for step in range(3):
-            usual(mine, optimizer, step)
-            usual(theirs, other, step)
-    assert same(mine, theirs)
+    mine = Scaled()
+    trains_as_with_torch(mine, Scaled())
     assert mine.scale.item() != 2.0
 
 
